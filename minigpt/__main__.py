@@ -1,0 +1,56 @@
+"""`python -m minigpt COMMAND`: everything but the training script itself."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import List, Optional
+
+from minigpt.cli import parse, run
+from minigpt.errors import UsageError
+from minigpt.text import nearest
+
+# command: (module, its config dataclass, its function); imported only when asked for
+_COMMANDS = {
+    "generate": ("minigpt.inference.generate", "GenerateConfig", "generate_command"),
+    "evaluate": ("minigpt.inference.evaluate", "EvaluateConfig", "evaluate_command"),
+    "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
+    "report": ("minigpt.training.report", "ReportConfig", "report_command"),
+}
+
+_USAGE = """usage: minigpt COMMAND [-h] ...
+
+  train      train a GPT; the same as python train.py
+  generate   continue a prompt
+  evaluate   loss, perplexity and bits per byte of a checkpoint
+  prepare    turn text into token shards
+  report     summary and plot of a run"""
+
+
+def command(arguments: List[str]) -> Optional[int]:
+    """Runs the command named by the first of `arguments` with the rest."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "train":
+        from minigpt.training.command import train_command
+
+        return train_command(rest)
+    if name not in _COMMANDS:
+        raise UsageError("there is no command %r" % name, nearest(name, ["train", *_COMMANDS]))
+    module_name, config, function = _COMMANDS[name]
+    module = import_module(module_name)
+    result: Optional[int] = getattr(module, function)(
+        parse(getattr(module, config), "minigpt " + name, rest)
+    )
+    return result
+
+
+def main() -> int:
+    """The entry point of the `minigpt` command."""
+    return run(command, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

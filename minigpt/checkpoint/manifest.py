@@ -1,0 +1,96 @@
+"""What makes a directory a checkpoint: `manifest.json`, written last, with the size and sha256 of
+every file.
+
+A directory without one was not finished, or is not ours; a file that differs from it was damaged
+later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from minigpt import __version__
+from minigpt.checkpoint.writer import FileRecord
+from minigpt.errors import CheckpointError
+from minigpt.files import write_json
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
+    """Records every file in `directory`; those in `known` were hashed while they were written."""
+    files = {}
+    for path in sorted(p for p in directory.iterdir() if p.name != NAME):
+        record = known.get(path.name) or FileRecord(path.stat().st_size, sha256(path))
+        files[path.name] = {"size": record.size, "sha256": record.sha256}
+    write_json(directory / NAME, {"format": FORMAT, "minigpt": __version__, "files": files})
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """A JSON object from a checkpoint's file; CheckpointError when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("%s is missing" % path, "use another checkpoint") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError("%s cannot be read: %s" % (path, error), _ANOTHER) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("%s is not a JSON object" % path, _ANOTHER)
+    return value
+
+
+def check(directory: Path, contents: bool = True) -> None:
+    """CheckpointError naming the first file that differs from the manifest in size or, with
+    `contents`, sha256.
+    """
+    manifest = read_json(directory / NAME)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            "%s has format %s and this version reads %d"
+            % (directory, manifest.get("format"), FORMAT),
+            "use the minigpt that wrote it (%s)" % manifest.get("minigpt"),
+        )
+    files: Dict[str, Dict[str, Any]] = manifest["files"]
+    for name, record in files.items():
+        _check_size(directory / name, record["size"])
+    if contents:
+        with ThreadPoolExecutor() as pool:
+            for damage in pool.map(
+                _damage, [(directory / n, r["sha256"]) for n, r in files.items()]
+            ):
+                if damage is not None:
+                    raise damage
+
+
+_ANOTHER = "the checkpoint is damaged: use another one"
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise CheckpointError("%s is missing" % path, _ANOTHER)
+    if path.stat().st_size != expected:
+        found = path.stat().st_size
+        raise CheckpointError(
+            "%s has %d bytes and should have %d" % (path, found, expected), _ANOTHER
+        )
+
+
+def _damage(item: Tuple[Path, str]) -> Optional[CheckpointError]:
+    path, expected = item
+    if sha256(path) == expected:
+        return None
+    return CheckpointError("%s is not what was written (its sha256 differs)" % path, _ANOTHER)

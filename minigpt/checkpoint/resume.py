@@ -1,0 +1,102 @@
+"""What a run needs, beside the weights, to go on as if it had never stopped.
+
+    optimizer.safetensors   mean.NAME and square.NAME of every parameter
+    state.json              step, samples seen, the random generators, the best loss, the data's
+    fingerprint
+
+All in formats that hold numbers and nothing else: reading them cannot run code.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.checkpoint import manifest
+from minigpt.checkpoint.model_files import read_tensors, save_model
+from minigpt.checkpoint.writer import TensorSpec, write_safetensors
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.errors import CheckpointError
+from minigpt.files import atomic_directory, write_json
+from minigpt.model.gpt import GPT
+from minigpt.optim.adamw import AdamW
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class RunState:
+    """Where a run is."""
+
+    step: int = 0
+    samples_seen: int = 0
+    best_loss: Optional[float] = None
+    data: str = ""  # fingerprint of the training data and how it is cut
+    rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
+
+    def keep_rng(self, states: Dict[str, Tensor]) -> None:
+        self.rng = {
+            name: base64.b64encode(state.numpy().tobytes()).decode()
+            for name, state in states.items()
+        }
+
+    def kept_rng(self) -> Dict[str, Tensor]:
+        return {
+            name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+            for name, text in self.rng.items()
+        }
+
+
+def save_checkpoint(
+    directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState
+) -> None:
+    """Writes a whole checkpoint, or nothing."""
+    with atomic_directory(directory) as partial:
+        records = save_model(partial, model)
+        tensors = optimizer_tensors(model, optimizer)
+        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+        records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, specs, tensors.__getitem__)
+        write_json(partial / STATE, asdict(state))
+        tokenizer.save(partial)
+        manifest.write_manifest(partial, records)
+
+
+def load_state(directory: Path) -> RunState:
+    """The RunState of a checkpoint; CheckpointError when it has none, as a converted model has."""
+    if not (directory / STATE).exists():
+        raise CheckpointError(
+            "%s is a model without a run to resume" % directory, "start from it with --init"
+        )
+    return RunState(**manifest.read_json(directory / STATE))
+
+
+def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: int) -> None:
+    """Fills the optimizer with the states saved in `directory` and sets its step count."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in read_tensors(directory, [OPTIMIZER]):
+        kind, _, parameter = name.partition(".")
+        weight = parameters.get(parameter)
+        if weight is None or weight.shape != tensor.shape:
+            raise CheckpointError(
+                "%s: %s does not belong to this model" % (directory / OPTIMIZER, name),
+                "resume from another checkpoint",
+            )
+        optimizer.state[weight][kind] = tensor.to(weight.device, copy=True)
+    for group in optimizer.param_groups:
+        group["step"] = step
+
+
+def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> Dict[str, Tensor]:
+    """The optimizer's tensors by name: mean.NAME and square.NAME of each parameter that has
+    moved.
+    """
+    pairs: List[Tuple[str, Tensor]] = []
+    for name, parameter in model.named_parameters():
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            pairs.append(("%s.%s" % (kind, name), tensor))
+    return dict(pairs)

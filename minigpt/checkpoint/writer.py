@@ -1,0 +1,128 @@
+"""A safetensors file written one tensor at a time: nothing ever holds a second copy of the model.
+
+The format (github.com/huggingface/safetensors): an 8-byte little-endian length, a JSON header of
+that length giving each tensor's dtype, shape and place, then the tensors' bytes back to back.
+Shapes and dtypes are all the header needs, so a first pass over them writes it, and a second pass
+fetches, writes and forgets each tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What the header says of one tensor."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> TensorSpec:
+        return cls(name, tensor.dtype, tuple(tensor.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * torch.empty(0, dtype=self.dtype).element_size()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest keeps of a file."""
+
+    size: int
+    sha256: str
+
+
+Fetch = Callable[[str], Tensor]
+
+
+def write_safetensors(path: Path, specs: Iterable[TensorSpec], fetch: Fetch) -> FileRecord:
+    """Writes the tensors named by `specs`, each got from `fetch(name)` when its turn comes, on
+    any device.
+
+    ValueError when a fetched tensor is not what its spec promised. The file is not synced: the
+    caller does that.
+    """
+    # The widest dtype first keeps every tensor aligned for readers that map the file.
+    ordered = sorted(specs, key=lambda s: (-torch.empty(0, dtype=s.dtype).element_size(), s.name))
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        for block in _blocks(ordered, fetch):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+    return FileRecord(size, digest.hexdigest())
+
+
+def _blocks(specs: List[TensorSpec], fetch: Fetch) -> Iterable[memoryview]:
+    yield memoryview(_header(specs))
+    for spec in specs:
+        tensor = fetch(spec.name)
+        if TensorSpec.of(spec.name, tensor) != spec:
+            raise ValueError("%s changed between the two passes" % spec.name)
+        if spec.nbytes:
+            yield as_bytes(tensor)
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's numbers in C order as bytes, without a copy where it is contiguous and on the
+    CPU.
+    """
+    flat = tensor.detach().to("cpu").contiguous().view(-1)
+    numbers: Any = flat.view(torch.uint8).numpy()
+    return memoryview(numbers)
+
+
+def _header(specs: List[TensorSpec]) -> bytes:
+    entries: Dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for spec in specs:
+        end = begin + spec.nbytes
+        entries[spec.name] = {
+            "dtype": DTYPES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def plan_shards(specs: Iterable[TensorSpec], shard_bytes: Optional[int]) -> List[List[TensorSpec]]:
+    """Fills shards in order, up to `shard_bytes` each (None: one shard); a tensor is never split."""
+    shards: List[List[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shard_bytes is not None and shards[-1] and filled + spec.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    return shards
+
+
+def shard_names(stem: str, count: int) -> List[str]:
+    """`model.safetensors`, or `model-00001-of-0000N.safetensors` and so on for several."""
+    if count == 1:
+        return ["%s.safetensors" % stem]
+    return ["%s-%05d-of-%05d.safetensors" % (stem, i + 1, count) for i in range(count)]

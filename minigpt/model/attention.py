@@ -1,0 +1,157 @@
+"""Causal self-attention (Vaswani et al. 2017): every position looks at itself and at what came
+before.
+
+    attention(q, k, v) = softmax(q k^T * scale + mask) v
+
+Two forms of that one formula stand side by side. `explicit_attention` is the formula, operation
+by operation: for reading, for PyTorch 1.13, and for devices that have nothing better.
+`fused_attention` is PyTorch's scaled_dot_product_attention, which never writes the (T, S) weights
+to memory. The tests hold them equal.
+
+Letters: B batch, T new positions, S positions looked at (cached + new), C width, H heads, D = C /
+H.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
+
+Attend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], float, float], Tensor]
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
+) -> Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
+
+    `mask` is bool, broadcast to (B, H, T, S), True where a query may look; None hides the future
+    and nothing else (then T == S, or T == 1 and the one query is the last position).
+    """
+    scores = (q * scale) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if mask is None and q.size(-2) > 1:
+        mask = causal_mask(q.size(-2), k.size(-2), q.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(torch.softmax(scores, -1), dropout)
+    return weights.to(v.dtype) @ v  # (B, H, T, D)
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
+) -> Tensor:
+    """The same as `explicit_attention`, in one kernel where PyTorch has one (2.0 and later)."""
+    # PyTorch 2.0 has no `scale` argument, so what differs from its 1/sqrt(D) goes into q.
+    ratio = scale * math.sqrt(q.size(-1))
+    if not math.isclose(ratio, 1.0):
+        q = q * ratio
+    # is_causal lines its triangle up with the top left corner: right for T == S, wrong for any
+    # other T, which is why the model passes a mask then; and a single query has no future to
+    # hide.
+    causal = mask is None and q.size(-2) > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+
+
+def causal_mask(new: int, seen: int, device: torch.device) -> Tensor:
+    """Bool (T, S): True where query i, which is position S - T + i, may look at position j."""
+    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
+
+
+def attention_mask(
+    new: int, cached: int, documents: Optional[Tensor], device: torch.device
+) -> Optional[Tensor]:
+    """The mask that all layers share, or None where plain causality needs none.
+
+    `documents` (B, T) numbers the document of each position of a packed row; positions look only
+    inside their own.
+    """
+    if documents is not None:
+        same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T)
+        return (same & causal_mask(new, new, device)).unsqueeze(1)  # (B, 1, T, T)
+    if cached == 0 or new == 1:
+        return None
+    return causal_mask(new, cached + new, device)
+
+
+class KVCache:
+    """Keys and values of the positions already seen, so that each new token costs one position
+    and not all.
+
+    Room for `capacity` positions is taken once; `length` of them are filled. One cache serves
+    prefill (many positions onto an empty cache), decoding (one at a time), and prefill in chunks.
+    """
+
+    def __init__(self, layers: List[Tuple[Tensor, Tensor]], length: int = 0) -> None:
+        self.layers = layers  # per layer: keys and values, each (B, H, capacity, D)
+        self.length = length
+
+    @classmethod
+    def empty(cls, n_layer: int, shape: Tuple[int, int, int, int], like: Tensor) -> KVCache:
+        """A cache of `shape` (B, H, capacity, D) per layer, of the dtype and on the device of
+        `like`.
+        """
+        return cls([(like.new_empty(shape), like.new_empty(shape)) for _ in range(n_layer)])
+
+    @property
+    def capacity(self) -> int:
+        return self.layers[0][0].size(2)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+        """Writes k and v (B, H, T, D) behind what `layer` has; returns all of it, (B, H, S, D)."""
+        keys, values = self.layers[layer]
+        end = self.length + k.size(2)
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def repeat(self, samples: int) -> KVCache:
+        """The same past for `samples` futures: one prefill, then B * samples rows."""
+        layers = [
+            (k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0))
+            for k, v in self.layers
+        ]
+        return KVCache(layers, self.length)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with one fused projection for q, k and v."""
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        scale: float,
+        dropout: float,
+        device: Optional[torch.device] = None,
+    ) -> None:
+        super().__init__()
+        self.n_head, self.scale, self.dropout = n_head, scale, dropout
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, device=device)
+        self.out = nn.Linear(n_embd, n_embd, device=device)
+        self.residual_dropout = nn.Dropout(dropout)
+        self.attend: Attend = fused_attention if HAS_FUSED else explicit_attention
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Optional[Tensor] = None,
+        cache: Optional[KVCache] = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C); `layer` is this layer's place in the cache."""
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+            for part in self.qkv(x).split(C, 2)
+        )
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, H, S, D)
+        y = self.attend(q, k, v, mask, self.scale, self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.residual_dropout(self.out(y))

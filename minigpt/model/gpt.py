@@ -1,0 +1,251 @@
+"""GPT-2 (Radford et al. 2019) and Cerebras-GPT (Dey et al. 2023): the whole model, top to bottom.
+
+    x = token_embedding[tokens] + position_embedding[positions]
+    for each block:  x = x + attention(norm(x));  x = x + mlp(norm(x))
+    logits = norm(x) @ token_embedding^T
+
+The model is a plain module. Precision, compilation and data parallelism are applied to it from
+outside.
+
+Letters: B batch, T positions, C width (n_embd), H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt.errors import UsageError
+from minigpt.model.attention import Attend, Attention, KVCache, attention_mask
+
+# Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
+# converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,
+# Cerebras-GPT the exact one.
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The scales are 1 (and 1/sqrt(D)) but in muP models (Yang et al. 2022)."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024  # the longest context: learned positions end here
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_inner: Optional[int] = None  # width of the MLP; None: 4 * n_embd
+    activation: str = "gelu_tanh"
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.0
+    tied_head: bool = True  # the output projection is the token embedding
+    embedding_scale: float = 1.0
+    output_scale: float = 1.0
+    attention_scale: Optional[float] = None  # None: 1 / sqrt(head_dim)
+    init_std: float = 0.02
+    hidden_init_std: Optional[float] = None  # of the matrices inside the blocks; None: init_std
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise UsageError("%s is %s" % (name, getattr(self, name)), "it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise UsageError(
+                "n_embd %d does not divide into %d heads" % (self.n_embd, self.n_head),
+                "choose an n_embd that is a multiple of n_head",
+            )
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(
+                "unknown activation %r" % self.activation, "use one of: %s" % ", ".join(ACTIVATIONS)
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError("dropout is %s" % self.dropout, "it must be at least 0 and below 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def inner(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def qk_scale(self) -> float:
+        return self.attention_scale or 1.0 / math.sqrt(self.head_dim)
+
+    def parameter_count(self) -> int:
+        """All parameters, a tied head counted once (reference: the published tables, exactly)."""
+        C, I = self.n_embd, self.inner
+        block = (3 * C * C + 3 * C) + (C * C + C) + (C * I + I) + (I * C + C) + 4 * C
+        embeddings = (self.vocab_size + self.n_positions) * C
+        head = 0 if self.tied_head else self.vocab_size * C
+        return embeddings + self.n_layer * block + 2 * C + head
+
+    def flops_per_token(self, block_size: int) -> int:
+        """Floating-point operations to train on one token: 6 per weight in a matmul, and 12 L C T
+        for attention's two (the T x T triangle counted whole, as is customary: Chowdhery et al.
+        2022, appendix B).
+        """
+        C, I = self.n_embd, self.inner
+        weights = self.n_layer * (4 * C * C + 2 * C * I) + self.vocab_size * C
+        return 6 * weights + 12 * self.n_layer * C * block_size
+
+
+class MLP(nn.Module):
+    """Two matrices with a GELU between them, on each position alone."""
+
+    def __init__(self, config: GPTConfig, device: Optional[torch.device] = None) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.inner, device=device)
+        self.down = nn.Linear(config.inner, config.n_embd, device=device)
+        self.residual_dropout = nn.Dropout(config.dropout)
+        self.approximate = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = F.gelu(self.up(x), approximate=self.approximate)  # (B, T, inner)
+        return self.residual_dropout(self.down(x))
+
+
+class Block(nn.Module):
+    """One layer: attention mixes positions, the MLP mixes channels; both add to the residual
+    stream.
+    """
+
+    def __init__(self, config: GPTConfig, device: Optional[torch.device] = None) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps, device=device)
+        self.attention = Attention(
+            config.n_embd, config.n_head, config.qk_scale, config.dropout, device
+        )
+        self.mlp_norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps, device=device)
+        self.mlp = MLP(config, device)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Optional[Tensor] = None,
+        cache: Optional[KVCache] = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), mask, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """The model. `device="meta"` builds it without memory or weights, to be filled by a loader."""
+
+    def __init__(self, config: GPTConfig, device: Optional[torch.device] = None) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd, device=device)
+        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd, device=device)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps, device=device)
+        if not config.tied_head:
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
+        self.reset_parameters()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Optional[Tensor] = None,
+        documents: Optional[Tensor] = None,
+        cache: Optional[KVCache] = None,
+    ) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V).
+
+        `positions` (T,) or (B, T) int64 default to 0, 1, 2, ... (counted on from what `cache`
+        holds);
+        `documents` (B, T) int64 keep the documents of a packed row apart; `cache` is read and
+        filled.
+        """
+        return self.logits(self.features(tokens, positions, documents, cache))
+
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Optional[Tensor] = None,
+        documents: Optional[Tensor] = None,
+        cache: Optional[KVCache] = None,
+    ) -> Tensor:
+        """As `forward`, but stops before the head: (B, T, C), after the last LayerNorm."""
+        T, cached = tokens.size(1), cache.length if cache is not None else 0
+        self._check_room(T, cached, documents, cache)
+        if positions is None:
+            positions = torch.arange(cached, cached + T, device=tokens.device)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        x = self.embedding_dropout(x)
+        mask = attention_mask(T, cached, documents, tokens.device)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.length += T
+        return self.final_norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head: features (..., C) -> logits (..., V)."""
+        if self.config.output_scale != 1.0:
+            x = x * self.config.output_scale
+        return F.linear(x, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C). With a tied head this is the token embedding, kept and saved once."""
+        return self.token_embedding.weight if self.config.tied_head else self.head.weight
+
+    def new_cache(self, batch_size: int, capacity: Optional[int] = None) -> KVCache:
+        """An empty cache for `capacity` positions (default: as many as the model has)."""
+        config = self.config
+        shape = (batch_size, config.n_head, capacity or config.n_positions, config.head_dim)
+        return KVCache.empty(config.n_layer, shape, self.token_embedding.weight)
+
+    def use_attention(self, attend: Attend) -> GPT:
+        """Chooses between the two forms in attention.py for all layers; returns the model."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+        return self
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), biases 0, LayerNorms 1 and 0, and the two
+        projections that write to the residual stream smaller by 1/sqrt(2 L), so that the stream's
+        variance does not grow with depth.
+        """
+        if self.token_embedding.weight.is_meta:
+            return
+        std = self.config.init_std
+        hidden = self.config.hidden_init_std or std
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            elif name.endswith(("attention.out.weight", "mlp.down.weight")):
+                parameter.normal_(0.0, hidden / math.sqrt(2 * self.config.n_layer))
+            else:
+                parameter.normal_(0.0, hidden if name.startswith("blocks") else std)
+
+    def _check_room(
+        self, new: int, cached: int, documents: Optional[Tensor], cache: Optional[KVCache]
+    ) -> None:
+        room = self.config.n_positions if cache is None else cache.capacity
+        if cached + new > min(room, self.config.n_positions):
+            raise ValueError(
+                "%d tokens do not fit into %d positions"
+                % (cached + new, min(room, self.config.n_positions))
+            )
+        if documents is not None and cache is not None:
+            raise ValueError("a packed row cannot be continued from a cache")

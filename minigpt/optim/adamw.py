@@ -1,0 +1,160 @@
+"""AdamW (Loshchilov & Hutter 2019): Adam with weight decay taken out of the gradient.
+
+    m = beta1 m + (1 - beta1) g                 a running mean of the gradient
+    v = beta2 v + (1 - beta2) g^2               and of its square
+    w = w - lr weight_decay w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+`adamw_step` is that, as one function over tensors. The step is bound by memory, not by
+arithmetic. So the optimizer either compiles the function, which then reads and writes each number
+once, or, where there is no compiler, hands it slices that stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+# Slices of 1 MB: small enough for the cache, large enough that the call is not what one waits for.
+_SLICE = 256 * 1024
+# Below this size, checking whether a compiled function fits its arguments costs more than it saves.
+_WORTH_COMPILING = 64 * 1024
+
+
+def adamw_step(
+    weight: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    lr: Tensor,
+    mean_correction: Tensor,
+    root_correction: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    scale: Optional[Tensor] = None,
+) -> None:
+    """One step on `weight`, `mean` and `square` in place; these and `gradient` are of one shape.
+
+    What changes from step to step comes as 0-d tensors, so that a compiled or recorded graph
+    stays valid:
+    `lr`, `mean_correction` = 1 - beta1^t, `root_correction` = sqrt(1 - beta2^t), and `scale`,
+    which multiplies the gradient first (clipping, without a pass over memory of its own).
+    """
+    if scale is not None:
+        gradient = gradient * scale
+    mean.lerp_(gradient, 1.0 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+    # The quotient of the formula, with all that does not vary by element gathered into one factor.
+    denominator = square.sqrt().add_(eps * root_correction)
+    denominator.mul_(mean_correction / (lr * root_correction))
+    if weight_decay:
+        weight.mul_(1.0 - lr * weight_decay)
+    weight.addcdiv_(mean, denominator, value=-1.0)
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, hidden_lr_scale: float = 1.0
+) -> List[Dict[str, Any]]:
+    """Parameter groups: matrices and embeddings decay, biases and LayerNorms do not.
+
+    `lr_scale` multiplies the scheduled rate; under muP (Yang et al. 2022) it is below 1 for the
+    matrices inside the blocks.
+    """
+    groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() >= 2
+        lr_scale = hidden_lr_scale if matrix and "blocks." in name else 1.0
+        groups.setdefault((weight_decay if matrix else 0.0, lr_scale), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr_scale": lr_scale}
+        for (decay, lr_scale), params in groups.items()
+    ]
+
+
+class AdamW(torch.optim.Optimizer):
+    """`adamw_step` over all parameters. State: `step` of each group; `mean` and `square` of each
+    weight.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: Tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        sliced: Optional[bool] = None,
+        compiled: bool = False,
+    ) -> None:
+        """`sliced`: in cache-sized slices (None: on the CPU). `compiled`: by torch.compile
+        instead (2.0 and later).
+        """
+        self.sliced, self.compiled = sliced, compiled
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "lr_scale": 1.0, "step": 0})
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch passes a closure first; nobody here has one
+        self, scale: Optional[Tensor] = None
+    ) -> None:
+        """Moves every parameter that has a gradient; `scale` as in `adamw_step`."""
+        for group in self.param_groups:
+            group["step"] += 1
+            constants = _constants(group)
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    update: Callable[..., None] = adamw_step
+                    if self._compiles(weight):
+                        update = _compiled()
+                    for pieces in self._pieces(weight):
+                        update(*pieces, *constants, scale)
+
+    def set_lr(self, lr: float) -> None:
+        """The rate of the next step, for all groups."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def _state(self, weight: Tensor) -> Dict[str, Any]:
+        state: Dict[str, Any] = self.state[weight]
+        if not state:
+            state["mean"] = torch.zeros_like(weight)
+            state["square"] = torch.zeros_like(weight)
+        return state
+
+    def _compiles(self, weight: Tensor) -> bool:
+        return self.compiled and weight.numel() >= _WORTH_COMPILING
+
+    def _pieces(self, weight: Tensor) -> Iterable[Sequence[Tensor]]:
+        state, gradient = self._state(weight), weight.grad
+        assert gradient is not None
+        tensors = [weight, gradient, state["mean"], state["square"]]
+        if not all(tensor.is_contiguous() for tensor in tensors):
+            return [tensors]
+        # One dimension for all, so that one compiled function serves matrices of every shape.
+        flat = [tensor.view(-1) for tensor in tensors]
+        sliced = weight.device.type == "cpu" if self.sliced is None else self.sliced
+        if not sliced or self._compiles(weight) or weight.numel() <= _SLICE:
+            return [flat]
+        return zip(*(torch.split(tensor, _SLICE) for tensor in flat))
+
+
+def _constants(group: Dict[str, Any]) -> Tuple[Any, ...]:
+    (beta1, beta2), step = group["betas"], group["step"]
+    changing = (
+        group["lr"] * group["lr_scale"],
+        1.0 - beta1**step,
+        math.sqrt(1.0 - beta2**step),
+    )
+    tensors = tuple(torch.tensor(value, dtype=torch.float32) for value in changing)
+    return (*tensors, beta1, beta2, group["eps"], group["weight_decay"])
+
+
+@lru_cache(maxsize=None)
+def _compiled() -> Callable[..., None]:
+    compiled: Callable[..., None] = torch.compile(adamw_step, dynamic=True, fullgraph=True)
+    return compiled

@@ -1,0 +1,35 @@
+"""Small things said to people in the same words everywhere."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'did you mean X?' where a known word is close to `word`, else the list of known words."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return "did you mean %s?" % close[0] if close else "known: %s" % ", ".join(known)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: 512 B, 1.3 MB, 51.4 GB (powers of 1000, as disks are sold)."""
+    if count < 1000:
+        return "%d B" % count
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return "%.1f %s" % (count, unit)
+    return "%.1f TB" % (count / 1000)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3:07, 2:15:00."""
+    total = round(seconds)
+    if total < 60:
+        return "%d s" % total
+    minutes, rest = divmod(total, 60)
+    if minutes < 60:
+        return "%d:%02d" % (minutes, rest)
+    return "%d:%02d:%02d" % (minutes // 60, minutes % 60, rest)

@@ -1,0 +1,86 @@
+"""What a finished run says of itself: how well it predicts unseen text, beside what compressors
+make of it.
+
+A model that predicts text with n bits per byte could compress it to n bits per byte (Shannon
+1948), so gzip and xz on the very same files are an honest yardstick that anyone can check.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from typing import Callable, List, Tuple
+
+from minigpt.data.corpus import validation_documents
+from minigpt.inference.generate import generate
+from minigpt.training.report import plot
+from minigpt.training.trainer import Trainer
+
+# Compressing more than this says nothing new and takes long.
+_YARDSTICK_BYTES = 20_000_000
+
+
+def closing_report(trainer: Trainer) -> str:
+    """The last lines of a run: quality, sample, where everything is, and what to try next."""
+    lines = ["", _quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
+    lines += [
+        "saved    %s" % trainer.save(),
+        plot(trainer.run),
+        'next     python -m minigpt generate --checkpoint %s --prompt "def "' % trainer.run,
+    ]
+    return "\n".join(lines)
+
+
+def _quality(trainer: Trainer) -> str:
+    result = trainer.latest
+    assert result is not None  # the last step always validates
+    return "held out %.3f bits per byte, loss %.4f, perplexity %.2f (%s tokens)" % (
+        result.bits_per_byte,
+        result.loss,
+        result.perplexity,
+        format(result.tokens, ","),
+    )
+
+
+def _yardsticks(trainer: Trainer) -> List[str]:
+    documents = validation_documents(trainer.config.data, _YARDSTICK_BYTES)
+    if not documents:
+        return []
+    lines = []
+    for name, compress in (("gzip -9", _gzip), ("xz -9", _xz)):
+        each, whole = bits_per_byte(documents, compress)
+        lines.append(
+            "%-8s %.3f bits per byte file by file, %.3f for all at once" % (name, each, whole)
+        )
+    return lines
+
+
+def bits_per_byte(
+    documents: List[bytes], compress: Callable[[bytes], bytes]
+) -> Tuple[float, float]:
+    """Bits per byte of `documents` compressed one by one, and as one."""
+    total = max(1, sum(map(len, documents)))
+    each = sum(len(compress(document)) for document in documents)
+    return 8 * each / total, 8 * len(compress(b"".join(documents))) / total
+
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 9)
+
+
+def _xz(data: bytes) -> bytes:
+    return lzma.compress(data, preset=9)
+
+
+def _sample(trainer: Trainer) -> str:
+    prompt = trainer.tokenizer.encode(trainer.config.sample_prompt)
+    ids = generate(
+        trainer.model,
+        prompt or [trainer.tokenizer.eos_id],
+        300,
+        temperature=0.7,
+        top_k=50,
+        seed=trainer.config.seed,
+    )
+    text = trainer.tokenizer.decode(prompt + ids)
+    return "sample\n" + "\n".join("    " + line for line in text.splitlines())

@@ -1,0 +1,91 @@
+"""train.py: reads the settings, builds the run, trains, and says what came out of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import List, Tuple
+
+from minigpt.cli import parse
+from minigpt.errors import UsageError
+from minigpt.text import duration
+from minigpt.training.closing import closing_report
+from minigpt.training.config import TrainConfig, read_config
+from minigpt.training.setup import build, create_run
+from minigpt.training.trainer import Trainer
+
+
+def train_command(arguments: List[str]) -> int:
+    """Trains as `arguments` say; returns the exit code."""
+    began = time.perf_counter()
+    config = _settings(arguments)
+    trainer = build(config)
+    print(_opening(trainer), flush=True)
+    if config.dry_run:
+        print(_dry_run(trainer))
+        return 0
+    create_run(trainer)
+    code = trainer.train()
+    if code:
+        print(
+            "\\nstopped after step %d; saved %s\\ngo on with: python train.py --resume %s"
+            % (trainer.state.step, trainer.save(), trainer.run)
+        )
+    else:
+        print(closing_report(trainer))
+        print("took %s" % duration(time.perf_counter() - began))
+    return code
+
+
+def _settings(arguments: List[str]) -> TrainConfig:
+    """Flags on top of the file that --config names, or of the settings of the run that --resume
+    names.
+    """
+    source, resume = _files(arguments)
+    default = TrainConfig()
+    if resume:
+        path = Path(resume) / "config.toml"
+        if not path.is_file():
+            raise UsageError("%s is no run: it has no config.toml" % resume, "name a run directory")
+        default = read_config(path)
+    elif source:
+        default = read_config(Path(source))
+    return parse(TrainConfig, "train.py", arguments, default)
+
+
+def _files(arguments: List[str]) -> Tuple[str, str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default="", nargs="?")
+    parser.add_argument("--resume", default="", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    return known.config or "", known.resume or ""
+
+
+def _opening(trainer: Trainer) -> str:
+    c, shape, data = trainer.config, trainer.model.config, trainer.loader.dataset
+    return "\\n".join(
+        (
+            "model    %s parameters: %d layers, %d heads, %d wide; %s tokenizer"
+            % (
+                format(trainer.model.parameter_count(), ","),
+                shape.n_layer,
+                shape.n_head,
+                shape.n_embd,
+                trainer.tokenizer.name,
+            ),
+            "data     %s: %s tokens to train on, %s to validate"
+            % (c.data, format(data.token_count, ","), format(trainer.validation.token_count, ",")),
+            "run      %s: %s steps of %s x %s tokens, %s on %s"
+            % (trainer.run, c.steps, c.batch_size, c.block_size, c.precision, trainer.device),
+        )
+    )
+
+
+def _dry_run(trainer: Trainer) -> str:
+    batch = next(trainer.loader)
+    trainer.loader.close()
+    return "dry run  the first batch has %d x %d tokens, %d to learn from; no step was run" % (
+        *batch.tokens.shape,
+        batch.supervised,
+    )

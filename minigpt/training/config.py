@@ -1,0 +1,242 @@
+"""Every setting of a run: the flags of train.py, the keys of a TOML file, and what `config.toml`
+records.
+
+A setting left open (None) follows the model: a published shape trained from scratch takes its
+published recipe, and loaded weights are fine-tuned gently (`FINE_TUNING`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import tyro
+from typing_extensions import Annotated
+
+from minigpt.devices.device import PRECISIONS
+from minigpt.errors import UsageError
+from minigpt.files import write_text
+from minigpt.model.zoo import Recipe
+from minigpt.optim.schedule import SCHEDULES
+from minigpt.text import nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib as toml
+else:
+    import tomli as toml
+
+FINE_TUNING = Recipe(
+    lr=1e-5, min_lr=1e-6, warmup_steps=20, steps=500, batch_size=16, block_size=1024, beta2=0.999
+)
+
+
+def _open(metavar: str, default: str = "the recipe's") -> Any:
+    """How --help shows a setting that may be left open."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: %s)" % default)
+
+
+OpenInt = Annotated[Optional[int], _open("INT")]
+OpenFloat = Annotated[Optional[float], _open("FLOAT")]
+OpenStr = Annotated[Optional[str], _open("NAME")]
+
+
+@dataclass
+class TrainConfig:
+    """Trains a GPT, or goes on training one. With no flags: a small one, on Python's library."""
+
+    init: str = "scratch"
+    """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
+    model: str = "mini"
+    """The shape to train from scratch: mini, small, medium, gpt2, cerebras-111m, ..."""
+    data: str = "stdlib"
+    """What to learn from: stdlib, a .txt, .py or .jsonl file, or a directory."""
+    tokenizer: Annotated[Optional[str], _open("NAME", "the model's")] = None
+    """bytes or gpt2, when training from scratch."""
+    out: Annotated[Optional[str], _open("DIR", "runs/MODEL-DATE-TIME")] = None
+    """Directory of the run."""
+    resume: Annotated[Optional[str], _open("DIR", "none")] = None
+    """A run directory to go on with, exactly where it stopped."""
+    config: Annotated[Optional[str], _open("FILE", "none")] = None
+    """A TOML file of these settings; flags beside it win."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps or moai."""
+    precision: str = "fp32"
+    """fp32, or bf16-mixed: fp32 weights, bfloat16 arithmetic."""
+    compile: bool = False
+    """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
+    steps: OpenInt = None
+    """Optimizer steps."""
+    epochs: Annotated[Optional[float], _open("FLOAT", "none")] = None
+    """Passes over the training data, instead of --steps."""
+    batch_size: OpenInt = None
+    """Sequences per optimizer step, over all devices."""
+    micro_batch_size: Annotated[Optional[int], _open("INT", "what keeps logits under 1 GB")] = None
+    """Sequences on a device at a time; the result is the same."""
+    block_size: OpenInt = None
+    """Tokens per sequence, at most the model's positions."""
+    lr: OpenFloat = None
+    """Peak learning rate."""
+    min_lr: OpenFloat = None
+    """Learning rate at the end."""
+    warmup_steps: OpenInt = None
+    """Steps of linear warmup."""
+    schedule: OpenStr = None
+    """Shape of the learning rate after warmup: cosine, linear, constant or wsd."""
+    weight_decay: OpenFloat = None
+    """Decoupled decay of matrices and embeddings."""
+    beta1: OpenFloat = None
+    """AdamW's memory of the gradient."""
+    beta2: OpenFloat = None
+    """AdamW's memory of its square."""
+    eps: OpenFloat = None
+    """AdamW's guard against division by zero."""
+    grad_clip: OpenFloat = None
+    """Largest global gradient norm, 0 for no limit."""
+    log_every: int = 10
+    """Steps between log lines; the loss leaves the device only then."""
+    eval_every: int = 250
+    """Steps between validations, 0 for none before the end."""
+    eval_tokens: int = 1_000_000
+    """Validation tokens used, spread evenly over the validation set, 0 for all."""
+    sample_every: int = 250
+    """Steps between samples written to samples.md, 0 for none."""
+    sample_prompt: str = "def "
+    """What the samples start with."""
+    save_every: int = 250
+    """Steps between checkpoints, 0 for one at the end only."""
+    keep: int = 2
+    """Newest checkpoints to keep, besides the best."""
+    seed: int = 1337
+    """Of the weights, the data order and dropout."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run directory (pip install "minigpt[track]")."""
+    dry_run: bool = False
+    """Resolve everything, build one batch, say what would be done, and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "block_size",
+            "lr",
+            "eps",
+        ):
+            self._require(name, _of(self, name) > 0, "above 0")
+        for name in ("log_every", "keep"):
+            self._require(name, _of(self, name) >= 1, "at least 1")
+        for name in (
+            "eval_every",
+            "eval_tokens",
+            "sample_every",
+            "save_every",
+            "seed",
+            "min_lr",
+            "warmup_steps",
+            "weight_decay",
+            "grad_clip",
+        ):
+            self._require(name, _of(self, name) >= 0, "0 or more")
+        for name in ("beta1", "beta2"):
+            self._require(name, 0 <= _of(self, name, 0) < 1, "at least 0 and below 1")
+        self._require_known("precision", PRECISIONS)
+        self._require_known("schedule", SCHEDULES)
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("--steps and --epochs both say when to stop", "give one of them")
+
+    def filled(self, recipe: Recipe, n_positions: int) -> TrainConfig:
+        """This config with every open setting that `recipe` has an opinion on taken from it."""
+        names = {field.name for field in fields(Recipe)} & {field.name for field in fields(self)}
+        values = {n: getattr(recipe, n) for n in names if getattr(self, n) is None}
+        if self.epochs is not None:
+            values.pop("steps", None)
+        if self.block_size is None:
+            values["block_size"] = min(recipe.block_size, n_positions)
+        if self.min_lr is None and self.lr is not None:
+            values["min_lr"] = self.lr * recipe.min_lr / recipe.lr
+        return replace(self, **values)
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise UsageError("%s is %s" % (flag(name), value), "it must be %s" % what)
+
+    def _require_known(self, name: str, known: Any) -> None:
+        value = getattr(self, name)
+        if value is not None and value not in known:
+            raise UsageError("%s is %r" % (flag(name), value), nearest(value, known))
+
+
+def flag(name: str) -> str:
+    """batch_size -> --batch-size"""
+    return "--" + name.replace("_", "-")
+
+
+def _of(config: TrainConfig, name: str, default: float = 1) -> float:
+    value = getattr(config, name)
+    return default if value is None else value
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The TrainConfig in a TOML file; UsageError naming the first key that is none of ours, or of
+    a wrong type.
+    """
+    values = _read_toml(path)
+    known = {field.name: field.type for field in fields(TrainConfig)}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError("%s: unknown setting %s" % (path, name), nearest(name, known))
+        if not _fits(value, str(known[name])):
+            raise UsageError(
+                "%s: %s is %r" % (path, name, value), "it must be %s" % _kind(str(known[name]))
+            )
+    return TrainConfig(**values)
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Writes the settings that have a value, as TOML. Where and how to start is not a setting."""
+    values = {k: v for k, v in asdict(config).items() if v is not None and k not in _OF_ONE_START}
+    write_text(path, "".join(line + "\n" for line in toml_lines(values)))
+
+
+_OF_ONE_START = ("config", "resume", "dry_run", "debug", "out")
+
+
+def toml_lines(values: Dict[str, Any]) -> List[str]:
+    """`key = value` lines. JSON's strings, numbers and booleans are TOML's."""
+    return ["%s = %s" % (key, json.dumps(value)) for key, value in values.items()]
+
+
+def _read_toml(path: Path) -> Dict[str, Any]:
+    try:
+        return toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            "cannot read %s: %s" % (path, error.strerror), "name a TOML file"
+        ) from None
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "%s is not TOML: %s" % (path, error), "write lines such as lr = 3e-5"
+        ) from None
+
+
+def _kind(annotation: str) -> str:
+    """The TOML type of a setting, from its annotation."""
+    for word, kind in (("bool", "true or false"), ("float", "a number"), ("int", "a whole number")):
+        if word in annotation.lower():
+            return kind
+    return "a string"
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kinds: Dict[str, Any] = {"a number": (int, float), "a whole number": int, "a string": str}
+    kind = _kind(annotation)
+    if isinstance(value, bool) or kind == "true or false":
+        return isinstance(value, bool) and kind == "true or false"
+    return isinstance(value, kinds[kind])

@@ -1,0 +1,139 @@
+"""What a run reports: a line on the terminal, a JSON object in metrics.jsonl, TensorBoard if
+asked for.
+
+Speed is measured between two moments at which the loss has left the device, because only then is
+the work known to be done. The first step (allocation, compilation) and the time spent on
+validation and saving are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional
+
+from tqdm import tqdm
+
+from minigpt.errors import UsageError
+from minigpt.files import write_text
+from minigpt.text import duration
+
+METRICS = "metrics.jsonl"
+
+
+class Clock:
+    """Tokens per second since the last `read`, not counting what came before the last `restart`."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.began, self.tokens, self.supervised, self.steps = time.perf_counter(), 0, 0, 0
+
+    def count(self, tokens: int, supervised: int) -> None:
+        """One step's tokens: all of them (with padding), and those that were learned from."""
+        self.tokens, self.supervised, self.steps = (
+            self.tokens + tokens,
+            self.supervised + supervised,
+            self.steps + 1,
+        )
+
+    def read(self) -> Dict[str, float]:
+        """The speeds since the last restart; restarts."""
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        speeds = {
+            "tokens_per_second": self.tokens / seconds,
+            "supervised_per_second": self.supervised / seconds,
+            "step_seconds": seconds / max(1, self.steps),
+        }
+        self.restart()
+        return speeds
+
+
+class Reporter:
+    """Takes records (a dictionary with "step") and shows them: file, terminal, TensorBoard."""
+
+    def __init__(self, run: Path, steps: int, done: int, tensorboard: bool = False) -> None:
+        self._keep_until(run / METRICS, done)
+        self.file = (run / METRICS).open("a", encoding="utf-8")
+        self.events = _summary_writer(run) if tensorboard else None
+        self.live = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=steps, initial=done, disable=not self.live, unit="step", dynamic_ncols=True
+        )
+        self.steps = steps
+
+    def step(self) -> None:
+        """One step is done; moves the bar and nothing else."""
+        self.bar.update()
+
+    def log(self, record: Dict[str, Any]) -> None:
+        """Writes a training record and refreshes the line on the terminal."""
+        self._write(record)
+        left = (self.steps - record["step"]) * record.get("step_seconds", 0.0)
+        speed = record.get("tokens_per_second")
+        text = "loss %.4f" % record["loss"]
+        text += (
+            "  warm-up %.1f s" % record["warmup_seconds"]
+            if speed is None
+            else ("  %s tokens/s  ETA %s" % (format(int(speed), ","), duration(left)))
+        )
+        if self.live:
+            self.bar.set_postfix_str(text, refresh=True)
+        else:
+            print("step %d/%d  %s" % (record["step"], self.steps, text), flush=True)
+
+    def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:
+        """A line that stays on the terminal, with its record for the file."""
+        if record is not None:
+            self._write(record)
+        if self.live:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _write(self, record: Dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.events.add_scalar(name, value, record["step"])
+
+    @staticmethod
+    def _keep_until(path: Path, step: int) -> None:
+        """Drops what an interrupted run wrote after the checkpoint it resumes from."""
+        if path.exists():
+            kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
+            write_text(path, "".join(kept))
+
+
+def read_metrics(path: Path) -> List[Dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a crash is left out."""
+    return list(_records(path.read_text(encoding="utf-8").splitlines()))
+
+
+def _records(lines: Iterable[str]) -> Iterable[Dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _summary_writer(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "--tensorboard needs the tensorboard package", 'pip install "minigpt[track]"'
+        ) from None
+    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]

@@ -1,0 +1,77 @@
+"""`python -m minigpt report runs/NAME`: what a run did, in a few lines and a plot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List
+
+import tyro
+
+from minigpt.errors import DataError
+from minigpt.training.metrics import METRICS, read_metrics
+
+Records = List[Dict[str, Any]]
+
+
+@dataclass
+class ReportConfig:
+    """Summarises a run and plots its losses."""
+
+    run: tyro.conf.Positional[str]
+    """The run directory."""
+
+
+def report_command(config: ReportConfig) -> None:
+    """Prints the summary of `config.run` and writes its loss.png."""
+    run = Path(config.run)
+    if not (run / METRICS).is_file():
+        raise DataError("%s has no %s" % (run, METRICS), "name a run directory, such as runs/NAME")
+    records = read_metrics(run / METRICS)
+    if not any("loss" in record for record in records):
+        raise DataError("%s has no logged step yet" % (run / METRICS), "let the run go on")
+    print("\n".join(summary(records)))
+    print(plot(run))
+
+
+def summary(records: Records) -> List[str]:
+    """The run in a few lines."""
+    losses = [record for record in records if "loss" in record]
+    speeds = sorted(r["tokens_per_second"] for r in losses if "tokens_per_second" in r)
+    lines = ["steps    %d, %s tokens" % (losses[-1]["step"], format(losses[-1]["tokens"], ","))]
+    lines.append("loss     %.4f at first, %.4f at last" % (losses[0]["loss"], losses[-1]["loss"]))
+    if speeds:
+        lines.append("speed    %s tokens/s (median)" % format(int(speeds[len(speeds) // 2]), ","))
+    validations = [record for record in records if "val_loss" in record]
+    if validations:
+        best = min(validations, key=lambda record: float(record["val_loss"]))
+        lines.append(
+            "best     validation loss %.4f, %.3f bits per byte, at step %d"
+            % (best["val_loss"], best["val_bits_per_byte"], best["step"])
+        )
+    return lines
+
+
+def plot(run: Path) -> str:
+    """Draws both losses over the steps into loss.png; returns the line that says so, or how to
+    get it.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return 'plot     pip install "matplotlib", then: python -m minigpt report %s' % run
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_metrics(run / METRICS)
+    figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
+    for key, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(str(run / "loss.png"), dpi=150)
+    pyplot.close(figure)
+    return "plot     %s" % (run / "loss.png")

@@ -1,0 +1,217 @@
+"""From a TrainConfig to a Trainer: finds the weights, the tokenizer and the data, and checks that
+they fit together.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional, Tuple
+
+import torch
+from torch import nn
+
+from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
+from minigpt.checkpoint.run_files import LATEST, resolve
+from minigpt.data.loader import Loader, TokenDataset
+from minigpt.data.prepare import prepared
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.devices.device import Device, find_device
+from minigpt.errors import CheckpointError, DataError, UsageError
+from minigpt.files import storage_error
+from minigpt.model import zoo
+from minigpt.model.gpt import GPT
+from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.training.config import FINE_TUNING, TrainConfig, write_config
+from minigpt.training.trainer import Trainer
+
+""".replace("from minigpt.files import storage_error\n","").replace("CheckpointError, DataError, UsageError","CheckpointError, DataError, UsageError, storage_error")+"""
+# A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
+_LOGITS = 1_000_000_000 // 4
+
+
+@dataclass
+class Start:
+    """Where a run begins: the weights, what trained or trains them, and the checkpoint they are
+    from.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    recipe: zoo.Recipe
+    name: str
+    checkpoint: Optional[Path] = None
+
+
+def build(config: TrainConfig) -> Trainer:
+    """A Trainer ready to run. Every error of the user's shows here, before the first step."""
+    device = find_device(config.device)
+    torch.manual_seed(config.seed)
+    start = _start(config, device)
+    config = _fill(config, start)
+    train, validation = _datasets(config, start)
+    config = _set_steps(config, len(train))
+    state = _state(config, start, train)
+    optimizer = _optimizer(config, start.model, start.recipe)
+    if config.resume:
+        assert start.checkpoint is not None
+        load_optimizer(start.checkpoint, start.model, optimizer, state.step)
+        device.set_rng_state(state.kept_rng())
+    return Trainer(
+        config=config,
+        run=_run_directory(config, start.name),
+        device=device,
+        model=start.model.train(),
+        computed=_computed(config, start.model, device),
+        tokenizer=start.tokenizer,
+        optimizer=optimizer,
+        loader=Loader(train, _int(config.batch_size), config.seed, state.samples_seen),
+        validation=validation,
+        state=state,
+    )
+
+
+def create_run(trainer: Trainer) -> None:
+    """Makes the run directory, with the resolved config in it."""
+    try:
+        trainer.run.mkdir(parents=True, exist_ok=True)
+        write_config(trainer.run / "config.toml", trainer.config)
+    except OSError as error:
+        raise storage_error(error, trainer.run) from error
+
+
+def _start(config: TrainConfig, device: Device) -> Start:
+    if config.resume:
+        return _from_checkpoint(resolve(config.resume, (LATEST,)), Path(config.resume).name, device)
+    if config.init == "scratch":
+        return _from_scratch(config, device)
+    local = Path("checkpoints") / config.init
+    if config.init in zoo.ZOO and not local.exists():
+        raise CheckpointError(
+            "%s is not there" % local, "get the weights with: python convert_hf.py %s" % config.init
+        )
+    path = local if config.init in zoo.ZOO else Path(config.init)
+    if not path.exists():
+        known = [*zoo.ZOO, "scratch"]
+        raise UsageError(
+            "--init %s is neither a directory nor a model" % config.init,
+            zoo.nearest(config.init, known),
+        )
+    return _from_checkpoint(resolve(path), Path(config.init).name, device)
+
+
+def _from_scratch(config: TrainConfig, device: Device) -> Start:
+    entry = zoo.find(config.model)
+    tokenizer = load_tokenizer(config.tokenizer or entry.tokenizer)
+    shape = entry.config
+    if (
+        entry.repo is None
+    ):  # a shape of ours takes the tokenizer's vocabulary; a published one has its own
+        shape = replace(shape, vocab_size=tokenizer.vocab_size)
+    model = GPT(shape).to(device.torch_device)
+    return Start(model, tokenizer, entry.recipe, config.model)
+
+
+def _from_checkpoint(checkpoint: Path, name: str, device: Device) -> Start:
+    model = load_model(checkpoint, device.torch_device, torch.float32)
+    return Start(model, load_tokenizer(str(checkpoint)), FINE_TUNING, name, checkpoint)
+
+
+def _fill(config: TrainConfig, start: Start) -> TrainConfig:
+    shape = start.model.config
+    if start.tokenizer.vocab_size > shape.vocab_size:
+        raise UsageError(
+            "the %s tokenizer has %d tokens and the model %d"
+            % (start.tokenizer.name, start.tokenizer.vocab_size, shape.vocab_size),
+            "use the tokenizer the model was made for",
+        )
+    config = config.filled(start.recipe, shape.n_positions)
+    if _int(config.block_size) > shape.n_positions:
+        raise UsageError(
+            "--block-size %d is more than the model's %d positions"
+            % (_int(config.block_size), shape.n_positions),
+            "use --block-size %d" % shape.n_positions,
+        )
+    if config.micro_batch_size is None:
+        rows = max(1, _LOGITS // (_int(config.block_size) * shape.vocab_size))
+        config = replace(config, micro_batch_size=min(rows, _int(config.batch_size)))
+    return config
+
+
+def _datasets(config: TrainConfig, start: Start) -> Tuple[TokenDataset, TokenDataset]:
+    directory = prepared(config.data, start.tokenizer)
+    train = TokenDataset(directory, "train", _int(config.block_size))
+    validation = TokenDataset(directory, "validation", _int(config.block_size))
+    if train.tokenizer_fingerprint != start.tokenizer.fingerprint:
+        raise DataError(
+            "%s was prepared with another tokenizer than the model's" % directory,
+            "prepare it again with: python -m minigpt prepare SOURCE --out DIR --tokenizer %s"
+            % (start.checkpoint or start.tokenizer.name),
+        )
+    return train, validation
+
+
+def _set_steps(config: TrainConfig, samples: int) -> TrainConfig:
+    if config.epochs is None:
+        return config
+    return replace(config, steps=max(1, round(config.epochs * samples / _int(config.batch_size))))
+
+
+def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
+    data = "%s seed %d" % (train.fingerprint, config.seed)
+    if not config.resume:
+        return RunState(data=data)
+    assert start.checkpoint is not None
+    state = load_state(start.checkpoint)
+    if state.data != data:
+        raise UsageError(
+            "the data, --block-size or --seed is not what %s was trained with" % start.checkpoint,
+            "resume with the same, or start a new run with --init %s" % start.checkpoint,
+        )
+    if state.step >= _int(config.steps):
+        raise UsageError(
+            "%s has done all of its %d steps" % (config.resume, state.step),
+            "go further with --steps N, or start a new run with --init %s" % config.resume,
+        )
+    return state
+
+
+def _optimizer(config: TrainConfig, model: GPT, recipe: zoo.Recipe) -> AdamW:
+    c = config
+    assert c.lr is not None and c.beta1 is not None and c.beta2 is not None
+    assert c.eps is not None and c.weight_decay is not None
+    groups = decay_groups(model, c.weight_decay, recipe.hidden_lr_scale)
+    compiled = c.compile and hasattr(torch, "compile")
+    return AdamW(groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay, compiled=compiled)
+
+
+def _computed(config: TrainConfig, model: GPT, device: Device) -> nn.Module:
+    if not config.compile:
+        return model
+    missing = device.compiler_missing()
+    if missing:
+        print("--compile: %s; going on without" % missing, flush=True)
+        return model
+    compiled: nn.Module = torch.compile(model)
+    return compiled
+
+
+def _run_directory(config: TrainConfig, name: str) -> Path:
+    if config.resume:
+        return Path(config.resume)
+    if config.out is None:
+        return Path("runs") / ("%s-%s" % (name, time.strftime("%Y%m%d-%H%M%S")))
+    run = Path(config.out)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(
+            "--out %s exists and is not an empty directory" % run,
+            "go on with it by --resume %s, or name another" % run,
+        )
+    return run
+
+
+def _int(value: Optional[int]) -> int:
+    assert value is not None
+    return value

@@ -1,0 +1,197 @@
+"""The training loop: pre-training, fine-tuning and resuming are the same forty lines.
+
+    repeat:  batch -> logits -> loss -> gradients -> clip -> AdamW
+    at times: log, validate, sample, save
+
+Nothing in a step waits for the device. Loss and gradient norm stay there as tensors, and leave it
+together when a line is logged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+from torch import nn
+
+from minigpt.checkpoint import run_files
+from minigpt.checkpoint.resume import RunState, save_checkpoint
+from minigpt.data.loader import Batch, Loader, TokenDataset
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.devices.device import Device
+from minigpt.errors import TrainingError
+from minigpt.inference.generate import generate
+from minigpt.model.gpt import GPT
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.clipping import clip_scale
+from minigpt.optim.schedule import learning_rate
+from minigpt.training.config import TrainConfig
+from minigpt.training.interrupt import Interrupt
+from minigpt.training.loss import cross_entropy_sum
+from minigpt.training.metrics import Clock, Reporter
+from minigpt.training.validation import Validation, validate
+
+
+@dataclass
+class Trainer:
+    """A run. `config` has every setting filled in; `computed` is `model`, or its compiled form."""
+
+    config: TrainConfig
+    run: Path
+    device: Device
+    model: GPT
+    computed: nn.Module
+    tokenizer: Tokenizer
+    optimizer: AdamW
+    loader: Loader
+    validation: TokenDataset
+    state: RunState
+    latest: Optional[Validation] = None
+
+    def train(self) -> int:
+        """Runs to the last step, or to the end of the step in which Ctrl-C or SIGTERM comes;
+        saves in either case. Returns the exit code: 0, 130 or 143.
+        """
+        self.reporter = Reporter(
+            self.run, self.config.steps, self.state.step, self.config.tensorboard
+        )
+        self.clock, self.unlogged = Clock(), 0
+        self.loss_total = torch.zeros((), device=self.device.torch_device)
+        self.grad_norm = torch.zeros((), device=self.device.torch_device)
+        first = self.state.step + 1
+        try:
+            with Interrupt() as interrupt:
+                while self.state.step < self.config.steps and interrupt.signal is None:
+                    self.step()
+                    self._after_step(first, interrupt.signal is not None)
+            return interrupt.exit_code
+        finally:
+            self.loader.close()
+            self.reporter.close()
+
+    def step(self) -> None:
+        """One optimizer step on one global batch."""
+        batch = next(self.loader)
+        if batch.supervised == 0:
+            raise TrainingError("a batch has no token to learn from", "check the data's answers")
+        for micro in batch.micro_batches(self.config.micro_batch_size):
+            self._accumulate(micro.to(self.device.torch_device), batch.supervised)
+        self.grad_norm, scale = clip_scale(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.set_lr(self.lr())
+        self.optimizer.step(scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.samples_seen = self.loader.samples_seen
+        self.unlogged += 1
+        self.clock.count(batch.tokens.numel(), batch.supervised)
+        self.reporter.step()
+
+    def lr(self) -> float:
+        """The rate of the step that comes next."""
+        c = self.config
+        return learning_rate(self.state.step, c.steps, c.lr, c.min_lr, c.warmup_steps, c.schedule)
+
+    def _accumulate(self, micro: Batch, supervised: int) -> None:
+        with self.device.autocast(self.config.precision):
+            logits = self.computed(micro.tokens, micro.positions, micro.documents)
+        loss = cross_entropy_sum(logits, micro.targets) / supervised
+        loss.backward()
+        self.loss_total += loss.detach()
+
+    def _after_step(self, first: int, stopping: bool) -> None:
+        c, step = self.config, self.state.step
+        finished = step >= c.steps
+        validating = finished or _due(step, c.eval_every)
+        sampling = finished or _due(step, c.sample_every)
+        saving = finished or stopping or _due(step, c.save_every)
+        pausing = validating or sampling or saving
+        # Always before a pause: so the clock measures steps alone, and no ruined model is ever
+        # saved.
+        if pausing or step == first or _due(step, c.log_every):
+            self._log(warmup=step == first)
+        if validating:
+            self._validate()
+        if sampling:
+            self._sample()
+        if saving:
+            self.save()
+        if pausing:
+            self.clock.restart()
+
+    def _log(self, warmup: bool) -> None:
+        loss, norm = self._pull()
+        speeds = self.clock.read()
+        if warmup:
+            speeds = {"warmup_seconds": speeds["step_seconds"]}
+        record: Dict[str, Any] = {"step": self.state.step, "loss": loss, "grad_norm": norm}
+        record.update(lr=self.optimizer.param_groups[0]["lr"], tokens=self._tokens(), **speeds)
+        record["data_wait_seconds"] = round(self.loader.waited, 4)
+        self.reporter.log(record)
+
+    def _pull(self) -> tuple[float, float]:
+        """The mean loss since the last pull and the last gradient norm: the one transfer from the
+        device.
+        """
+        loss, norm = torch.stack([self.loss_total, self.grad_norm]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                "the loss or its gradient stopped being a number by step %d" % self.state.step,
+                "resume from the last checkpoint with a lower --lr",
+            )
+        mean = loss / max(1, self.unlogged)
+        self.loss_total.zero_()
+        self.unlogged = 0
+        return mean, norm
+
+    def _tokens(self) -> int:
+        return self.state.samples_seen * self.config.block_size
+
+    def validate(self) -> Validation:
+        """The model's loss on the validation set."""
+        return validate(
+            self.computed,
+            self.validation,
+            self.tokenizer.byte_lengths(),
+            self.config.micro_batch_size,
+            self.device.torch_device,
+            lambda: self.device.autocast(self.config.precision),
+            self.config.eval_tokens,
+        )
+
+    def _validate(self) -> None:
+        result = self.latest = self.validate()
+        text = "step %d  validation: loss %.4f  perplexity %.2f  bits per byte %.3f"
+        shown = (self.state.step, result.loss, result.perplexity, result.bits_per_byte)
+        self.reporter.note(text % shown, {"step": self.state.step, **result.record()})
+        if self.state.best_loss is None or result.loss < self.state.best_loss:
+            self.state.best_loss = result.loss
+            self.save()
+            run_files.point(self.run, run_files.BEST, self._directory())
+
+    def _sample(self) -> None:
+        """Appends a sample to samples.md, from a generator of its own: training does not notice."""
+        prompt = self.tokenizer.encode(self.config.sample_prompt) or [self.tokenizer.eos_id]
+        ids = generate(self.model, prompt, 200, temperature=0.8, top_k=50, seed=self.config.seed)
+        text = self.tokenizer.decode(prompt + ids)
+        with (self.run / "samples.md").open("a", encoding="utf-8") as file:
+            file.write("## step %d\n\n```\n%s\n```\n\n" % (self.state.step, text))
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this step, unless there is one, and points `latest` at it."""
+        directory = self._directory()
+        if run_files.pointed(self.run, run_files.LATEST) != directory:
+            self.state.keep_rng(self.device.rng_state())
+            save_checkpoint(directory, self.model, self.tokenizer, self.optimizer, self.state)
+            run_files.point(self.run, run_files.LATEST, directory)
+            run_files.prune(self.run, self.config.keep)
+        return directory
+
+    def _directory(self) -> Path:
+        return run_files.step_directory(self.run, self.state.step)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,93 @@
+"""How good the model is on text it has not seen, in numbers that can be compared.
+
+    loss           nats per token      = sum of -log p(token) / tokens
+    perplexity     e^loss
+    bits per byte  = sum of -log2 p(token) / bytes of the text, the same unit for every tokenizer
+    and for gzip
+
+The set is fixed (the same windows every time, in order), every token counts alike, and nothing is
+drawn at random, so the numbers depend neither on the batch size nor on when they are taken, and
+training does not notice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, ContextManager, Dict
+
+import numpy as np
+import torch
+from torch import nn
+
+from minigpt.data.loader import TokenDataset
+from minigpt.errors import DataError
+from minigpt.training.loss import IGNORE, cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The sums over a validation set, from which the three numbers follow."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    def record(self) -> Dict[str, float]:
+        """For metrics.jsonl."""
+        return {
+            "val_loss": self.loss,
+            "val_perplexity": self.perplexity,
+            "val_bits_per_byte": self.bits_per_byte,
+        }
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    dataset: TokenDataset,
+    byte_lengths: np.ndarray,
+    rows: int,
+    device: torch.device,
+    autocast: Callable[[], ContextManager[object]],
+    max_tokens: int = 0,
+) -> Validation:
+    """Runs `model` over `dataset`, `rows` windows at a time; at most `max_tokens` of it (0: all),
+    evenly spread.
+
+    `byte_lengths` (V,) are the bytes each token stands for.
+    """
+    training = model.training
+    model.eval()
+    sums, tokens, size = [], 0, 0
+    for indices in _batches(len(dataset), dataset.block_size, rows, max_tokens):
+        batch = dataset.batch(indices)
+        targets = batch.targets.numpy()
+        tokens += batch.supervised
+        size += int(byte_lengths[targets[targets != IGNORE]].sum())
+        batch = batch.to(device)
+        with autocast():
+            logits = model(batch.tokens, batch.positions, batch.documents)
+        sums.append(cross_entropy_sum(logits, batch.targets))
+    model.train(training)
+    if tokens == 0:
+        raise DataError("the validation set has no supervised token", "give --data more text")
+    return Validation(math.fsum(torch.stack(sums).tolist()), tokens, size)
+
+
+def _batches(windows: int, block_size: int, rows: int, max_tokens: int) -> list[np.ndarray]:
+    count = windows if max_tokens == 0 else min(windows, max(1, max_tokens // block_size))
+    indices = np.linspace(0, windows - 1, count).round().astype(np.int64)
+    return np.array_split(indices, np.arange(rows, count, rows))

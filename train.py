@@ -1,0 +1,9 @@
+"""python train.py: trains a small GPT on Python's standard library. `--help` for everything else."""
+
+import sys
+
+from minigpt.cli import run
+from minigpt.training.command import train_command
+
+if __name__ == "__main__":
+    sys.exit(run(train_command, sys.argv[1:]))
