@@ -1,4 +1,4 @@
-"""python train.py: trains a small GPT on Python's standard library. `--help` for everything else."""
+"""python train.py: trains a small GPT on Python's own library. `--help` tells everything else."""
 
 import sys
 

@@ -12,7 +12,7 @@ from minigpt.text import nearest
 
 # command: (module, its config dataclass, its function); imported only when asked for
 _COMMANDS = {
-    "generate": ("minigpt.inference.generate", "GenerateConfig", "generate_command"),
+    "generate": ("minigpt.inference.command", "GenerateConfig", "generate_command"),
     "evaluate": ("minigpt.inference.evaluate", "EvaluateConfig", "evaluate_command"),
     "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
     "report": ("minigpt.training.report", "ReportConfig", "report_command"),

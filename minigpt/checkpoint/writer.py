@@ -108,8 +108,10 @@ def _header(specs: List[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def plan_shards(specs: Iterable[TensorSpec], shard_bytes: Optional[int]) -> List[List[TensorSpec]]:
-    """Fills shards in order, up to `shard_bytes` each (None: one shard); a tensor is never split."""
+def plan_shards(
+    specs: Iterable[TensorSpec], shard_bytes: Optional[int] = None
+) -> List[List[TensorSpec]]:
+    """Fills shards in order, up to `shard_bytes` each (None: one shard), splitting no tensor."""
     shards: List[List[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.run_files import resolve
 from minigpt.data.loader import TokenDataset
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import load_tokenizer
-
-from minigpt.checkpoint.model_files import load_model
-from minigpt.checkpoint.run_files import resolve
 from minigpt.devices.device import find_device
 from minigpt.training.validation import validate
 

@@ -29,7 +29,7 @@ def train_command(arguments: List[str]) -> int:
     code = trainer.train()
     if code:
         print(
-            "\\nstopped after step %d; saved %s\\ngo on with: python train.py --resume %s"
+            "\nstopped after step %d; saved %s\ngo on with: python train.py --resume %s"
             % (trainer.state.step, trainer.save(), trainer.run)
         )
     else:
@@ -64,7 +64,7 @@ def _files(arguments: List[str]) -> Tuple[str, str]:
 
 def _opening(trainer: Trainer) -> str:
     c, shape, data = trainer.config, trainer.model.config, trainer.loader.dataset
-    return "\\n".join(
+    return "\n".join(
         (
             "model    %s parameters: %d layers, %d heads, %d wide; %s tokenizer"
             % (

@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import tyro
 from typing_extensions import Annotated
@@ -38,9 +38,17 @@ def _open(metavar: str, default: str = "the recipe's") -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: %s)" % default)
 
 
-OpenInt = Annotated[Optional[int], _open("INT")]
-OpenFloat = Annotated[Optional[float], _open("FLOAT")]
-OpenStr = Annotated[Optional[str], _open("NAME")]
+# An open setting is None until `filled`; it is typed as what it is from then on, for all who use
+# it.
+OPEN: Any = None
+if TYPE_CHECKING:
+    OpenInt = int
+    OpenFloat = float
+    OpenStr = str
+else:
+    OpenInt = Annotated[Optional[int], _open("INT")]
+    OpenFloat = Annotated[Optional[float], _open("FLOAT")]
+    OpenStr = Annotated[Optional[str], _open("NAME")]
 
 
 @dataclass
@@ -67,33 +75,33 @@ class TrainConfig:
     """fp32, or bf16-mixed: fp32 weights, bfloat16 arithmetic."""
     compile: bool = False
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
-    steps: OpenInt = None
+    steps: OpenInt = OPEN
     """Optimizer steps."""
     epochs: Annotated[Optional[float], _open("FLOAT", "none")] = None
     """Passes over the training data, instead of --steps."""
-    batch_size: OpenInt = None
+    batch_size: OpenInt = OPEN
     """Sequences per optimizer step, over all devices."""
-    micro_batch_size: Annotated[Optional[int], _open("INT", "what keeps logits under 1 GB")] = None
-    """Sequences on a device at a time; the result is the same."""
-    block_size: OpenInt = None
+    micro_batch_size: OpenInt = OPEN
+    """Sequences on a device at a time; the result is the same. Open: as fit 1 GB of logits."""
+    block_size: OpenInt = OPEN
     """Tokens per sequence, at most the model's positions."""
-    lr: OpenFloat = None
+    lr: OpenFloat = OPEN
     """Peak learning rate."""
-    min_lr: OpenFloat = None
+    min_lr: OpenFloat = OPEN
     """Learning rate at the end."""
-    warmup_steps: OpenInt = None
+    warmup_steps: OpenInt = OPEN
     """Steps of linear warmup."""
-    schedule: OpenStr = None
+    schedule: OpenStr = OPEN
     """Shape of the learning rate after warmup: cosine, linear, constant or wsd."""
-    weight_decay: OpenFloat = None
+    weight_decay: OpenFloat = OPEN
     """Decoupled decay of matrices and embeddings."""
-    beta1: OpenFloat = None
+    beta1: OpenFloat = OPEN
     """AdamW's memory of the gradient."""
-    beta2: OpenFloat = None
+    beta2: OpenFloat = OPEN
     """AdamW's memory of its square."""
-    eps: OpenFloat = None
+    eps: OpenFloat = OPEN
     """AdamW's guard against division by zero."""
-    grad_clip: OpenFloat = None
+    grad_clip: OpenFloat = OPEN
     """Largest global gradient norm, 0 for no limit."""
     log_every: int = 10
     """Steps between log lines; the loss leaves the device only then."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100  # the target of a position from which nothing is to be learned
+from minigpt.data.loader import IGNORE
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -136,4 +136,4 @@ def _summary_writer(run: Path) -> Any:
         raise UsageError(
             "--tensorboard needs the tensorboard package", 'pip install "minigpt[track]"'
         ) from None
-    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"))

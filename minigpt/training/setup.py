@@ -19,30 +19,28 @@ from minigpt.data.loader import Loader, TokenDataset
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
-from minigpt.errors import CheckpointError, DataError, UsageError
-from minigpt.files import storage_error
+from minigpt.errors import CheckpointError, DataError, UsageError, storage_error
 from minigpt.model import zoo
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.text import nearest
 from minigpt.training.config import FINE_TUNING, TrainConfig, write_config
 from minigpt.training.trainer import Trainer
 
-""".replace("from minigpt.files import storage_error\n","").replace("CheckpointError, DataError, UsageError","CheckpointError, DataError, UsageError, storage_error")+"""
 # A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
 _LOGITS = 1_000_000_000 // 4
 
 
 @dataclass
 class Start:
-    """Where a run begins: the weights, what trained or trains them, and the checkpoint they are
-    from.
-    """
+    """Where a run begins."""
 
     model: GPT
     tokenizer: Tokenizer
     recipe: zoo.Recipe
     name: str
-    checkpoint: Optional[Path] = None
+    origin: str  # what `prepare --tokenizer` calls this tokenizer
+    resumes: Optional[Path] = None  # the checkpoint whose run goes on
 
 
 def build(config: TrainConfig) -> Trainer:
@@ -55,9 +53,8 @@ def build(config: TrainConfig) -> Trainer:
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
     optimizer = _optimizer(config, start.model, start.recipe)
-    if config.resume:
-        assert start.checkpoint is not None
-        load_optimizer(start.checkpoint, start.model, optimizer, state.step)
+    if start.resumes is not None:
+        load_optimizer(start.resumes, start.model, optimizer, state.step)
         device.set_rng_state(state.kept_rng())
     return Trainer(
         config=config,
@@ -67,7 +64,7 @@ def build(config: TrainConfig) -> Trainer:
         computed=_computed(config, start.model, device),
         tokenizer=start.tokenizer,
         optimizer=optimizer,
-        loader=Loader(train, _int(config.batch_size), config.seed, state.samples_seen),
+        loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
         validation=validation,
         state=state,
     )
@@ -84,7 +81,9 @@ def create_run(trainer: Trainer) -> None:
 
 def _start(config: TrainConfig, device: Device) -> Start:
     if config.resume:
-        return _from_checkpoint(resolve(config.resume, (LATEST,)), Path(config.resume).name, device)
+        checkpoint = resolve(config.resume, (LATEST,))
+        start = _from_checkpoint(checkpoint, Path(config.resume).name, device)
+        return replace(start, resumes=checkpoint)
     if config.init == "scratch":
         return _from_scratch(config, device)
     local = Path("checkpoints") / config.init
@@ -97,7 +96,7 @@ def _start(config: TrainConfig, device: Device) -> Start:
         known = [*zoo.ZOO, "scratch"]
         raise UsageError(
             "--init %s is neither a directory nor a model" % config.init,
-            zoo.nearest(config.init, known),
+            nearest(config.init, known),
         )
     return _from_checkpoint(resolve(path), Path(config.init).name, device)
 
@@ -111,12 +110,12 @@ def _from_scratch(config: TrainConfig, device: Device) -> Start:
     ):  # a shape of ours takes the tokenizer's vocabulary; a published one has its own
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
     model = GPT(shape).to(device.torch_device)
-    return Start(model, tokenizer, entry.recipe, config.model)
+    return Start(model, tokenizer, entry.recipe, config.model, tokenizer.name)
 
 
 def _from_checkpoint(checkpoint: Path, name: str, device: Device) -> Start:
     model = load_model(checkpoint, device.torch_device, torch.float32)
-    return Start(model, load_tokenizer(str(checkpoint)), FINE_TUNING, name, checkpoint)
+    return Start(model, load_tokenizer(str(checkpoint)), FINE_TUNING, name, str(checkpoint))
 
 
 def _fill(config: TrainConfig, start: Start) -> TrainConfig:
@@ -128,27 +127,27 @@ def _fill(config: TrainConfig, start: Start) -> TrainConfig:
             "use the tokenizer the model was made for",
         )
     config = config.filled(start.recipe, shape.n_positions)
-    if _int(config.block_size) > shape.n_positions:
+    if config.block_size > shape.n_positions:
         raise UsageError(
             "--block-size %d is more than the model's %d positions"
-            % (_int(config.block_size), shape.n_positions),
+            % (config.block_size, shape.n_positions),
             "use --block-size %d" % shape.n_positions,
         )
     if config.micro_batch_size is None:
-        rows = max(1, _LOGITS // (_int(config.block_size) * shape.vocab_size))
-        config = replace(config, micro_batch_size=min(rows, _int(config.batch_size)))
+        rows = max(1, _LOGITS // (config.block_size * shape.vocab_size))
+        config = replace(config, micro_batch_size=min(rows, config.batch_size))
     return config
 
 
 def _datasets(config: TrainConfig, start: Start) -> Tuple[TokenDataset, TokenDataset]:
     directory = prepared(config.data, start.tokenizer)
-    train = TokenDataset(directory, "train", _int(config.block_size))
-    validation = TokenDataset(directory, "validation", _int(config.block_size))
+    train = TokenDataset(directory, "train", config.block_size)
+    validation = TokenDataset(directory, "validation", config.block_size)
     if train.tokenizer_fingerprint != start.tokenizer.fingerprint:
         raise DataError(
             "%s was prepared with another tokenizer than the model's" % directory,
             "prepare it again with: python -m minigpt prepare SOURCE --out DIR --tokenizer %s"
-            % (start.checkpoint or start.tokenizer.name),
+            % start.origin,
         )
     return train, validation
 
@@ -156,21 +155,20 @@ def _datasets(config: TrainConfig, start: Start) -> Tuple[TokenDataset, TokenDat
 def _set_steps(config: TrainConfig, samples: int) -> TrainConfig:
     if config.epochs is None:
         return config
-    return replace(config, steps=max(1, round(config.epochs * samples / _int(config.batch_size))))
+    return replace(config, steps=max(1, round(config.epochs * samples / config.batch_size)))
 
 
 def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
     data = "%s seed %d" % (train.fingerprint, config.seed)
-    if not config.resume:
+    if start.resumes is None:
         return RunState(data=data)
-    assert start.checkpoint is not None
-    state = load_state(start.checkpoint)
+    state = load_state(start.resumes)
     if state.data != data:
         raise UsageError(
-            "the data, --block-size or --seed is not what %s was trained with" % start.checkpoint,
-            "resume with the same, or start a new run with --init %s" % start.checkpoint,
+            "the data, --block-size or --seed is not what %s was trained with" % config.resume,
+            "resume with the same, or start a new run with --init %s" % config.resume,
         )
-    if state.step >= _int(config.steps):
+    if state.step >= config.steps:
         raise UsageError(
             "%s has done all of its %d steps" % (config.resume, state.step),
             "go further with --steps N, or start a new run with --init %s" % config.resume,
@@ -180,8 +178,6 @@ def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
 
 def _optimizer(config: TrainConfig, model: GPT, recipe: zoo.Recipe) -> AdamW:
     c = config
-    assert c.lr is not None and c.beta1 is not None and c.beta2 is not None
-    assert c.eps is not None and c.weight_decay is not None
     groups = decay_groups(model, c.weight_decay, recipe.hidden_lr_scale)
     compiled = c.compile and hasattr(torch, "compile")
     return AdamW(groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay, compiled=compiled)
@@ -194,8 +190,7 @@ def _computed(config: TrainConfig, model: GPT, device: Device) -> nn.Module:
     if missing:
         print("--compile: %s; going on without" % missing, flush=True)
         return model
-    compiled: nn.Module = torch.compile(model)
-    return compiled
+    return torch.compile(model)  # type: ignore[return-value]  # it calls like the module it wraps
 
 
 def _run_directory(config: TrainConfig, name: str) -> Path:
@@ -210,8 +205,3 @@ def _run_directory(config: TrainConfig, name: str) -> Path:
             "go on with it by --resume %s, or name another" % run,
         )
     return run
-
-
-def _int(value: Optional[int]) -> int:
-    assert value is not None
-    return value

@@ -98,7 +98,7 @@ class Trainer:
         with self.device.autocast(self.config.precision):
             logits = self.computed(micro.tokens, micro.positions, micro.documents)
         loss = cross_entropy_sum(logits, micro.targets) / supervised
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.loss_total += loss.detach()
 
     def _after_step(self, first: int, stopping: bool) -> None:

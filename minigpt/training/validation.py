@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from minigpt.data.loader import TokenDataset
+from minigpt.data.loader import IGNORE, TokenDataset
 from minigpt.errors import DataError
-from minigpt.training.loss import IGNORE, cross_entropy_sum
+from minigpt.training.loss import cross_entropy_sum
 
 
 @dataclass(frozen=True)

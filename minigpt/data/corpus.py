@@ -1,0 +1,258 @@
+"""What there is to learn from: a SOURCE becomes a sequence of documents, each for training or
+validation.
+
+    stdlib       the source code of the running interpreter's standard library, tests left out
+    FILE         .txt and .py are one document, .jsonl has one in each line ("text" or "content")
+    DIRECTORY    all such files in it
+
+Text is read in pieces, so that memory does not grow with the source. Which documents are held out
+for validation is decided by a hash of their names, so that it stays the same when others are
+added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sysconfig
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Iterator, List, Set, Tuple
+
+from minigpt.errors import DataError
+
+TRAIN, VALIDATION = "train", "validation"
+SUFFIXES = (".py", ".txt", ".jsonl")
+
+_PIECE = 1 << 20  # characters read at a time
+_LONGEST = 16 << 20  # a piece never grows beyond this
+_TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+# A place where GPT-2's pattern cannot reach across: a line break with no other white space on
+# either side.
+_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one document, or a part of it. `size` is in bytes of UTF-8."""
+
+    split: str
+    text: str
+    ends_document: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.text.encode("utf-8", "replace"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A SOURCE found: its files in order, the split of each, and how much is for validation."""
+
+    name: str
+    files: Tuple[Path, ...]
+    splits: Tuple[str, ...]
+    validation: float
+
+    def key(self) -> str:
+        """A sha256 that changes when a file is added, removed or written to."""
+        digest = hashlib.sha256(b"%r" % self.validation)
+        for path in self.files:
+            status = path.stat()
+            line = "%s %d %d" % (path.resolve(), status.st_size, status.st_mtime_ns)
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def pieces(self) -> Iterator[Piece]:
+        """All text, in a fixed order."""
+        for path, split in zip(self.files, self.splits):
+            if path.suffix == ".jsonl":
+                yield from _records(path, self.validation)
+            elif len(self.files) == 1:
+                yield from _head_and_tail(path, self.validation)
+            else:
+                for text, last in _cut(path):
+                    yield Piece(split, text, last)
+
+
+def find_source(name: str, validation: float = 0.03) -> Source:
+    """The Source called `name`; DataError when there is none, or nothing in it."""
+    if name == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = [path for path in _walk(root, _TESTS) if path.suffix == ".py"]
+    else:
+        root = Path(name)
+        files = _files(root)
+    if not sum(path.stat().st_size for path in files):
+        raise DataError("%s has no text" % name, "name a file or directory with some in it")
+    keys = [path.relative_to(root).as_posix() for path in files]
+    return Source(name, tuple(files), _splits(keys, validation), validation)
+
+
+def validation_documents(name: str, limit: int) -> List[bytes]:
+    """The held-out documents of a source as bytes, the first `limit` of them; none for a prepared
+    directory.
+    """
+    if (Path(name) / "dataset.json").exists():
+        return []
+    documents, parts, total = [], [], 0
+    for piece in find_source(name).pieces():
+        if piece.split == VALIDATION and total < limit:
+            parts.append(piece.text.encode("utf-8", "replace"))
+            total += len(parts[-1])
+            if piece.ends_document:
+                documents.append(b"".join(parts))
+                parts = []
+    return documents + ([b"".join(parts)] if parts else [])
+
+
+def _files(root: Path) -> List[Path]:
+    if root.is_dir():
+        files = list(_walk(root, {"__pycache__"}))
+        if files:
+            return files
+        raise DataError("%s has no %s file" % (root, ", ".join(SUFFIXES)), "name another directory")
+    if not root.exists():
+        raise DataError("there is no %s" % root, "name a file, a directory, or stdlib")
+    if root.suffix not in SUFFIXES:
+        raise DataError("%s is no %s file" % (root, ", ".join(SUFFIXES)), "rename or convert it")
+    return [root]
+
+
+def _walk(root: Path, skip: Set[str]) -> Iterator[Path]:
+    for directory, names, files in os.walk(str(root)):
+        names[:] = sorted(n for n in names if n not in skip and not n.startswith("."))
+        for name in sorted(files):
+            path = Path(directory) / name
+            if path.suffix in SUFFIXES and path.is_file():
+                yield path
+
+
+def _draw(key: str) -> float:
+    """A number in [0, 1) that depends on nothing but `key`."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _splits(keys: List[str], validation: float) -> Tuple[str, ...]:
+    """The split of each file. Of two or more, each split gets at least one."""
+    draws = [_draw(key) for key in keys]
+    splits = [VALIDATION if draw < validation else TRAIN for draw in draws]
+    if len(keys) > 1 and validation > 0:
+        splits[draws.index(min(draws))] = VALIDATION
+        splits[draws.index(max(draws))] = TRAIN
+    return tuple(splits)
+
+
+def _records(path: Path, validation: float) -> Iterator[Piece]:
+    with _open(path) as file:
+        for number, line in enumerate(_lines(file, path), 1):
+            if line.strip():
+                text = _record_text(line, "%s:%d" % (path, number))
+                held_out = _draw("%d %s" % (number, text)) < validation
+                yield Piece(VALIDATION if held_out else TRAIN, text, True)
+
+
+def _record_text(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError("%s is no JSON: %s" % (where, error), "mend or remove the line") from None
+    keys = sorted(record) if isinstance(record, dict) else []
+    for key in ("text", "content"):
+        if key in keys and isinstance(record[key], str):
+            return str(record[key])
+    raise DataError(
+        "%s has no text: its keys are %s" % (where, ", ".join(keys) or "none"),
+        'write records such as {"text": "..."}',
+    )
+
+
+def _head_and_tail(path: Path, validation: float) -> Iterator[Piece]:
+    """A single text: its end, from the start of a line on, is for validation."""
+    limit = path.stat().st_size * (1.0 - validation)
+    split, seen = TRAIN, 0
+    for text, last in _cut(path):
+        size = len(text.encode("utf-8", "replace"))
+        if split == TRAIN and seen + size > limit:
+            place = _line_start(text, int(len(text) * (limit - seen) / size))
+            yield Piece(TRAIN, text[:place], True)
+            split, text = VALIDATION, text[place:]
+        seen += size
+        yield Piece(split, text, last)
+
+
+def _line_start(text: str, place: int) -> int:
+    after = text.find("\n", place) + 1
+    return after if 0 < after < len(text) else text.rfind("\n", 0, place) + 1 or place
+
+
+def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
+    """(text, whether it is the last) of a file, cut where tokens cannot reach across."""
+    text = ""
+    with _open(path) as file:
+        while True:
+            block = _read(file, path)
+            text += block
+            if not block:
+                break
+            place = _last_cut(text) or (len(text) if len(text) >= _LONGEST else 0)
+            if place:
+                yield text[:place], False
+                text = text[place:]
+    yield text, True
+
+
+def _last_cut(text: str) -> int:
+    if len(text) < _PIECE:
+        return 0
+    places = [match.start() for match in _CUT.finditer(text, len(text) - _PIECE // 16)]
+    return places[-1] if places else 0
+
+
+def _open(path: Path) -> IO[str]:
+    encoding = "utf-8"
+    try:
+        if path.suffix == ".py":
+            with path.open("rb") as file:
+                encoding = tokenize.detect_encoding(file.readline)[0]
+        return path.open(encoding=encoding, newline="")
+    except SyntaxError as error:
+        raise DataError("%s: %s" % (path, error), "save it as UTF-8") from None
+    except OSError as error:
+        raise DataError("cannot read %s: %s" % (path, error.strerror), "see who may") from None
+
+
+def _read(file: IO[str], path: Path) -> str:
+    try:
+        return file.read(_PIECE)
+    except UnicodeDecodeError as error:
+        raise _undecodable(path, error) from None
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise _undecodable(path, error) from None
+
+
+def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
+    """The codec knows a place in its buffer; people look for a line."""
+    number = 1
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                line.decode(error.encoding)
+            except UnicodeDecodeError:
+                break
+            number += 1
+    return DataError("%s:%d is not %s" % (path, number, error.encoding), "save it as UTF-8")

@@ -1,0 +1,239 @@
+"""Tokens on disk to batches in memory, in an order that is computed and never stored.
+
+    sample number i of epoch e  =  window permute(i, number of windows, seed, e)
+
+So where a run is in its data is one integer, the samples it has seen; resuming costs nothing,
+every window comes once an epoch, and any number of processes can each compute its own share.
+
+Letters: B rows, T positions (block size).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.data.shards import open_shards
+from minigpt.errors import DataError
+
+IGNORE = -100  # the target of a position from which nothing is to be learned
+
+
+@dataclass
+class Batch:
+    """What a step learns from. `positions` and `documents` (B, T) int64 are there for packed rows
+    only.
+    """
+
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, IGNORE where nothing is to be learned
+    supervised: int  # targets to learn from in the whole batch: what the loss is divided by
+    positions: Optional[Tensor] = None
+    documents: Optional[Tensor] = None
+
+    def micro_batches(self, rows: int) -> Iterator[Batch]:
+        """The batch in parts of at most `rows`; `supervised` stays that of the whole."""
+        for start in range(0, self.tokens.size(0), rows):
+            yield self._each(itemgetter(slice(start, start + rows)))
+
+    def to(self, device: torch.device) -> Batch:
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def optional(field: Optional[Tensor]) -> Optional[Tensor]:
+            return None if field is None else change(field)
+
+        return Batch(
+            change(self.tokens),
+            change(self.targets),
+            self.supervised,
+            optional(self.positions),
+            optional(self.documents),
+        )
+
+
+class TokenDataset:
+    """The windows of one split of a prepared directory: `block_size` tokens, and those one place
+    on as targets.
+
+    Windows follow each other without overlap and do not reach from one shard into the next.
+    """
+
+    def __init__(self, directory: Path, split: str, block_size: int) -> None:
+        """DataError when the directory is not a prepared one, or shorter than a window."""
+        content = _read_dataset(directory)
+        self.block_size = block_size
+        self.tokenizer_fingerprint: str = content["tokenizer_sha256"]
+        self.token_count: int = content["splits"][split]["tokens"]
+        self.fingerprint = "%s block %d" % (content["splits"][split]["sha256"], block_size)
+        self.shards = open_shards(directory, content["splits"][split]["shards"])
+        counts = [max(0, (len(shard.tokens) - 1) // block_size) for shard in self.shards]
+        self._ends = np.cumsum(counts)
+        if len(self) == 0:
+            longest = max(len(shard.tokens) for shard in self.shards) - 1
+            raise DataError(
+                "%s has %d tokens of %s data, too few for one window of %d"
+                % (directory, self.token_count, split, block_size),
+                "use --block-size %d or more text" % max(1, longest),
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The windows `indices` (B,) as a Batch."""
+        rows = torch.from_numpy(np.stack([self._window(int(i)) for i in indices]))  # (B, T + 1)
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return Batch(tokens, targets, targets.numel())
+
+    def _window(self, index: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._ends, index, "right"))
+        first = index - (int(self._ends[shard - 1]) if shard else 0)
+        start = first * self.block_size
+        return self.shards[shard].tokens[start : start + self.block_size + 1].astype(np.int64)
+
+
+def _read_dataset(directory: Path) -> Any:
+    try:
+        content = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+        if content["format"] == 1:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError(
+        "%s is no prepared data" % directory,
+        "make it with: python -m minigpt prepare SOURCE --out DIR",
+    )
+
+
+class Loader:
+    """Batches without end, prepared one or two ahead by a thread, so that the training loop never
+    waits.
+
+    `samples_seen` is its whole state: it counts the samples of the batches handed out, over all
+    processes.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        batch_size: int,
+        seed: int,
+        samples_seen: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        """`batch_size` is that of all `world` processes together; this one, `rank`, gets its
+        share of each batch.
+        """
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.samples_seen, self.rank, self.world = samples_seen, rank, world
+        self.waited = 0.0  # seconds that the consumer has spent waiting
+        self._queue: queue.Queue[Any] = queue.Queue(prefetch)
+        self._closed = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        began = time.perf_counter()
+        item = self._queue.get()
+        self.waited += time.perf_counter() - began
+        if isinstance(item, BaseException):
+            raise item
+        self.samples_seen += self.batch_size
+        batch: Batch = item
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def indices(self, samples_seen: int) -> np.ndarray:
+        """This process's share of the batch that begins after `samples_seen` samples."""
+        numbers = np.arange(samples_seen + self.rank, samples_seen + self.batch_size, self.world)
+        return shuffled(numbers, len(self.dataset), self.seed)
+
+    def _work(self) -> None:
+        samples_seen = self.samples_seen
+        while not self._closed.is_set():
+            item: Any
+            try:
+                item = self.dataset.batch(self.indices(samples_seen))
+            except Exception as error:  # the consumer raises it
+                item = error
+            samples_seen += self.batch_size
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+
+
+def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The windows of the samples `numbers`, counted from the start of the first epoch over `size`
+    windows.
+    """
+    epochs, places = np.divmod(numbers, size)
+    result = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        result[chosen] = permute(places[chosen], size, seed, int(epoch))
+    return result
+
+
+def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a permutation of 0 ... size - 1, one for each (seed, epoch), sends each `index`; O(1)
+    and nothing stored.
+
+    A Feistel network of six rounds permutes the next power of four (Luby & Rackoff 1988); what
+    falls outside is sent through again until it is inside, which keeps it a permutation (cycle
+    walking, Black & Rogaway 2002).
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    keys = _round_keys(seed, epoch)
+    result = _feistel(index.astype(np.uint64), bits, keys)
+    outside = result >= size
+    while outside.any():
+        result[outside] = _feistel(result[outside], bits, keys)
+        outside = result >= size
+    return result.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, bits: int, keys: List[np.uint64]) -> np.ndarray:
+    half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
+    left, right = x >> half, x & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << half) | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele et al. 2014): each input bit reaches all output bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _round_keys(seed: int, epoch: int) -> List[np.uint64]:
+    digest = hashlib.blake2b(b"%d %d" % (seed, epoch), digest_size=48).digest()
+    return [np.uint64(key) for key in np.frombuffer(digest, "<u8")]

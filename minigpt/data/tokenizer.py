@@ -1,0 +1,180 @@
+"""Text to integers and back. Two tokenizers: `bytes` (257 ids, nothing to load) and `gpt2` (byte-
+level BPE).
+
+A tokenizer is defined by bytes that are read and checked by us: tiktoken does the work, but its
+own cache, which goes by a file's path and would miss that the file has changed, is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple, Union
+
+import numpy as np
+
+from minigpt.data.vocabulary import find_gpt2
+from minigpt.errors import DataError, UsageError
+
+MARKER = "bytes_tokenizer.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
+
+# GPT-2's rule for where words end (Radford et al. 2019, encoder.py).
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class Tokenizer:
+    """What both have in common. `fingerprint` is a sha256 of what defines the ids."""
+
+    name: str
+    vocab_size: int
+    eos_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> List[int]:
+        """The ids of `text`, without an EOS; "<|endoftext|>" in it is text like any other."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """`encode` as uint16 (uint32 for more than 65,536 ids)."""
+        raise NotImplementedError
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; none for EOS and other special tokens."""
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        """Writes what `load_tokenizer(directory)` needs."""
+        raise NotImplementedError
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def byte_lengths(self) -> np.ndarray:
+        """int64 (V,): how many bytes each token stands for."""
+        return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
+
+
+class BytesTokenizer(Tokenizer):
+    """Every byte of the UTF-8 text is a token; one more ends a document."""
+
+    name, vocab_size, eos_id = "bytes", 257, 256
+    fingerprint = hashlib.sha256(b"minigpt bytes 257").hexdigest()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        data = text.encode("utf-8", "replace")
+        return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps({"tokenizer": self.name, "vocab_size": self.vocab_size})
+        (directory / MARKER).write_text(text + "\n")
+
+
+class GPT2Tokenizer(Tokenizer):
+    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) from the contents of the two
+    published files.
+    """
+
+    name = "gpt2"
+
+    def __init__(self, vocab_json: bytes, merges: bytes) -> None:
+        import tiktoken
+
+        self.vocab_json, self.merges = vocab_json, merges
+        ranks, special = read_vocabulary(vocab_json, merges)
+        self.vocab_size = len(ranks) + len(special)
+        self.eos_id = special["<|endoftext|>"]
+        self.fingerprint = hashlib.sha256(vocab_json + b"\0" + merges).hexdigest()
+        self._encoding = tiktoken.Encoding(
+            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
+        )
+        self._bytes = {rank: token for token, rank in ranks.items()}
+        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def __reduce__(self) -> Tuple[object, Tuple[bytes, bytes]]:
+        return GPT2Tokenizer, (self.vocab_json, self.merges)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return np.array(self._encoding.encode_ordinary(text), dtype=self._dtype)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes.get(token, b"")
+
+    def save(self, directory: Path) -> None:
+        (directory / VOCAB).write_bytes(self.vocab_json)
+        (directory / MERGES).write_bytes(self.merges)
+
+
+def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
+    """(bytes of a token -> id, special token -> id). In GPT-2 a token's id is the rank of its
+    merge.
+
+    Vocabularies that add tokens behind these are fine, and the added ones count as special; one
+    whose ids are in another order is a DataError, as merging by rank would give other ids than it
+    means.
+    """
+    try:
+        vocabulary: Dict[str, int] = json.loads(vocab_json)
+        lines = merges.decode("utf-8").splitlines()
+    except ValueError as error:
+        raise DataError("vocab.json or merges.txt cannot be read: %s" % error, _AGAIN) from None
+    byte_of = {character: byte for byte, character in _byte_characters().items()}
+    ranks = {bytes([byte_of[c]]): rank for rank, c in enumerate(_byte_characters().values())}
+    for line in lines:
+        if line and not line.startswith("#version"):
+            left, _, right = line.partition(" ")
+            ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
+    special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
+    ordinary = {_text_to_bytes(t, byte_of): i for t, i in vocabulary.items() if i < len(ranks)}
+    if ordinary != ranks or "<|endoftext|>" not in special:
+        raise DataError("vocab.json and merges.txt do not belong together as in GPT-2", _AGAIN)
+    return ranks, special
+
+
+_AGAIN = "get both files again from where the model came from"
+
+
+def _text_to_bytes(token: str, byte_of: Dict[str, int]) -> bytes:
+    return bytes(byte_of.get(character, 0) for character in token)
+
+
+def _byte_characters() -> Dict[int, str]:
+    """GPT-2 writes each byte as a printable character: itself where it is one, else one from
+    U+0100 on. The order is that of the first 256 ids.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + place) for place, byte in enumerate(rest)})
+    return characters
+
+
+def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
+    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory."""
+    if str(source) == "bytes":
+        return BytesTokenizer()
+    if str(source) == "gpt2":
+        return GPT2Tokenizer(*find_gpt2())
+    directory = _tokenizer_directory(Path(source))
+    if (directory / MARKER).is_file():
+        return BytesTokenizer()
+    try:
+        return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
+    except OSError:
+        raise UsageError(
+            "%s is no tokenizer: neither bytes, gpt2, nor a directory with %s and %s"
+            % (source, VOCAB, MERGES),
+            "use bytes or gpt2",
+        ) from None
+
+
+def _tokenizer_directory(path: Path) -> Path:
+    pointer = path / "latest"
+    return path / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else path

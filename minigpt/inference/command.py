@@ -1,0 +1,109 @@
+"""`python -m minigpt generate`: continues a prompt on the terminal, as the text is made."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Iterator, List, Optional, Tuple
+
+import tyro
+from typing_extensions import Annotated
+
+from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.run_files import resolve
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.devices.device import find_device
+from minigpt.errors import UsageError
+from minigpt.inference.generate import Notes, stream
+from minigpt.inference.sampling import Sampling
+from minigpt.inference.text_stream import TextStream
+
+_NONE = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: no limit)")
+_ANY = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: another each time)")
+
+
+@dataclass
+class GenerateConfig:
+    """Continues a prompt with a checkpoint's model."""
+
+    checkpoint: str
+    """A checkpoint, or a run (its best checkpoint)."""
+    prompt: str = ""
+    """The text to continue; empty: the beginning of a document."""
+    max_new_tokens: int = 256
+    """Tokens to add at most, in each sample."""
+    temperature: float = 0.8
+    """Randomness: 0 always takes the likeliest token, 1 draws from the model's distribution."""
+    top_k: Annotated[Optional[int], _NONE] = None
+    """Draw from the K likeliest tokens only."""
+    top_p: Annotated[Optional[float], _NONE] = None
+    """Draw from the likeliest tokens that together have probability P."""
+    samples: int = 1
+    """How many continuations to make, from one reading of the prompt."""
+    seed: Annotated[Optional[int], _ANY] = None
+    """The same seed gives the same text."""
+    stop: Tuple[str, ...] = ()
+    """Texts at which a sample ends; they are not printed."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps or moai."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "samples"):
+            if getattr(self, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError("%s is %d" % (flag, getattr(self, name)), "it must be at least 1")
+        self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
+
+
+def generate_command(config: GenerateConfig) -> None:
+    """Prints the prompt and its continuation, token by token; several samples one below the
+    other.
+    """
+    directory = resolve(config.checkpoint)
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, find_device(config.device).torch_device)
+    prompt = tokenizer.encode(config.prompt) or [tokenizer.eos_id]
+    for line in Notes(len(prompt), config.max_new_tokens, model.config.n_positions).lines():
+        print("note: %s" % line, file=sys.stderr)
+    steps = stream(
+        model, prompt, config.max_new_tokens, config.samples, config.sampling,
+        tokenizer.eos_id, config.seed,
+    )  # fmt: skip
+    streams = [TextStream(config.stop) for _ in range(config.samples)]
+    if config.samples == 1:
+        _print_as_it_comes(config.prompt, steps, streams[0], tokenizer)
+        return
+    for number, text in enumerate(_collect(steps, streams, tokenizer), 1):
+        print("--- sample %d of %d\n%s%s" % (number, config.samples, config.prompt, text))
+
+
+Steps = Iterator[List[Optional[int]]]
+
+
+def _print_as_it_comes(prompt: str, steps: Steps, text: TextStream, tokenizer: Tokenizer) -> None:
+    _show(prompt)
+    try:
+        for (token,) in steps:
+            if token is not None:
+                _show(text.feed(tokenizer.token_bytes(token)))
+            if text.stopped:
+                break
+        _show(text.finish())
+    finally:
+        _show("\n")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _collect(steps: Steps, streams: List[TextStream], tokenizer: Tokenizer) -> List[str]:
+    texts = ["" for _ in streams]
+    for row in steps:
+        for place, token in enumerate(row):
+            if token is not None:
+                texts[place] += streams[place].feed(tokenizer.token_bytes(token))
+        if all(text.stopped for text in streams):
+            break
+    return [text + stream.finish() for text, stream in zip(texts, streams)]

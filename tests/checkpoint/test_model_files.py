@@ -1,0 +1,121 @@
+"""A model on disk: what is written is what is read, and every damage is noticed and named."""
+
+import json
+
+import pytest
+import torch
+
+import minigpt
+from minigpt.checkpoint import manifest
+from minigpt.checkpoint.model_files import load_model, save_model, write_model
+from minigpt.checkpoint.writer import TensorSpec
+from minigpt.errors import CheckpointError, MinigptError
+from minigpt.files import atomic_directory
+from minigpt.model.gpt import GPT, GPTConfig
+
+SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51, activation="gelu")
+
+
+def saved(tmp_path, shape=SHAPE, shard_bytes=None):
+    torch.manual_seed(0)
+    model = GPT(shape)
+    with atomic_directory(tmp_path / "model") as partial:
+        if shard_bytes is None:
+            records = save_model(partial, model)
+        else:
+            named = dict(model.named_parameters())
+            specs = [TensorSpec.of(name, tensor) for name, tensor in named.items()]
+            records = write_model(partial, shape, specs, named.__getitem__, shard_bytes)
+        manifest.write_manifest(partial, records)
+    return model, tmp_path / "model"
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 20_000])
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip_is_bit_for_bit(tmp_path, shard_bytes, tied):
+    shape = GPTConfig(97, 12, 2, 3, 51, activation="gelu_tanh", tied_head=tied)
+    model, path = saved(tmp_path, shape, shard_bytes)
+    assert len(list(path.glob("*.safetensors"))) == 1 or shard_bytes
+    again = minigpt.load_model(path)
+    assert again.config == shape and not again.training
+    for (name, mine), (other_name, other) in zip(
+        model.named_parameters(), again.named_parameters()
+    ):
+        assert name == other_name and torch.equal(mine, other)
+    tokens = torch.randint(0, 97, (2, 12))
+    assert torch.equal(model.eval()(tokens), again(tokens))
+
+
+def test_the_loaded_model_is_a_copy_of_its_own(tmp_path):
+    """Training it must not write through the memory map into the file."""
+    _, path = saved(tmp_path)
+    model = load_model(path)
+    with torch.no_grad():
+        model.final_norm.weight.fill_(7.0)
+    assert not torch.equal(load_model(path).final_norm.weight, model.final_norm.weight)
+
+
+def test_dtype_is_kept_unless_asked_for(tmp_path):
+    _, path = saved(tmp_path)
+    assert load_model(path).final_norm.weight.dtype == torch.float32
+    assert load_model(path, dtype=torch.bfloat16).final_norm.weight.dtype == torch.bfloat16
+
+
+def test_names_are_those_of_the_contract(tmp_path):
+    _, path = saved(tmp_path)
+    names = set(dict(load_model(path).named_parameters()))
+    assert "blocks.1.attention.qkv.weight" in names and "head.weight" not in names
+
+
+def damage_middle(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES = {
+    "a flipped bit": lambda d: damage_middle(d / "model.safetensors"),
+    "a truncated file": lambda d: (d / "model.safetensors").write_bytes(
+        (d / "model.safetensors").read_bytes()[:-5]
+    ),
+    "a missing file": lambda d: (d / "model.safetensors").unlink(),
+    "an edited config": lambda d: (d / "config.json").write_text("{}"),
+    "no manifest": lambda d: (d / "manifest.json").unlink(),
+    "a manifest that is no JSON": lambda d: (d / "manifest.json").write_text("{"),
+    "a manifest of the future": lambda d: (d / "manifest.json").write_text('{"format": 99}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_refused_by_name(tmp_path, damage):
+    _, path = saved(tmp_path)
+    damage(path)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value) and caught.value.fix
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    _, path = saved(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["n_inner"] = 77
+    (path / "config.json").write_text(json.dumps(config))
+    manifest.write_manifest(path, {})
+    with pytest.raises(CheckpointError, match=r"tensor blocks\.0\.mlp"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda d: None, "there is no"),
+        (lambda d: d.write_text("x"), "is a file"),
+        (lambda d: d.mkdir(), "is no checkpoint"),
+        (lambda d: (d.mkdir(), (d / "pytorch_model.bin").write_text("")), "convert_hf.py"),
+        (lambda d: (d.mkdir(), (d / "config.toml").write_text("")), "no complete checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_apart(tmp_path, make, words):
+    make(tmp_path / "x")
+    with pytest.raises(MinigptError, match=words):
+        load_model(tmp_path / "x")

@@ -1,0 +1,101 @@
+"""N steps == k steps + stop + a new process + N - k steps, byte for byte: weights, optimizer,
+state, losses.
+"""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.training.runs import command, environment, files, records, train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 20 steps that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole")
+    train(path, "--steps", 20, "--out", path / "run")
+    return path / "run"
+
+
+def assert_same(run, whole):
+    last = "checkpoints/step_00000020"
+    assert files(run / last) == files(whole / last)
+    assert records(run) == records(whole)
+    assert records(run, "val_loss") == records(whole, "val_loss")
+    assert (run / "best").read_text() == (whole / "best").read_text()
+
+
+def test_ten_steps_and_ten_more(tmp_path, whole):
+    """A run that ended at step 10 (its schedule made for 20) goes on in a new process."""
+    process = start(tmp_path, "--steps", 20, "--out", tmp_path / "run", "--log-every", 1)
+    wait_for(tmp_path / "run" / "checkpoints" / "step_00000010" / "manifest.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(tmp_path, "--resume", tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+def start(tmp_path, *words):
+    return subprocess.Popen(
+        command(tmp_path, *words),
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_where_and_resumes_exactly(tmp_path, whole, number, code):
+    process = start(tmp_path, "--steps", 20, "--out", tmp_path / "run")
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == code, process.stderr.read()
+    if "stopped after step" in rest:  # else it came in the last moment of a run already done
+        assert "--resume %s" % (tmp_path / "run") in rest
+    train(tmp_path, "--resume", tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path, whole):
+    """Whatever moment it is killed at, the run resumes from a whole checkpoint to the same end."""
+    moments = random.Random(7)
+    train(tmp_path, "--steps", 20, "--out", tmp_path / "run", "--save-every", 1, "--dry-run")
+    process = start(tmp_path, "--steps", 20, "--out", tmp_path / "run", "--save-every", 1)
+    for _ in range(4):
+        wait_for(tmp_path / "run" / "latest", process)
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = start(tmp_path, "--resume", tmp_path / "run")
+    output = process.communicate()
+    if process.returncode:  # killed after its last step
+        assert "has done all of its 20 steps" in output[1]
+    assert_same(tmp_path / "run", whole)
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    train(tmp_path, "--steps", 2, "--out", tmp_path / "run")
+    done = train(tmp_path, "--resume", tmp_path / "run", "--steps", 4, "--seed", 6, code=2)
+    assert "is not what" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_finished_run_says_so_and_goes_further_when_asked(tmp_path):
+    train(tmp_path, "--steps", 2, "--out", tmp_path / "run")
+    done = train(tmp_path, "--resume", tmp_path / "run", code=2)
+    assert "has done all of its 2 steps" in done.stderr
+    train(tmp_path, "--resume", tmp_path / "run", "--steps", 3)
+    assert max(records(tmp_path / "run")) == 3
