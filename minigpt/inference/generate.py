@@ -19,7 +19,6 @@ from minigpt.inference.sampling import Sampling
 from minigpt.model.attention import KVCache
 from minigpt.model.gpt import GPT
 
-
 PLAIN = Sampling()
 
 

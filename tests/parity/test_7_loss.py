@@ -1,0 +1,71 @@
+"""loss = sum over supervised positions of -log softmax(logits)[target] / their number"""
+
+import pytest
+import torch
+
+from minigpt.data.loader import IGNORE
+from minigpt.training.loss import cross_entropy_sum
+from tests.parity.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
+
+
+def shifted(ids, ignored=()):
+    """Our targets are the tokens one place on; theirs are shifted inside the model."""
+    labels = ids.clone()
+    for row, place in ignored:
+        labels[row, place] = IGNORE
+    return labels, labels[:, 1:]
+
+
+@pytest.mark.oracle
+@every_shape
+@pytest.mark.parametrize("ignored", [(), ((0, 3), (1, 5), (1, 6))])
+def test_equals_theirs(shape, ignored):
+    ours, theirs = pair(shape)
+    ids = tokens()
+    labels, targets = shifted(ids, ignored)
+    count = (targets != IGNORE).sum()
+    loss = cross_entropy_sum(ours(ids[:, :-1]), targets) / count
+    assert_close(loss, theirs(ids, labels=labels).loss)
+
+
+def test_equals_the_formula():
+    logits, targets = torch.randn(3, 7, VOCABULARY) * 4, torch.randint(0, VOCABULARY, (3, 7))
+    targets[1, 2:5] = IGNORE
+    total = 0.0
+    for row in range(3):
+        for place in range(7):
+            if targets[row, place] != IGNORE:
+                p = torch.softmax(logits[row, place].double(), 0)[targets[row, place]]
+                total -= torch.log(p)
+    assert_close(cross_entropy_sum(logits, targets).double(), total)
+
+
+def test_ignored_positions_give_no_gradient():
+    logits = torch.randn(1, 4, VOCABULARY, requires_grad=True)
+    targets = torch.tensor([[5, IGNORE, 7, IGNORE]])
+    cross_entropy_sum(logits, targets).backward()
+    moved = logits.grad.abs().sum(-1)[0] > 0
+    assert moved.tolist() == [True, False, True, False]
+
+
+def test_bf16_logits_are_summed_in_fp32():
+    logits, targets = torch.randn(64, VOCABULARY).bfloat16(), torch.randint(0, VOCABULARY, (64,))
+    loss = cross_entropy_sum(logits, targets)
+    assert loss.dtype == torch.float32
+    assert_close(loss, cross_entropy_sum(logits.float(), targets))
+
+
+@pytest.mark.oracle
+def test_eight_by_one_is_one_by_eight_with_uneven_supervision():
+    """Rows with 3 and with 20 supervised tokens: a mean of means would be another number, theirs
+    over the whole batch is the same.
+    """
+    ours, theirs = pair(SHAPES["17 a head, odd inner"])
+    ids = tokens(rows=8)
+    labels = ids.clone()
+    for row in range(8):
+        labels[row, : 1 + 3 * (row % 7)] = IGNORE
+    targets = labels[:, 1:]
+    count = (targets != IGNORE).sum()
+    parts = [cross_entropy_sum(ours(i[None, :-1]), t[None]) / count for i, t in zip(ids, targets)]
+    assert_close(torch.stack(parts).sum(), theirs(ids, labels=labels).loss)

@@ -1,0 +1,87 @@
+"""Decoding with a cache == one full pass;  a packed row == its documents apart"""
+
+import pytest
+import torch
+
+from minigpt.data.loader import IGNORE
+from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
+from minigpt.model.gpt import GPT
+from minigpt.training.loss import cross_entropy_sum
+from tests.parity.reference import POSITIONS, SHAPES, assert_close, config_of, every_shape, tokens
+
+FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
+each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def random_gpt(shape):
+    model = GPT(config_of(shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2)
+    return model
+
+
+@each_form
+@every_shape
+@pytest.mark.parametrize("chunks", [[1] * POSITIONS, [10, 1, 1, 12], [23, 1], [5, 19]])
+def test_cached_equals_full(shape, form, chunks):
+    model = random_gpt(shape).use_attention(form)
+    ids = tokens()
+    cache = model.new_cache(2)
+    parts = [model(part, cache=cache) for part in ids.split(chunks, 1)]
+    assert cache.length == POSITIONS
+    assert_close(torch.cat(parts, 1), model(ids))
+
+
+def test_one_prefill_serves_several_samples():
+    model = random_gpt(SHAPES["17 a head, odd inner"])
+    prompt, ends = tokens(1, 7), tokens(3, 5)
+    cache = model.new_cache(1)
+    model(prompt, cache=cache)
+    logits = model(ends, cache=cache.repeat(3))
+    whole = model(torch.cat([prompt.expand(3, -1), ends], 1))
+    assert_close(logits, whole[:, 7:])
+
+
+def packed(lengths, length):
+    """documents and positions of a row that holds documents of `lengths`."""
+    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    assert len(documents) == length
+    return documents[None], positions[None]
+
+
+@each_form
+@every_shape
+def test_packed_documents_equal_separate_ones(shape, form):
+    """Logits, loss and every gradient: nothing leaks from one document into the next."""
+    model = random_gpt(shape).use_attention(form)
+    lengths = [9, 1, 6, 8]
+    documents, positions = packed(lengths, POSITIONS)
+    row = tokens(1)
+    targets = torch.randint(0, 97, row.shape)
+    targets[0, 3] = IGNORE
+
+    together = model(row, positions, documents)
+    loss = cross_entropy_sum(together, targets)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+
+    apart = [model(part) for part in row.split(lengths, 1)]
+    assert_close(together, torch.cat(apart, 1))
+    separate = sum(
+        cross_entropy_sum(out, part) for out, part in zip(apart, targets.split(lengths, 1))
+    )
+    assert_close(loss, separate)
+    expected = torch.autograd.grad(separate, list(model.parameters()))
+    for mine, other in zip(gradients, expected):
+        assert_close(mine, other)
+
+
+@each_form
+def test_without_the_mask_documents_would_leak(form):
+    """The test above could not fail otherwise."""
+    model = random_gpt(SHAPES["17 a head, odd inner"]).use_attention(form)
+    documents, positions = packed([12, 12], POSITIONS)
+    row = tokens(1)
+    with pytest.raises(AssertionError):
+        assert_close(model(row, positions), model(row, positions, documents))
