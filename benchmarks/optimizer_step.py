@@ -1,0 +1,35 @@
+"""python -m benchmarks.optimizer_step: our AdamW against torch's fused one, same parameters and
+gradients.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks.side_by_side import report, side_by_side
+from minigpt.model.gpt import GPT
+from minigpt.model.zoo import find
+from minigpt.optim.adamw import AdamW, decay_groups
+
+
+def main() -> None:
+    for name in sys.argv[1:] or ["mini", "cerebras-111m"]:
+        model = GPT(find(name).config)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) * 1e-3
+        groups = decay_groups(model, 0.1)
+        optimizers = {
+            "torch fused": torch.optim.AdamW(groups, lr=1e-4, fused=True),
+            "ours, compiled": AdamW(groups, lr=1e-4, compiled=True),
+            "ours, in slices": AdamW(groups, lr=1e-4),
+            "ours, plain loop": AdamW(groups, lr=1e-4, sliced=False),
+        }
+        ways = {label: optimizer.step for label, optimizer in optimizers.items()}
+        rounds = 30 if name == "cerebras-111m" else 200
+        report("AdamW step of %s" % name, side_by_side(ways, rounds), "torch fused")
+
+
+if __name__ == "__main__":
+    main()

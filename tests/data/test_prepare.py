@@ -1,0 +1,185 @@
+"""Token shards: what is written is what is mapped, by any number of processes, whole or not at
+all.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.data import prepare as prepare_module
+from minigpt.data.prepare import PrepareConfig, prepare, prepared
+from minigpt.data.shards import Shard, ShardWriter
+from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
+from minigpt.errors import DataError, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture()
+def corpus(tmp_path):
+    """This project's own modules, and some JSON lines."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for path in (ROOT / "minigpt").glob("*.py"):
+        (directory / path.name).write_text(path.read_text())
+    records = [{"text": "record %d é" % number} for number in range(300)]
+    (directory / "z.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return directory
+
+
+def run(corpus, out, **settings):
+    return prepare(PrepareConfig(source=str(corpus), out=str(out), **settings))
+
+
+def documents(directory, split, tokenizer):
+    """The texts in the shards of a split."""
+    content = json.loads((directory / "dataset.json").read_text())["splits"][split]
+    found = []
+    for name in content["shards"]:
+        shard = Shard(directory / name)
+        ends = [*shard.starts[1:].tolist(), len(shard.tokens)]
+        for start, end in zip(shard.starts.tolist(), ends):
+            assert shard.tokens[end - 1] == tokenizer.eos_id
+            found.append(tokenizer.decode(shard.tokens[start : end - 1].tolist()))
+    assert len(found) == content["documents"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_every_document_comes_back(corpus, tmp_path, name):
+    out = run(corpus, tmp_path / "out", tokenizer=name)
+    tokenizer = load_tokenizer(out)
+    found = [t for split in ("train", "validation") for t in documents(out, split, tokenizer)]
+    expected = [p.read_text() for p in corpus.glob("*.py")]
+    expected += ["record %d é" % number for number in range(300)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_any_number_of_processes_writes_the_same_bytes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(prepare_module, "_BATCH", 2000)
+    outs = [run(corpus, tmp_path / str(n), workers=n, shard_tokens=1500) for n in (1, 2)]
+    names = sorted(path.name for path in outs[0].iterdir())
+    assert len([name for name in names if name.startswith("train-")]) > 2
+    for name in names:
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
+
+
+def test_the_counts_are_true(corpus, tmp_path):
+    out = run(corpus, tmp_path / "out", tokenizer="bytes", shard_tokens=5000)
+    for content in json.loads((out / "dataset.json").read_text())["splits"].values():
+        shards = [Shard(out / name) for name in content["shards"]]
+        assert sum(len(shard.tokens) for shard in shards) == content["tokens"]
+        assert content["tokens"] == content["bytes"] + content["documents"]
+
+
+@pytest.mark.parametrize("line", ["{", '{"prompt": "x"}'])
+def test_a_broken_record_leaves_nothing_half_made(corpus, tmp_path, line):
+    with (corpus / "z.jsonl").open("a") as file:
+        file.write("\n" + line)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"z\.jsonl:301"):
+        run(corpus, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_directory_is_not_overwritten(corpus, tmp_path):
+    with pytest.raises(DataError, match="exists"):
+        run(corpus, corpus)
+
+
+def test_wrong_numbers_are_refused(corpus, tmp_path):
+    for settings in ({"validation": 0.0}, {"validation": 1.0}, {"shard_tokens": 0}):
+        with pytest.raises(UsageError):
+            run(corpus, tmp_path / "out", **settings)
+
+
+def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
+    big = tmp_path / "big.txt"
+    big.write_text("".join("value_%d = %d\n" % (i, i) for i in range(400_000)))
+    command = [sys.executable, "-m", "minigpt", "prepare", str(big), "--out", str(tmp_path / "o")]
+    process = subprocess.Popen(command, cwd=str(ROOT), stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".o.partial/*.tokens")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "o").exists()
+    run(big, tmp_path / "o", tokenizer="bytes")  # and the leftover is no obstacle
+    assert not list(tmp_path.glob(".o*"))
+
+
+def test_the_cache_is_used_again_until_a_file_changes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = prepared(str(corpus), BytesTokenizer())
+    stamp = (first / "dataset.json").stat().st_mtime_ns
+    assert prepared(str(corpus), BytesTokenizer()) == first
+    assert (first / "dataset.json").stat().st_mtime_ns == stamp
+    (corpus / "cli.py").write_text("x = 1\n")
+    assert prepared(str(corpus), BytesTokenizer()) != first
+    assert prepared(str(first), BytesTokenizer()) == first
+
+
+def shard(path, tokens=(1, 2, 3, 4), width=2):
+    with ShardWriter(path, width, "ab" * 32) as writer:
+        writer.write(np.array(tokens[:2]), ends_document=True)
+        writer.write(np.array(tokens[2:]), ends_document=True)
+    return path
+
+
+@pytest.mark.parametrize("width, tokens", [(2, (1, 65535, 3, 4)), (4, (1, 70000, 3, 4))])
+def test_a_shard_says_what_it_is(tmp_path, width, tokens):
+    read = Shard(shard(tmp_path / "x", tokens, width))
+    assert read.tokens.tolist() == list(tokens)
+    assert read.starts.tolist() == [0, 2]
+    assert read.tokenizer == "ab" * 32
+    assert isinstance(read.tokens, np.memmap)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda data: b"", "is no token shard"),
+        (lambda data: b"PK" + data[2:], "is no token shard"),
+        (lambda data: data[:30], "is no token shard"),
+        (lambda data: data[:8] + b"\x09" + data[9:], "of version 9"),
+        (lambda data: data[:-1], "is cut short"),
+        (lambda data: data + b"x", "has bytes behind its end"),
+        (None, "is no token shard"),
+    ],
+)
+def test_a_damaged_shard_is_named_with_the_command_that_makes_it(tmp_path, damage, words):
+    path = tmp_path / "x.tokens"
+    if damage:
+        path.write_bytes(damage(shard(path).read_bytes()))
+    with pytest.raises(DataError) as caught:
+        Shard(path)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+    assert "python -m minigpt prepare" in caught.value.fix
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc")
+def test_memory_does_not_grow_with_the_source(tmp_path):
+    """30 MB of one text, in one process: far less than the text is ever held."""
+    big = tmp_path / "big.txt"
+    line = "value = [%d for number in range(%d)]\n"
+    with big.open("w") as file:
+        for block in range(300):
+            file.write("".join(line % (i, block) for i in range(2600)))
+    assert big.stat().st_size > 25_000_000
+    code = (
+        "import resource, sys; from minigpt.data.prepare import *\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "load_tokenizer('bytes'); before = peak()\n"
+        "prepare(PrepareConfig(sys.argv[1], sys.argv[2], 'bytes'))\n"
+        "print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(big), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=str(ROOT), check=True)
+    assert int(done.stdout) < 25

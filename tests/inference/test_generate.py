@@ -1,0 +1,107 @@
+"""Generation: equal to the plain loop without a cache, seeded, and beyond the context."""
+
+import pytest
+import torch
+
+import minigpt
+from minigpt.inference.generate import Notes, stream
+from minigpt.inference.sampling import Sampling
+from minigpt.model.gpt import GPT, GPTConfig
+
+
+@pytest.fixture()
+def model():
+    gpt = GPT(GPTConfig(61, 24, 2, 2, 32)).eval()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.normal_(0.0, 0.3)
+    return gpt
+
+
+def plain_greedy(model, ids, count):
+    """Without a cache: the whole text again for every token."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    return ids[-count:]
+
+
+def test_greedy_equals_the_plain_loop(model):
+    assert minigpt.generate(model, [3, 1, 4], 21, temperature=0) == plain_greedy(
+        model, [3, 1, 4], 21
+    )
+
+
+def test_the_same_seed_gives_the_same_and_another_another(model):
+    first, again, other = (minigpt.generate(model, [5], 20, seed=s) for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_no_other_random_numbers_are_touched(model):
+    before = torch.get_rng_state()
+    minigpt.generate(model, [5], 5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_share_one_prefill_and_are_their_own(model):
+    calls = []
+    model.register_forward_hook(lambda *args: calls.append(1))
+    features, seen = model.features, []
+    model.features = lambda ids, **more: seen.append(ids.shape) or features(ids, **more)
+    rows = list(zip(*stream(model, [1, 2, 3], 10, samples=4, seed=3)))
+    assert seen[0] == (1, 3) and all(shape == (4, 1) for shape in seen[1:])
+    assert len(set(rows)) == 4
+
+
+def test_greedy_samples_are_all_alike(model):
+    rows = list(zip(*stream(model, [1, 2, 3], 10, 3, Sampling(0.0))))
+    assert rows[0] == rows[1] == rows[2] == tuple(plain_greedy(model, [1, 2, 3], 10))
+
+
+def test_a_stop_token_ends_its_row_and_is_not_given(model):
+    ids = plain_greedy(model, [3], 15)
+    stop = ids[6]
+    found = minigpt.generate(model, [3], 15, temperature=0, stop_id=stop)
+    assert found == ids[: ids.index(stop)]
+
+
+def test_rows_end_one_by_one(model):
+    steps = list(stream(model, [3], 20, 5, seed=0, stop_id=7))
+    for row in zip(*steps):
+        ended = [token is None for token in row]
+        assert ended == sorted(ended) and 7 not in row
+
+
+def test_beyond_the_context_the_newer_half_is_remembered(model):
+    """As if one had started again with the last 12 tokens, each time the 24 positions are full."""
+    found = minigpt.generate(model, [1, 2, 3], 60, temperature=0)
+    text = [1, 2, 3]
+    window = list(text)
+    for token in found:
+        expected = model(torch.tensor([window]))[0, -1].argmax().item()
+        assert token == expected
+        window.append(token)
+        if len(window) > 24:
+            window = window[-12:]
+    assert len(found) == 60
+
+
+def test_a_prompt_beyond_the_context_keeps_its_end(model):
+    prompt = torch.randint(0, 61, (40,)).tolist()
+    assert minigpt.generate(model, prompt, 1, temperature=0) == plain_greedy(model, prompt[-24:], 1)
+
+
+def test_what_is_unusual_is_said():
+    assert Notes(10, 15, 24).lines() == ()
+    assert "will outgrow" in Notes(10, 16, 24).lines()[0]
+    assert "its last 24 are used" in Notes(30, 1, 24).lines()[0]
+
+
+def test_a_model_in_training_is_left_in_training(model):
+    model.train()
+    minigpt.generate(model, [1], 3)
+    assert model.training
+
+
+def test_a_bf16_model_generates(model):
+    assert len(minigpt.generate(model.to(torch.bfloat16), [1], 5)) == 5
