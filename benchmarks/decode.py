@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     for name, config in (
-        ("4 layers x 128", SMALL),
+        ("mini", SMALL),
         ("cerebras-111m", find("cerebras-111m").config),
     ):
         for dtype in (torch.float32, torch.bfloat16):

@@ -18,7 +18,7 @@ from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.optim.clipping import clip_scale
-from minigpt.training.loss import cross_entropy_sum
+from minigpt.training.loss import linear_cross_entropy
 
 
 def theirs(name: str, tokens: torch.Tensor):
@@ -45,15 +45,16 @@ def theirs(name: str, tokens: torch.Tensor):
 
 def ours(name: str, tokens: torch.Tensor, compiled: bool):
     model = GPT(find(name).config)
-    computed = torch.compile(model) if compiled else model
+    features = torch.compile(model.features) if compiled else model.features
     optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, compiled=compiled)
     device = find_device("cpu")
     targets = tokens.roll(-1, 1)
 
     def step() -> None:
         with device.autocast("bf16-mixed"):
-            logits = computed(tokens)
-        (cross_entropy_sum(logits, targets) / targets.numel()).backward()
+            x = features(tokens)
+        loss = linear_cross_entropy(x, model.head_weight, targets, torch.bfloat16)
+        (loss / targets.numel()).backward()
         optimizer.step(clip_scale(model.parameters(), 1.0)[1])
         optimizer.zero_grad(set_to_none=True)
 

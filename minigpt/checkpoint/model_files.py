@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import (
-    Fetch,
-    FileRecord,
-    TensorSpec,
-    plan_shards,
-    shard_names,
-    write_safetensors,
-)
+from minigpt.checkpoint.writer import INDEX, Fetch, FileRecord, TensorSpec, write_sharded
 from minigpt.errors import CheckpointError
-from minigpt.files import require_space, write_json
+from minigpt.files import write_json
 from minigpt.model.gpt import GPT, GPTConfig
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
 
@@ -43,16 +35,7 @@ def write_model(
     """Writes `config.json` and the weights into `directory`; returns what the manifest needs of
     them.
     """
-    require_space(directory, sum(spec.nbytes for spec in specs))
-    shards = plan_shards(specs, shard_bytes)
-    names = shard_names("model", len(shards))
-    records = {}
-    for name, shard in zip(names, shards):
-        records[name] = write_safetensors(directory / name, shard, fetch)
-    if len(shards) > 1:
-        weight_map = {spec.name: name for name, shard in zip(names, shards) for spec in shard}
-        total = sum(spec.nbytes for spec in specs)
-        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    records = write_sharded(directory, specs, fetch, shard_bytes)
     write_json(directory / CONFIG, asdict(config))
     return records
 

@@ -36,6 +36,7 @@ class RunState:
     step: int = 0
     samples_seen: int = 0
     best_loss: Optional[float] = None
+    best_step: Optional[int] = None
     data: str = ""  # fingerprint of the training data and how it is cut
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 

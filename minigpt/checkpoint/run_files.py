@@ -48,6 +48,9 @@ def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) ->
         checkpoint = pointed(path, pointer)
         if checkpoint is not None:
             return checkpoint
+    complete = _complete(path)
+    if complete:  # killed after its first checkpoint and before the pointer to it
+        return complete[-1]
     raise CheckpointError(*_why_not(path))
 
 

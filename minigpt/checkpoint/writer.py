@@ -17,6 +17,9 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from minigpt.files import require_space, write_json
+
+INDEX = "model.safetensors.index.json"
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -128,3 +131,23 @@ def shard_names(stem: str, count: int) -> List[str]:
     if count == 1:
         return ["%s.safetensors" % stem]
     return ["%s-%05d-of-%05d.safetensors" % (stem, i + 1, count) for i in range(count)]
+
+
+def write_sharded(
+    directory: Path, specs: List[TensorSpec], fetch: Fetch, shard_bytes: Optional[int]
+) -> Dict[str, FileRecord]:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` and their index, into
+    `directory`.
+    """
+    require_space(directory, sum(spec.nbytes for spec in specs))
+    shards = plan_shards(specs, shard_bytes)
+    names = shard_names("model", len(shards))
+    records = {
+        name: write_safetensors(directory / name, shard, fetch)
+        for name, shard in zip(names, shards)
+    }
+    if len(shards) > 1:
+        weight_map = {spec.name: name for name, shard in zip(names, shards) for spec in shard}
+        total = sum(spec.nbytes for spec in specs)
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return records

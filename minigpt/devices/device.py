@@ -43,6 +43,11 @@ class Device:
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, torch.bfloat16)
 
+    def product_dtype(self, precision: str) -> torch.dtype:
+        """The dtype in which matrices are multiplied under `autocast(precision)`."""
+        plain = precision == "fp32" or self.kind == "moai"
+        return torch.float32 if plain else torch.bfloat16
+
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
         states = {"cpu": torch.get_rng_state()}

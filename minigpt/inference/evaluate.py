@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.data.loader import TokenDataset
+from minigpt.data.loader import Batch, TokenDataset
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
+from minigpt.training.loss import batch_loss
 from minigpt.training.validation import validate
 
 
@@ -43,15 +46,13 @@ def evaluate_command(config: EvaluateConfig) -> None:
     tokenizer = load_tokenizer(str(directory))
     block = config.block_size or model.config.n_positions
     dataset = TokenDataset(prepared(config.data, tokenizer), "validation", block)
-    result = validate(
-        model,
-        dataset,
-        tokenizer.byte_lengths(),
-        config.batch_size,
-        device.torch_device,
-        lambda: device.autocast(config.precision),
-        config.eval_tokens,
-    )
+
+    def loss_of(batch: Batch) -> Tensor:
+        return batch_loss(model.features, model.head_weight, batch, device, config.precision)
+
+    rows, lengths = config.batch_size, tokenizer.byte_lengths()
+    place = device.torch_device
+    result = validate(model, loss_of, dataset, lengths, rows, place, config.eval_tokens)
     print(
         "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s tokens)"
         % (

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt.model.linear import Linear
+
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
 
 Attend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], float, float], Tensor]
@@ -39,7 +41,9 @@ def explicit_attention(
         mask = causal_mask(q.size(-2), k.size(-2), q.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(torch.softmax(scores, -1), dropout)
+    weights = torch.softmax(scores, -1)
+    if dropout:
+        weights = F.dropout(weights, dropout)
     return weights.to(v.dtype) @ v  # (B, H, T, D)
 
 
@@ -47,6 +51,10 @@ def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
 ) -> Tensor:
     """The same as `explicit_attention`, in one kernel where PyTorch has one (2.0 and later)."""
+    if q.size(-2) == 1 and q.device.type == "cpu" and q.dtype == torch.float32:
+        # For the one query of decoding there is no kernel on the CPU, and PyTorch's substitute
+        # multiplies all keys by the scale where multiplying the query would do.
+        return explicit_attention(q, k, v, mask, scale, dropout)
     # PyTorch 2.0 has no `scale` argument, so what differs from its 1/sqrt(D) goes into q.
     ratio = scale * math.sqrt(q.size(-1))
     if not math.isclose(ratio, 1.0):
@@ -132,9 +140,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_head, self.scale, self.dropout = n_head, scale, dropout
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, device=device)
-        self.out = nn.Linear(n_embd, n_embd, device=device)
-        self.residual_dropout = nn.Dropout(dropout)
+        self.qkv = Linear(n_embd, 3 * n_embd, device=device)
+        self.out = Linear(n_embd, n_embd, device=device)
         self.attend: Attend = fused_attention if HAS_FUSED else explicit_attention
 
     def forward(
@@ -152,6 +159,7 @@ class Attention(nn.Module):
         )
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, S, D)
-        y = self.attend(q, k, v, mask, self.scale, self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        return self.residual_dropout(self.out(y))
+        dropout = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, mask, self.scale, dropout)
+        y = self.out(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
+        return F.dropout(y, dropout) if dropout else y

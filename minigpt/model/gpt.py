@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from minigpt.errors import UsageError
 from minigpt.model.attention import Attend, Attention, KVCache, attention_mask
+from minigpt.model.linear import Linear, linear
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
 # converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,
@@ -100,15 +101,15 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig, device: Optional[torch.device] = None) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.inner, device=device)
-        self.down = nn.Linear(config.inner, config.n_embd, device=device)
-        self.residual_dropout = nn.Dropout(config.dropout)
+        self.up = Linear(config.n_embd, config.inner, device=device)
+        self.down = Linear(config.inner, config.n_embd, device=device)
+        self.dropout = config.dropout
         self.approximate = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        x = F.gelu(self.up(x), approximate=self.approximate)  # (B, T, inner)
-        return self.residual_dropout(self.down(x))
+        x = self.down(F.gelu(self.up(x), approximate=self.approximate))
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class Block(nn.Module):
@@ -149,7 +150,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps, device=device)
         if not config.tied_head:
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
+            self.head = Linear(config.n_embd, config.vocab_size, bias=False, device=device)
         self.reset_parameters()
 
     def forward(
@@ -175,7 +176,7 @@ class GPT(nn.Module):
         documents: Optional[Tensor] = None,
         cache: Optional[KVCache] = None,
     ) -> Tensor:
-        """As `forward`, but stops before the head: (B, T, C), after the last LayerNorm."""
+        """As `forward`, but stops before the head: (B, T, C), what the head multiplies."""
         T, cached = tokens.size(1), cache.length if cache is not None else 0
         self._check_room(T, cached, documents, cache)
         if positions is None:
@@ -189,13 +190,12 @@ class GPT(nn.Module):
             x = block(x, mask, cache, layer)
         if cache is not None:
             cache.length += T
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        return x if self.config.output_scale == 1.0 else x * self.config.output_scale
 
     def logits(self, x: Tensor) -> Tensor:
         """The head: features (..., C) -> logits (..., V)."""
-        if self.config.output_scale != 1.0:
-            x = x * self.config.output_scale
-        return F.linear(x, self.head_weight)
+        return linear(x, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:

@@ -50,6 +50,16 @@ else:
     OpenFloat = Annotated[Optional[float], _open("FLOAT")]
     OpenStr = Annotated[Optional[str], _open("NAME")]
 
+_ABOVE_ZERO = (
+    "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
+    "hidden_lr_scale",
+)  # fmt: skip
+_AT_LEAST_ONE = ("log_every", "keep")
+_NOT_NEGATIVE = (
+    "eval_every", "eval_tokens", "sample_every", "save_every", "seed", "min_lr", "warmup_steps",
+    "weight_decay", "grad_clip",
+)  # fmt: skip
+
 
 @dataclass
 class TrainConfig:
@@ -101,19 +111,21 @@ class TrainConfig:
     """AdamW's memory of its square."""
     eps: OpenFloat = OPEN
     """AdamW's guard against division by zero."""
+    hidden_lr_scale: OpenFloat = OPEN
+    """Learning rate of the matrices inside blocks, relative to the others; below 1 in muP."""
     grad_clip: OpenFloat = OPEN
     """Largest global gradient norm, 0 for no limit."""
     log_every: int = 10
     """Steps between log lines; the loss leaves the device only then."""
-    eval_every: int = 250
+    eval_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
     """Steps between validations, 0 for none before the end."""
     eval_tokens: int = 1_000_000
     """Validation tokens used, spread evenly over the validation set, 0 for all."""
-    sample_every: int = 250
+    sample_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
     """Steps between samples written to samples.md, 0 for none."""
     sample_prompt: str = "def "
     """What the samples start with."""
-    save_every: int = 250
+    save_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
     """Steps between checkpoints, 0 for one at the end only."""
     keep: int = 2
     """Newest checkpoints to keep, besides the best."""
@@ -127,29 +139,11 @@ class TrainConfig:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "block_size",
-            "lr",
-            "eps",
-        ):
+        for name in _ABOVE_ZERO:
             self._require(name, _of(self, name) > 0, "above 0")
-        for name in ("log_every", "keep"):
+        for name in _AT_LEAST_ONE:
             self._require(name, _of(self, name) >= 1, "at least 1")
-        for name in (
-            "eval_every",
-            "eval_tokens",
-            "sample_every",
-            "save_every",
-            "seed",
-            "min_lr",
-            "warmup_steps",
-            "weight_decay",
-            "grad_clip",
-        ):
+        for name in _NOT_NEGATIVE:
             self._require(name, _of(self, name) >= 0, "0 or more")
         for name in ("beta1", "beta2"):
             self._require(name, 0 <= _of(self, name, 0) < 1, "at least 0 and below 1")

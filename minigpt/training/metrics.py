@@ -21,6 +21,7 @@ from minigpt.files import write_text
 from minigpt.text import duration
 
 METRICS = "metrics.jsonl"
+_SECONDS = 5.0  # between the lines printed where there is no terminal to refresh
 
 
 class Clock:
@@ -63,7 +64,7 @@ class Reporter:
         self.bar = tqdm(
             total=steps, initial=done, disable=not self.live, unit="step", dynamic_ncols=True
         )
-        self.steps = steps
+        self.steps, self.printed = steps, 0.0
 
     def step(self) -> None:
         """One step is done; moves the bar and nothing else."""
@@ -82,7 +83,8 @@ class Reporter:
         )
         if self.live:
             self.bar.set_postfix_str(text, refresh=True)
-        else:
+        elif time.monotonic() - self.printed > _SECONDS or record["step"] == self.steps:
+            self.printed = time.monotonic()
             print("step %d/%d  %s" % (record["step"], self.steps, text), flush=True)
 
     def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
@@ -29,6 +29,7 @@ from minigpt.training.trainer import Trainer
 
 # A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
 _LOGITS = 1_000_000_000 // 4
+_INTERVALS = ("eval_every", "sample_every", "save_every")
 
 
 @dataclass
@@ -38,13 +39,13 @@ class Start:
     model: GPT
     tokenizer: Tokenizer
     recipe: zoo.Recipe
-    name: str
     origin: str  # what `prepare --tokenizer` calls this tokenizer
     resumes: Optional[Path] = None  # the checkpoint whose run goes on
 
 
 def build(config: TrainConfig) -> Trainer:
     """A Trainer ready to run. Every error of the user's shows here, before the first step."""
+    run = _run_directory(config)
     device = find_device(config.device)
     torch.manual_seed(config.seed)
     start = _start(config, device)
@@ -52,16 +53,16 @@ def build(config: TrainConfig) -> Trainer:
     train, validation = _datasets(config, start)
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
-    optimizer = _optimizer(config, start.model, start.recipe)
+    optimizer = _optimizer(config, start.model)
     if start.resumes is not None:
         load_optimizer(start.resumes, start.model, optimizer, state.step)
         device.set_rng_state(state.kept_rng())
     return Trainer(
         config=config,
-        run=_run_directory(config, start.name),
+        run=run,
         device=device,
         model=start.model.train(),
-        computed=_computed(config, start.model, device),
+        features=_features(config, start.model, device),
         tokenizer=start.tokenizer,
         optimizer=optimizer,
         loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
@@ -82,10 +83,14 @@ def create_run(trainer: Trainer) -> None:
 def _start(config: TrainConfig, device: Device) -> Start:
     if config.resume:
         checkpoint = resolve(config.resume, (LATEST,))
-        start = _from_checkpoint(checkpoint, Path(config.resume).name, device)
+        start = _from_checkpoint(checkpoint, device)
         return replace(start, resumes=checkpoint)
     if config.init == "scratch":
         return _from_scratch(config, device)
+    if config.tokenizer is not None:
+        raise UsageError(
+            "--tokenizer is for training from scratch and --init brings its own", "leave one out"
+        )
     local = Path("checkpoints") / config.init
     if config.init in zoo.ZOO and not local.exists():
         raise CheckpointError(
@@ -98,24 +103,22 @@ def _start(config: TrainConfig, device: Device) -> Start:
             "--init %s is neither a directory nor a model" % config.init,
             nearest(config.init, known),
         )
-    return _from_checkpoint(resolve(path), Path(config.init).name, device)
+    return _from_checkpoint(resolve(path), device)
 
 
 def _from_scratch(config: TrainConfig, device: Device) -> Start:
     entry = zoo.find(config.model)
     tokenizer = load_tokenizer(config.tokenizer or entry.tokenizer)
     shape = entry.config
-    if (
-        entry.repo is None
-    ):  # a shape of ours takes the tokenizer's vocabulary; a published one has its own
+    if entry.repo is None:  # a shape of ours takes any vocabulary; a published one has its own
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
     model = GPT(shape).to(device.torch_device)
-    return Start(model, tokenizer, entry.recipe, config.model, tokenizer.name)
+    return Start(model, tokenizer, entry.recipe, tokenizer.name)
 
 
-def _from_checkpoint(checkpoint: Path, name: str, device: Device) -> Start:
+def _from_checkpoint(checkpoint: Path, device: Device) -> Start:
     model = load_model(checkpoint, device.torch_device, torch.float32)
-    return Start(model, load_tokenizer(str(checkpoint)), FINE_TUNING, name, str(checkpoint))
+    return Start(model, load_tokenizer(checkpoint), FINE_TUNING, str(checkpoint))
 
 
 def _fill(config: TrainConfig, start: Start) -> TrainConfig:
@@ -153,9 +156,13 @@ def _datasets(config: TrainConfig, start: Start) -> Tuple[TokenDataset, TokenDat
 
 
 def _set_steps(config: TrainConfig, samples: int) -> TrainConfig:
-    if config.epochs is None:
-        return config
-    return replace(config, steps=max(1, round(config.epochs * samples / config.batch_size)))
+    if config.epochs is not None:
+        config = replace(
+            config, epochs=None, steps=max(1, round(config.epochs * samples / config.batch_size))
+        )
+    every = max(1, config.steps // 5)
+    open_ones = {n: every for n in _INTERVALS if getattr(config, n) is None}
+    return replace(config, **open_ones)  # type: ignore[arg-type]
 
 
 def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
@@ -176,27 +183,29 @@ def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
     return state
 
 
-def _optimizer(config: TrainConfig, model: GPT, recipe: zoo.Recipe) -> AdamW:
+def _optimizer(config: TrainConfig, model: GPT) -> AdamW:
     c = config
-    groups = decay_groups(model, c.weight_decay, recipe.hidden_lr_scale)
+    groups = decay_groups(model, c.weight_decay, c.hidden_lr_scale)
     compiled = c.compile and hasattr(torch, "compile")
     return AdamW(groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay, compiled=compiled)
 
 
-def _computed(config: TrainConfig, model: GPT, device: Device) -> nn.Module:
+def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:
     if not config.compile:
-        return model
+        return model.features
     missing = device.compiler_missing()
     if missing:
         print("--compile: %s; going on without" % missing, flush=True)
-        return model
-    return torch.compile(model)  # type: ignore[return-value]  # it calls like the module it wraps
+        return model.features
+    compiled: Callable[..., Tensor] = torch.compile(model.features)
+    return compiled
 
 
-def _run_directory(config: TrainConfig, name: str) -> Path:
+def _run_directory(config: TrainConfig) -> Path:
     if config.resume:
         return Path(config.resume)
     if config.out is None:
+        name = config.model if config.init == "scratch" else Path(config.init).resolve().name
         return Path("runs") / ("%s-%s" % (name, time.strftime("%Y%m%d-%H%M%S")))
     run = Path(config.out)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):

@@ -12,17 +12,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.resume import RunState, save_checkpoint
 from minigpt.data.loader import Batch, Loader, TokenDataset
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices.device import Device
-from minigpt.errors import TrainingError
+from minigpt.errors import TrainingError, storage_error
 from minigpt.inference.generate import generate
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
@@ -30,20 +30,20 @@ from minigpt.optim.clipping import clip_scale
 from minigpt.optim.schedule import learning_rate
 from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
-from minigpt.training.loss import cross_entropy_sum
+from minigpt.training.loss import batch_loss
 from minigpt.training.metrics import Clock, Reporter
 from minigpt.training.validation import Validation, validate
 
 
 @dataclass
 class Trainer:
-    """A run. `config` has every setting filled in; `computed` is `model`, or its compiled form."""
+    """A run. `config` has every setting filled in; `features` is the model's, compiled or not."""
 
     config: TrainConfig
     run: Path
     device: Device
     model: GPT
-    computed: nn.Module
+    features: Callable[..., Tensor]
     tokenizer: Tokenizer
     optimizer: AdamW
     loader: Loader
@@ -62,12 +62,15 @@ class Trainer:
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
         first = self.state.step + 1
+        self._point_at_best()
         try:
             with Interrupt() as interrupt:
                 while self.state.step < self.config.steps and interrupt.signal is None:
                     self.step()
                     self._after_step(first, interrupt.signal is not None)
             return interrupt.exit_code
+        except OSError as error:
+            raise storage_error(error, self.run) from error
         finally:
             self.loader.close()
             self.reporter.close()
@@ -95,11 +98,13 @@ class Trainer:
         return learning_rate(self.state.step, c.steps, c.lr, c.min_lr, c.warmup_steps, c.schedule)
 
     def _accumulate(self, micro: Batch, supervised: int) -> None:
-        with self.device.autocast(self.config.precision):
-            logits = self.computed(micro.tokens, micro.positions, micro.documents)
-        loss = cross_entropy_sum(logits, micro.targets) / supervised
+        loss = self._loss(micro) / supervised
         loss.backward()  # type: ignore[no-untyped-call]
         self.loss_total += loss.detach()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        head, precision = self.model.head_weight, self.config.precision
+        return batch_loss(self.features, head, batch, self.device, precision)
 
     def _after_step(self, first: int, stopping: bool) -> None:
         c, step = self.config, self.state.step
@@ -152,12 +157,12 @@ class Trainer:
     def validate(self) -> Validation:
         """The model's loss on the validation set."""
         return validate(
-            self.computed,
+            self.model,
+            self._loss,
             self.validation,
             self.tokenizer.byte_lengths(),
             self.config.micro_batch_size,
             self.device.torch_device,
-            lambda: self.device.autocast(self.config.precision),
             self.config.eval_tokens,
         )
 
@@ -167,9 +172,16 @@ class Trainer:
         shown = (self.state.step, result.loss, result.perplexity, result.bits_per_byte)
         self.reporter.note(text % shown, {"step": self.state.step, **result.record()})
         if self.state.best_loss is None or result.loss < self.state.best_loss:
-            self.state.best_loss = result.loss
+            self.state.best_loss, self.state.best_step = result.loss, self.state.step
             self.save()
-            run_files.point(self.run, run_files.BEST, self._directory())
+            self._point_at_best()
+
+    def _point_at_best(self) -> None:
+        """Also when a run goes on that was killed after saving its best and before saying so."""
+        if self.state.best_step is not None:
+            best = run_files.step_directory(self.run, self.state.best_step)
+            if best.is_dir():
+                run_files.point(self.run, run_files.BEST, best)
 
     def _sample(self) -> None:
         """Appends a sample to samples.md, from a generator of its own: training does not notice."""

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, ContextManager, Dict
+from typing import Callable, Dict
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minigpt.data.loader import IGNORE, TokenDataset
+from minigpt.data.loader import IGNORE, Batch, TokenDataset
 from minigpt.errors import DataError
-from minigpt.training.loss import cross_entropy_sum
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,17 @@ class Validation:
 @torch.no_grad()
 def validate(
     model: nn.Module,
+    loss_of: Callable[[Batch], Tensor],
     dataset: TokenDataset,
     byte_lengths: np.ndarray,
     rows: int,
     device: torch.device,
-    autocast: Callable[[], ContextManager[object]],
     max_tokens: int = 0,
 ) -> Validation:
-    """Runs `model` over `dataset`, `rows` windows at a time; at most `max_tokens` of it (0: all),
-    evenly spread.
+    """Sums `loss_of` over `dataset`, `rows` windows at a time, with `model` in eval mode.
 
-    `byte_lengths` (V,) are the bytes each token stands for.
+    At most `max_tokens` of it are used (0: all), evenly spread. `byte_lengths` (V,) are the bytes
+    each token stands for.
     """
     training = model.training
     model.eval()
@@ -77,10 +76,7 @@ def validate(
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
-        batch = batch.to(device)
-        with autocast():
-            logits = model(batch.tokens, batch.positions, batch.documents)
-        sums.append(cross_entropy_sum(logits, batch.targets))
+        sums.append(loss_of(batch.to(device)))
     model.train(training)
     if tokens == 0:
         raise DataError("the validation set has no supervised token", "give --data more text")

@@ -47,11 +47,11 @@ def test_several_samples_under_headings(run):
 
 def test_a_text_longer_than_the_context_is_announced(run):
     _, said = generate(run, "--max-new-tokens", 400, "--temperature", 1)
-    assert "will outgrow the model's 256 positions" in said
+    assert "will outgrow the model's 96 positions" in said
     _, said = minigpt(
         run, "generate", "--checkpoint", run, "--prompt", "x" * 300, "--temperature", 0
     )
-    assert "the prompt has 300 tokens and the model 256 positions" in said
+    assert "the prompt has 300 tokens and the model 96 positions" in said
 
 
 def test_a_stop_string_is_not_printed(run):

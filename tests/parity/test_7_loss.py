@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minigpt.data.loader import IGNORE
-from minigpt.training.loss import cross_entropy_sum
+from minigpt.training import loss as loss_module
+from minigpt.training.loss import cross_entropy_sum, linear_cross_entropy
 from tests.parity.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
 
 
@@ -38,6 +39,22 @@ def test_equals_the_formula():
                 p = torch.softmax(logits[row, place].double(), 0)[targets[row, place]]
                 total -= torch.log(p)
     assert_close(cross_entropy_sum(logits, targets).double(), total)
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 100])
+def test_in_pieces_it_is_the_same_with_the_same_gradients(monkeypatch, rows_at_a_time):
+    """Together with the head, a few rows at a time: the loss to 1e-6, and both gradients."""
+    monkeypatch.setattr(loss_module, "_LOGITS", rows_at_a_time * VOCABULARY)
+    x = torch.randn(2, 11, 33, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 33, requires_grad=True)
+    targets = torch.randint(0, VOCABULARY, (2, 11))
+    targets[0, :5] = IGNORE
+    whole = cross_entropy_sum(x @ weight.t(), targets) / 17
+    pieces = linear_cross_entropy(x, weight, targets) / 17
+    assert_close(pieces, whole, 1e-6)
+    expected = torch.autograd.grad(whole, (x, weight))
+    for mine, other in zip(torch.autograd.grad(pieces, (x, weight)), expected):
+        assert_close(mine, other)
 
 
 def test_ignored_positions_give_no_gradient():

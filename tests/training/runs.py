@@ -62,8 +62,9 @@ def train(tmp_path, *words, code=0):
 
 def records(run, key="loss"):
     """{step: value} of what metrics.jsonl says of `key`."""
-    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-    values = [json.loads(line) for line in lines]
+    path = Path(run) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    values = [json.loads(line) for line in lines if line.endswith("}")]
     return {value["step"]: value[key] for value in values if key in value}
 
 

@@ -57,10 +57,10 @@ def wait_for(path, process):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_where_and_resumes_exactly(tmp_path, whole, number, code):
     process = start(tmp_path, "--steps", 20, "--out", tmp_path / "run")
-    for line in process.stdout:
-        if line.startswith("step 3/"):
-            process.send_signal(number)
-            break
+    while len(records(tmp_path / "run")) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(number)
     rest = process.stdout.read()
     assert process.wait() == code, process.stderr.read()
     if "stopped after step" in rest:  # else it came in the last moment of a run already done

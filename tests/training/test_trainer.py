@@ -63,16 +63,19 @@ def test_validation_does_not_depend_on_the_batch_size(tmp_path, monkeypatch):
     assert len({(value.tokens, value.bytes) for value in values}) == 1
 
 
-def test_bits_per_byte_of_an_untrained_model_is_that_of_guessing(tmp_path, monkeypatch):
-    """log2(257) bits for each byte, as every one of 257 tokens is about as likely."""
-    value = trainer(tmp_path, monkeypatch).validate()
-    assert value.bits_per_byte == pytest.approx(8.006, abs=0.15)
-    assert value.perplexity == pytest.approx(257, rel=0.1)
+def test_bits_per_byte_of_guessing(tmp_path, monkeypatch):
+    """A head of zeros makes all 257 tokens alike: log2(257) bits for each, and a byte is a token."""
+    run = trainer(tmp_path, monkeypatch)
+    torch.nn.init.zeros_(run.model.token_embedding.weight)
+    value = run.validate()
+    assert value.perplexity == pytest.approx(257, rel=1e-5)
+    assert value.bits_per_byte == pytest.approx(8.00562 * value.tokens / value.bytes, rel=1e-5)
 
 
 def test_nothing_leaves_the_device_between_log_lines(tmp_path, monkeypatch):
     """Every way to pull a number off a tensor is counted during ten steps that log nothing."""
-    run = trainer(tmp_path, monkeypatch, steps=12, log_every=100, eval_every=0, save_every=0)
+    never = {"eval_every": 0, "sample_every": 0, "save_every": 0}
+    run = trainer(tmp_path, monkeypatch, steps=12, log_every=100, **never)
     create_run(run)
     pulls = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
@@ -106,7 +109,7 @@ def test_a_run_directory_has_what_the_contract_says(tmp_path):
 def test_the_loss_falls(tmp_path):
     train(tmp_path, "--steps", 60, "--lr", "3e-3", "--eval-every", 0, "--out", tmp_path / "run")
     losses = records(tmp_path / "run")
-    assert 5.3 < losses[1] < 5.8 and losses[60] < 3.6
+    assert 5.0 < losses[1] < 6.5 and losses[60] < 3.4
 
 
 def test_keep_removes_the_oldest_but_never_the_best(tmp_path):
