@@ -64,7 +64,7 @@ def test_validation_does_not_depend_on_the_batch_size(tmp_path, monkeypatch):
 
 
 def test_bits_per_byte_of_guessing(tmp_path, monkeypatch):
-    """A head of zeros makes all 257 tokens alike: log2(257) bits for each, and a byte is a token."""
+    """A head of zeros makes all 257 tokens alike: log2(257) bits for each, a byte each."""
     run = trainer(tmp_path, monkeypatch)
     torch.nn.init.zeros_(run.model.token_embedding.weight)
     value = run.validate()

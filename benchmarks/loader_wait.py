@@ -1,0 +1,46 @@
+"""python -m benchmarks.loader_wait: how long the training loop waits for its data, against how
+long it computes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from minigpt.data.loader import Loader, TokenDataset
+from minigpt.data.prepare import prepared
+from minigpt.data.tokenizer import load_tokenizer
+from minigpt.model.gpt import GPT
+from minigpt.model.zoo import find
+from minigpt.training.loss import linear_cross_entropy
+
+
+def main() -> None:
+    entry = find("mini")
+    dataset = TokenDataset(
+        prepared("stdlib", load_tokenizer("bytes")), "train", entry.recipe.block_size
+    )
+    model = GPT(entry.config)
+    for prefetch in (1, 2):
+        loader = Loader(dataset, entry.recipe.batch_size, seed=1, prefetch=prefetch)
+        next(loader)
+        loader.waited, began, steps = 0.0, time.perf_counter(), 300
+        for _ in range(steps):
+            batch = next(loader)
+            loss = linear_cross_entropy(
+                model.features(batch.tokens), model.head_weight, batch.targets, torch.float32
+            )
+            (loss / batch.supervised).backward()
+            model.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        loader.close()
+        print(
+            "prefetch %d: %.2f ms a step, of which %.3f ms (%.2f%%) waiting for data"
+            % (prefetch, 1e3 * seconds / steps, 1e3 * loader.waited / steps,
+               100 * loader.waited / seconds)
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
