@@ -15,6 +15,7 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from minigpt.errors import UsageError
 from minigpt.inference.sampling import Sampling
 from minigpt.model.attention import KVCache
 from minigpt.model.gpt import GPT
@@ -29,9 +30,10 @@ class Decoder:
 
     def __init__(self, model: GPT, prompt: Sequence[int], samples: int, room: int) -> None:
         """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
+        if not prompt:
+            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
         self.model, self.positions = model, model.config.n_positions
         self.room = room
-        self.slides = 0  # how often the oldest half was let go
         device = model.token_embedding.weight.device
         ids = torch.tensor([list(prompt)[-self.positions :]], device=device)
         self.history = ids.expand(samples, -1)
@@ -52,7 +54,6 @@ class Decoder:
             x = self.model.features(tokens.unsqueeze(1), cache=self.cache)
             self.logits = self.model.logits(x[:, -1])
         else:
-            self.slides += 1
             self.logits = self._prefill(self.history[:, -max(1, self.positions // 2) :])
 
     @torch.inference_mode()

@@ -42,7 +42,11 @@ class Sampling:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
-        return torch.multinomial(torch.softmax(logits, -1), 1, generator=generator).squeeze(1)
+        probabilities = torch.softmax(logits, -1)
+        # A race: the first of exponential arrival times with rates p is token i with probability
+        # p_i. torch.multinomial runs the same race, but first has the host check its input, twice.
+        times = torch.empty_like(probabilities).exponential_(generator=generator)
+        return (probabilities / times).argmax(-1)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -20,6 +20,8 @@ from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
 from minigpt.errors import CheckpointError, DataError, UsageError, storage_error
+from minigpt.hf.command import fetch_model
+from minigpt.hf.convert import convert
 from minigpt.model import zoo
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW, decay_groups
@@ -91,19 +93,28 @@ def _start(config: TrainConfig, device: Device) -> Start:
         raise UsageError(
             "--tokenizer is for training from scratch and --init brings its own", "leave one out"
         )
+    if config.init in zoo.ZOO:
+        return _from_checkpoint(_published(config), device)
+    path = Path(config.init)
+    if not path.exists():
+        raise UsageError(
+            "--init %s is neither a directory nor a model" % config.init,
+            nearest(config.init, [*zoo.ZOO, "scratch"]),
+        )
+    return _from_checkpoint(resolve(path), device)
+
+
+def _published(config: TrainConfig) -> Path:
+    """The converted checkpoint of a model's name, downloaded and converted when it is not there."""
     local = Path("checkpoints") / config.init
-    if config.init in zoo.ZOO and not local.exists():
+    if local.exists():
+        return resolve(local)
+    if config.dry_run or zoo.find(config.init).repo is None:
         raise CheckpointError(
             "%s is not there" % local, "get the weights with: python convert_hf.py %s" % config.init
         )
-    path = local if config.init in zoo.ZOO else Path(config.init)
-    if not path.exists():
-        known = [*zoo.ZOO, "scratch"]
-        raise UsageError(
-            "--init %s is neither a directory nor a model" % config.init,
-            nearest(config.init, known),
-        )
-    return _from_checkpoint(resolve(path), device)
+    print("\n".join(convert(fetch_model(config.init), local)), flush=True)
+    return local
 
 
 def _from_scratch(config: TrainConfig, device: Device) -> Start:

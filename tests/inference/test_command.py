@@ -2,6 +2,7 @@
 before.
 """
 
+import signal
 import subprocess
 import sys
 
@@ -52,6 +53,25 @@ def test_a_text_longer_than_the_context_is_announced(run):
         run, "generate", "--checkpoint", run, "--prompt", "x" * 300, "--temperature", 0
     )
     assert "the prompt has 300 tokens and the model 96 positions" in said
+
+
+def test_text_comes_while_it_is_made_and_ctrl_c_ends_the_line(run):
+    """Far more tokens than there is time for: what is read can only have been streamed."""
+    words = ("generate", "--checkpoint", run, "--prompt", "def ", "--max-new-tokens", 10**6)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minigpt", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=str(ROOT),
+        env=environment(run.parent),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    begun = process.stdout.read(40)
+    process.send_signal(signal.SIGINT)
+    rest, said = process.communicate(timeout=30)
+    assert begun.startswith(b"def ") and (begun + rest).endswith(b"\n")
+    assert process.returncode == 130
+    assert b"stopped" in said and b"Traceback" not in said
 
 
 def test_a_stop_string_is_not_printed(run):

@@ -49,6 +49,22 @@ def test_draws_follow_the_distribution():
     assert torch.allclose(found, torch.softmax(logits[0] / 2.0, 0), atol=0.015)
 
 
+def test_a_draw_asks_nothing_of_the_host():
+    """No operation reads a number out of a tensor, which on a GPU would wait for all before it."""
+    logits = torch.randn(3, 50)
+    with torch.autograd.profiler.profile() as seen:
+        for sampling in (Sampling(0.0), Sampling(0.7), Sampling(0.7, top_k=5, top_p=0.9)):
+            sampling.draw(logits)
+    names = {event.name for event in seen.function_events}
+    assert "aten::argmax" in names and "aten::_local_scalar_dense" not in names
+
+
+def test_what_is_impossible_is_never_drawn():
+    logits = torch.randn(1, 300).expand(2000, -1)
+    drawn = Sampling(top_k=7).draw(logits, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == set(logits[0].topk(7).indices.tolist())
+
+
 @pytest.mark.parametrize(
     "wrong", [{"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}]
 )

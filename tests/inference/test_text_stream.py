@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.data.tokenizer import BytesTokenizer
 from minigpt.inference.text_stream import TextStream
 
 
@@ -44,15 +45,20 @@ TEXT = st.text("ab€", max_size=30)
 STOPS = st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3)
 
 
-TEXT = st.text("ab€", max_size=30)
-STOPS = st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3)
-
-
 @given(TEXT, STOPS, st.integers(1, 5))
 def test_the_text_up_to_the_first_stop_however_it_comes(text, stop, size):
     """For any text, stop strings and token size: all of the text, and no stop string."""
     shown = "".join(pieces(text, stop, size))
     assert text.startswith(shown)
     assert not any(s in shown for s in stop)
-    if not any(s in text for s in stop):
+    if any(s in text for s in stop):  # all that comes before a stop string has been shown
+        assert any(text.startswith(s, len(shown)) for s in stop)
+    else:
         assert shown == text
+
+
+@given(st.text(max_size=40))
+def test_the_bytes_tokenizer_streams_what_it_decodes(text):
+    tokenizer, stream = BytesTokenizer(), TextStream()
+    shown = [stream.feed(tokenizer.token_bytes(i)) for i in tokenizer.encode(text)]
+    assert "".join(shown) + stream.finish() == tokenizer.decode(tokenizer.encode(text)) == text

@@ -48,7 +48,8 @@ def command(tmp_path, *words):
 def environment(tmp_path):
     import os
 
-    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    here = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return {"HF_ENDPOINT": "http://127.0.0.1:9", **os.environ, **here}
 
 
 def train(tmp_path, *words, code=0):

@@ -35,7 +35,12 @@ CASES = {
     "a block longer than the positions": (2, lambda p: ["--block-size", 4000], "4000"),
     "no such model": (2, lambda p: ["--model", "cerebras-12b"], "did you mean"),
     "no such init": (2, lambda p: ["--init", "cerebras-12b"], "did you mean cerebras-13b"),
-    "weights not there": (1, lambda p: ["--init", "cerebras-13b"], "convert_hf.py cerebras-13b"),
+    "weights not there": (
+        1,
+        lambda p: ["--init", "cerebras-13b", "--dry-run"],
+        "convert_hf.py cerebras-13b",
+    ),
+    "weights not to be had": (1, lambda p: ["--init", "cerebras-13b"], "cannot be fetched"),
     "init from a directory of something else": (1, lambda p: ["--init", p], "manifest.json"),
     "no such tokenizer": (2, lambda p: ["--tokenizer", "bpe"], "bpe"),
     "no such device": (2, lambda p: ["--device", "tpu"], "unknown device"),

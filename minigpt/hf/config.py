@@ -1,0 +1,116 @@
+"""config.json in Hugging Face's dialects, to a GPTConfig and back. What cannot be represented is
+refused, never guessed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from minigpt.errors import CheckpointError
+from minigpt.model.gpt import GPTConfig
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+_THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
+
+# Settings that change what is computed, with the one value this model has.
+_REQUIRED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+_MUP_REQUIRED = {"position_embedding_type": "learned", "alibi_scaling": None, **_REQUIRED}
+
+
+def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
+    """The GPTConfig that `values`, a config.json of theirs, describes, and what there is to say
+    about it.
+
+    CheckpointError for another architecture, or one with a part that this model lacks.
+    """
+    kind = values.get("model_type", "gpt2")
+    if kind not in ("gpt2", "btlm"):
+        raise _refuse(where, "is a %s model" % kind)
+    for name, needed in (_MUP_REQUIRED if kind == "btlm" else _REQUIRED).items():
+        if values.get(name, needed) != needed:
+            raise _refuse(where, "has %s = %r" % (name, values[name]))
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in _ACTIVATIONS:
+        raise _refuse(where, "has the activation %r" % activation)
+    notes: List[str] = []
+    try:
+        shape = {**_shape(values), "activation": _ACTIVATIONS[activation]}
+        scales: Dict[str, Any] = _mup_scales(values, notes) if kind == "btlm" else {}
+        config = GPTConfig(**shape, **scales)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _refuse(where, "lacks or garbles %s" % error) from None
+    return config, notes
+
+
+def _shape(values: Dict[str, Any]) -> Dict[str, Any]:
+    n_embd = int(values["n_embd"])
+    inner = values.get("n_inner")
+    return {
+        "vocab_size": int(values.get("vocab_size", 50257)),
+        "n_positions": int(values.get("n_positions", 1024)),
+        "n_layer": int(values["n_layer"]),
+        "n_head": int(values["n_head"]),
+        "n_embd": n_embd,
+        "n_inner": None if inner is None or int(inner) == 4 * n_embd else int(inner),
+        "layer_norm_eps": float(values.get("layer_norm_epsilon", 1e-5)),
+        "dropout": float(values.get("resid_pdrop", 0.1)),
+        "tied_head": bool(values.get("tie_word_embeddings", True)),
+    }
+
+
+def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, float]:
+    """muP's three numbers. The first 111M upload forgot the width scale, which is 256 / n_embd in
+    all of them.
+    """
+    width = values.get("mup_width_scale")
+    if width is None:
+        width = 256 / int(values["n_embd"])
+        notes.append("mup_width_scale is missing: 256 / n_embd = %.4f is used" % width)
+    head_dim = int(values["n_embd"]) // int(values["n_head"])
+    power = 1.0 if values.get("mup_scale_qk_dot_by_d", False) else 0.5
+    return {
+        "embedding_scale": float(values.get("mup_embeddings_scale", 1.0)),
+        "output_scale": float(values.get("mup_output_alpha", 1.0)) * float(width),
+        "attention_scale": head_dim**-power,
+    }
+
+
+def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
+    """The config.json that transformers reads for `config` (a plain GPT-2: scales must have been
+    folded).
+    """
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": _THEIR_ACTIVATIONS[config.activation],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.n_positions,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.inner,
+        "layer_norm_epsilon": config.layer_norm_eps,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "tie_word_embeddings": config.tied_head,
+        "scale_attn_weights": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "torch_dtype": dtype,
+    }
+
+
+def _refuse(where: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        "%s %s, which this GPT cannot represent" % (where, what), "convert a GPT-2 or Cerebras-GPT"
+    )
