@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -68,12 +69,19 @@ def write_safetensors(path: Path, specs: Iterable[TensorSpec], fetch: Fetch) -> 
     # The widest dtype first keeps every tensor aligned for readers that map the file.
     ordered = sorted(specs, key=lambda s: (-torch.empty(0, dtype=s.dtype).element_size(), s.name))
     digest, size = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         for block in _blocks(ordered, fetch):
-            file.write(block)
-            digest.update(block)
+            # Hashing goes on beside writing.
+            hashed = pool.submit(digest.update, block)
+            _write_all(file, block)
             size += len(block)
+            hashed.result()
     return FileRecord(size, digest.hexdigest())
+
+
+def _write_all(file: IO[bytes], block: memoryview) -> None:
+    while len(block):  # the system may take less than it is given
+        block = block[file.write(block) :]
 
 
 def _blocks(specs: List[TensorSpec], fetch: Fetch) -> Iterable[memoryview]:

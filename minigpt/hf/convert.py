@@ -41,6 +41,7 @@ class Plan:
     tensors: Dict[str, LazyTensor]  # by our name
     dropped: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
+    room: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def specs(self, dtype: Optional[torch.dtype]) -> List[TensorSpec]:
         """Shapes and dtypes in our layout, in the model's order."""
@@ -50,14 +51,28 @@ class Plan:
         ]
 
     def read(self, name: str, dtype: Optional[torch.dtype]) -> Tensor:
-        """Our tensor `name`; CheckpointError when it does not fit into `dtype`."""
-        source = self.tensors[name].read()
-        tensor = layout.turn(name, source.to(dtype or source.dtype))
+        """Our tensor `name`, valid until the next is read; CheckpointError if `dtype` cannot hold
+        it.
+        """
+        source = layout.turn(name, self.tensors[name].read())
+        if source.is_contiguous() and dtype in (None, source.dtype):
+            return source
+        tensor = self._room(dtype or source.dtype, source.numel()).view(source.shape)
+        tensor.copy_(source)  # turns and casts in one pass
         if dtype == torch.float16 and not torch.isfinite(tensor).all():
             raise CheckpointError(
                 "%s has numbers beyond what fp16 can hold (65504)" % name, "use --dtype bf16"
             )
-        return tensor.contiguous()
+        return tensor
+
+    def _room(self, dtype: torch.dtype, numel: int) -> Tensor:
+        """Memory used for one tensor after the other: new pages cost more than the copying
+        itself.
+        """
+        size = numel * torch.empty(0, dtype=dtype).element_size()
+        if self.room.numel() < size:
+            self.room = torch.empty(size, dtype=torch.uint8)
+        return self.room[:size].view(dtype)
 
 
 def plan(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Plan:

@@ -14,10 +14,12 @@ tensors were saved from.
 from __future__ import annotations
 
 import io
+import mmap
 import pickletools
 import struct
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -59,7 +61,7 @@ class TensorRef(NamedTuple):
         return self.storage.dtype
 
 
-@dataclass(frozen=True)
+@dataclass
 class TorchFile:
     """An opened .bin: its tensors by name, and where each storage begins."""
 
@@ -68,19 +70,20 @@ class TorchFile:
     places: Dict[str, int]
 
     def read(self, name: str) -> Tensor:
-        """The tensor `name`, with memory of its own: no more is read than its view spans."""
+        """The tensor `name`, a view of the mapped file: its bytes are read as they are touched."""
         ref = self.tensors[name]
-        size = _width(ref.dtype)
         span = _span(ref)
-        with self.path.open("rb") as file:
-            file.seek(self.places[ref.storage.key] + ref.offset * size)
-            data = bytearray(span * size)
-            if file.readinto(data) != len(data):
-                raise _refuse(self.path, "is cut short in tensor %s" % name)
         if not span:
             return torch.empty(ref.shape, dtype=ref.dtype)
-        flat = torch.frombuffer(data, dtype=ref.dtype)
+        place = self.places[ref.storage.key] + ref.offset * _width(ref.dtype)
+        flat = torch.frombuffer(self._mapped, dtype=ref.dtype, count=span, offset=place)
         return torch.as_strided(flat, ref.shape, ref.stride)
+
+    @cached_property
+    def _mapped(self) -> mmap.mmap:
+        # A private map: whoever writes to a tensor changes his memory and never the file.
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def open_torch_file(path: Path) -> TorchFile:
