@@ -79,9 +79,12 @@ def convert_command(arguments: List[str]) -> int:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
     directory, out = _source(config)
     with _bar("converting") as bar:
-        lines = convert(
-            directory, out, config.dtype, config.shard_bytes, config.weights, bar.update
-        )
+
+        def progress(written: int, total: int) -> None:
+            bar.total = total
+            bar.update(written)
+
+        lines = convert(directory, out, config.dtype, config.shard_bytes, config.weights, progress)
     print("\n".join(lines))
     if config.verify:
         print("\n".join(verify(out, directory)))
@@ -127,10 +130,11 @@ def fetch_model(name: str, revision: str = "main") -> Path:
         % (hub.url(""), directory, size(4 * entry.config.parameter_count())),
         flush=True,
     )
-    with _bar("downloading") as bar:
+    with _bar("downloading", 4 * entry.config.parameter_count()) as bar:
         download(hub, directory, bar.update)
     return directory
 
 
-def _bar(what: str) -> tqdm[None]:
-    return tqdm(unit="B", unit_scale=True, desc=what, disable=not sys.stderr.isatty())
+def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:
+    live = sys.stderr.isatty()
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not live)

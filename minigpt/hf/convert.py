@@ -29,7 +29,7 @@ from minigpt.text import size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]  # bytes just written, bytes in all
 _GPT2_TOKENS = 50257
 
 
@@ -179,11 +179,12 @@ def convert(
     with ExitStack() as stack:
         made = plan(directory, stack, weights)
         specs = made.specs(target)
+        total = sum(spec.nbytes for spec in specs)
 
         def fetch(name: str) -> Tensor:
             tensor = made.read(name, target)
             if progress is not None:
-                progress(tensor.numel() * tensor.element_size())
+                progress(tensor.numel() * tensor.element_size(), total)
             return tensor
 
         with atomic_directory(out) as partial:

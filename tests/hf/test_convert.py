@@ -281,7 +281,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from minigpt.hf.convert import convert
-convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda size: print(size, flush=True))
+convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda size, total: print(size, flush=True))
 """
 
 
