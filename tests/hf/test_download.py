@@ -34,7 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.cut_after, self.cuts = None, 0  # bytes sent before hanging up, and how many times
         self.fail, self.failures = None, 0  # a status, and how many times
         self.wrong_sha = self.no_range = False
-        self.redirect = None
+        self.redirect, self.lie = None, 0  # bytes by which the announced size is wrong
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(self.headers["Range"][len("bytes=") : -1])
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
-        self.send_header("X-Linked-Size", str(len(data)))
+        self.send_header("X-Linked-Size", str(len(data) + self.server.lie))
         self.send_header("X-Linked-Etag", '"%s"' % ("0" * 64 if self.server.wrong_sha else digest))
         self.end_headers()
         if not body:
@@ -187,6 +187,14 @@ def test_a_line_that_always_breaks_keeps_what_came(server, hub, tmp_path, monkey
     with pytest.raises(MinigptError, match="run the same command again"):
         download(hub, tmp_path)
     assert (tmp_path / "pytorch_model.bin.part").stat().st_size == 2000
+
+
+@pytest.mark.parametrize("lie", [100, -100])
+def test_a_server_that_lies_about_the_length_is_not_believed(server, hub, tmp_path, lie):
+    server.lie = lie
+    with pytest.raises(MinigptError, match="cannot be fetched"):
+        fetch(hub, "pytorch_model.bin", tmp_path)
+    assert not (tmp_path / "pytorch_model.bin").exists()
 
 
 @pytest.mark.parametrize("target", ["http://example.com/x", "file:///etc/passwd", "ftp://x/y"])
