@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.side_by_side import report, side_by_side
 from minigpt.hf.layout import to_theirs, turn
-from minigpt.inference.generate import stream
+from minigpt.inference.generate import Step, compiled_step, decode_step, stream
 from minigpt.inference.sampling import Sampling
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.zoo import find
@@ -75,18 +75,24 @@ def compare(what: str, model: GPT, samples: int, flags: argparse.Namespace) -> N
         )
         found[0] = output[:, flags.prompt :]
 
-    def ours(new: int = flags.new) -> None:
-        steps = stream(model, prompt.tolist(), new, samples, Sampling(0.0))
+    def ours(step: Step = decode_step, new: int = flags.new) -> None:
+        steps = stream(model, prompt.tolist(), new, samples, Sampling(0.0), step=step)
         found[1] = torch.tensor(list(steps)).t()
 
-    ways = {"transformers generate": theirs, "its prefill alone": lambda: ours(1), "minigpt": ours}
+    compiled = compiled_step()
+    ways = {
+        "transformers generate": theirs,
+        "minigpt's prefill": lambda: ours(new=1),
+        "minigpt": ours,
+        "minigpt --compile": lambda: ours(compiled),
+    }
     medians = side_by_side(ways, flags.rounds)
-    prefill = medians.pop("its prefill alone")
+    prefill = medians.pop("minigpt's prefill")
     report(what, medians, "transformers generate")
-    step = (medians["minigpt"] - prefill) / (flags.new - 1)
+    step = (medians["minigpt --compile"] - prefill) / (flags.new - 1)
     same = (found[0] == found[1]).float().mean().item()
     print(
-        "  minigpt: prefill %.1f ms, then %.2f ms a step, reading weights at %.1f GB/s;"
+        "  --compile: prefill %.1f ms, then %.2f ms a step, reading weights at %.1f GB/s;"
         " %.0f%% of the tokens are the same"
         % (1e3 * prefill, 1e3 * step, weights_read(model) / step / 1e9, 100 * same),
         flush=True,

@@ -14,7 +14,7 @@ from minigpt.checkpoint.run_files import resolve
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.errors import UsageError
-from minigpt.inference.generate import Notes, stream
+from minigpt.inference.generate import Notes, compiled_step, decode_step, stream
 from minigpt.inference.sampling import Sampling
 from minigpt.inference.text_stream import TextStream
 
@@ -44,6 +44,8 @@ class GenerateConfig:
     """The same seed gives the same text."""
     stop: Tuple[str, ...] = ()
     """Texts at which a sample ends; they are not printed."""
+    compile: bool = False
+    """Compile first, for half a minute, then decode at twice the speed and more."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
 
@@ -61,13 +63,16 @@ def generate_command(config: GenerateConfig) -> None:
     """
     directory = resolve(config.checkpoint)
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, find_device(config.device).torch_device)
+    device = find_device(config.device)
+    model = load_model(directory, device.torch_device)
+    if config.compile and device.compiler_missing():
+        raise UsageError(device.compiler_missing(), "leave out --compile")
     prompt = tokenizer.encode(config.prompt) or [tokenizer.eos_id]
     for line in Notes(len(prompt), config.max_new_tokens, model.config.n_positions).lines():
         print("note: %s" % line, file=sys.stderr)
     steps = stream(
         model, prompt, config.max_new_tokens, config.samples, config.sampling,
-        tokenizer.eos_id, config.seed,
+        tokenizer.eos_id, config.seed, compiled_step() if config.compile else decode_step,
     )  # fmt: skip
     streams = [TextStream(config.stop) for _ in range(config.samples)]
     if config.samples == 1:

@@ -51,13 +51,13 @@ def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
 ) -> Tensor:
     """The same as `explicit_attention`, in one kernel where PyTorch has one (2.0 and later)."""
-    if q.size(-2) == 1 and q.device.type == "cpu" and q.dtype == torch.float32:
+    if q.size(-2) == 1 and q.device.type == "cpu":
         # For the one query of decoding there is no kernel on the CPU, and PyTorch's substitute
         # multiplies all keys by the scale where multiplying the query would do.
         return explicit_attention(q, k, v, mask, scale, dropout)
     # PyTorch 2.0 has no `scale` argument, so what differs from its 1/sqrt(D) goes into q.
     ratio = scale * math.sqrt(q.size(-1))
-    if not math.isclose(ratio, 1.0):
+    if abs(ratio - 1.0) > 1e-9:
         q = q * ratio
     # is_causal lines its triangle up with the top left corner: right for T == S, wrong for any
     # other T, which is why the model passes a mask then; and a single query has no future to

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.training.runs import ROOT, environment, train
 
@@ -122,3 +123,9 @@ def test_report_summarises_and_plots(run):
         assert "pip install" in text
     else:
         assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(hasattr(torch, "compile"), reason="this PyTorch has torch.compile")
+def test_compile_is_refused_in_a_sentence(run):
+    _, said = generate(run, "--compile", code=2)
+    assert "has no torch.compile" in said and "leave out --compile" in said

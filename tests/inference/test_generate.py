@@ -5,7 +5,7 @@ import torch
 
 import minigpt
 from minigpt.errors import UsageError
-from minigpt.inference.generate import Decoder, Notes, stream
+from minigpt.inference.generate import Decoder, Notes, compiled_step, decode_step, stream
 from minigpt.inference.sampling import Sampling
 from minigpt.model.gpt import GPT, GPTConfig
 from tests.parity.reference import assert_close
@@ -117,3 +117,14 @@ def test_a_prompt_without_tokens_is_refused(model):
 
 def test_a_bf16_model_generates(model):
     assert len(minigpt.generate(model.to(torch.bfloat16), [1], 5)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="this PyTorch has no torch.compile")
+def test_a_compiled_step_gives_the_same_text(model):
+    """Greedy, from short to beyond the context, so that prefill and decoding take turns."""
+    plain, compiled = (
+        list(stream(model, [5, 6, 7], 30, sampling=Sampling(0.0), step=step))
+        for step in (decode_step, compiled_step())
+    )
+    assert plain == compiled
