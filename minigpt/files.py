@@ -11,7 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator
 
 from minigpt.errors import StorageError, storage_error
 from minigpt.text import size
@@ -38,6 +38,14 @@ def write_text(path: Path, text: str) -> None:
         fsync(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+def read_object(path: Path) -> Dict[str, Any]:
+    """The JSON object in a file; OSError or ValueError when there is none."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

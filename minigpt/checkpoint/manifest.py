@@ -8,7 +8,6 @@ later.
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -16,7 +15,7 @@ from typing import Any, Dict, Optional, Tuple
 from minigpt import __version__
 from minigpt.checkpoint.writer import FileRecord
 from minigpt.errors import CheckpointError
-from minigpt.files import write_json
+from minigpt.files import read_object, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -43,14 +42,11 @@ def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object from a checkpoint's file; CheckpointError when it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise CheckpointError("%s is missing" % path, "use another checkpoint") from None
     except (ValueError, OSError) as error:
         raise CheckpointError("%s cannot be read: %s" % (path, error), _ANOTHER) from error
-    if not isinstance(value, dict):
-        raise CheckpointError("%s is not a JSON object" % path, _ANOTHER)
-    return value
 
 
 def check(directory: Path, contents: bool = True) -> None:

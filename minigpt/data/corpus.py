@@ -27,6 +27,8 @@ from minigpt.errors import DataError
 TRAIN, VALIDATION = "train", "validation"
 SUFFIXES = (".py", ".txt", ".jsonl")
 
+_SOURCES = "name a file, a directory or stdlib, or, to train on, stdlib-functions"
+_OR_RECORDS = "name another, or a file of records: .jsonl, .json or .parquet"
 _PIECE = 1 << 20  # characters read at a time
 _LONGEST = 16 << 20  # a piece never grows beyond this
 # Not the library's code: its tests, other people's packages, and pydoc's topics, a 700 kB text in
@@ -96,8 +98,7 @@ class Source:
 def find_source(name: str, validation: float = 0.03) -> Source:
     """The Source called `name`; DataError when there is none, or nothing in it."""
     if name == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = [path for path in _walk(root, _NOT_CODE) if path.suffix == ".py"]
+        root, files = library_root(), library_files()
     else:
         root = Path(name)
         files = _files(root)
@@ -105,6 +106,21 @@ def find_source(name: str, validation: float = 0.03) -> Source:
         raise DataError("%s has no text" % name, "name a file or directory with some in it")
     keys = [path.relative_to(root).as_posix() for path in files]
     return Source(name, tuple(files), _splits(keys, validation), validation)
+
+
+def library_root() -> Path:
+    """Where the running interpreter's standard library is."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def library_files() -> List[Path]:
+    """Its own source files, without tests and other people's packages, in a fixed order."""
+    return [path for path in _walk(library_root(), _NOT_CODE) if path.suffix == ".py"]
+
+
+def read_text(path: Path) -> str:
+    """A whole text or source file, decoded as it declares; DataError names the line it fails at."""
+    return "".join(text for text, _ in _cut(path))
 
 
 def validation_documents(name: str, limit: int) -> List[bytes]:
@@ -129,11 +145,11 @@ def _files(root: Path) -> List[Path]:
         files = list(_walk(root, {"__pycache__"}))
         if files:
             return files
-        raise DataError("%s has no %s file" % (root, ", ".join(SUFFIXES)), "name another directory")
+        raise DataError("%s has no %s file" % (root, ", ".join(SUFFIXES)), _OR_RECORDS)
     if not root.exists():
-        raise DataError("there is no %s" % root, "name a file, a directory, or stdlib")
+        raise DataError("there is no %s" % root, _SOURCES)
     if root.suffix not in SUFFIXES:
-        raise DataError("%s is no %s file" % (root, ", ".join(SUFFIXES)), "rename or convert it")
+        raise DataError("%s is no %s file" % (root, ", ".join(SUFFIXES)), _OR_RECORDS)
     return [root]
 
 
@@ -146,7 +162,7 @@ def _walk(root: Path, skip: Set[str]) -> Iterator[Path]:
                 yield path
 
 
-def _draw(key: str) -> float:
+def draw(key: str) -> float:
     """A number in [0, 1) that depends on nothing but `key`."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
@@ -154,7 +170,7 @@ def _draw(key: str) -> float:
 
 def _splits(keys: List[str], validation: float) -> Tuple[str, ...]:
     """The split of each file. Of two or more, each split gets at least one."""
-    draws = [_draw(key) for key in keys]
+    draws = [draw(key) for key in keys]
     splits = [VALIDATION if draw < validation else TRAIN for draw in draws]
     if len(keys) > 1 and validation > 0:
         splits[draws.index(min(draws))] = VALIDATION
@@ -167,7 +183,7 @@ def _records(path: Path, validation: float) -> Iterator[Piece]:
         for number, line in enumerate(_lines(file, path), 1):
             if line.strip():
                 text = _record_text(line, "%s:%d" % (path, number))
-                held_out = _draw("%d %s" % (number, text)) < validation
+                held_out = draw("%d %s" % (number, text)) < validation
                 yield Piece(VALIDATION if held_out else TRAIN, text, True)
 
 
@@ -182,7 +198,7 @@ def _record_text(line: str, where: str) -> str:
             return str(record[key])
     raise DataError(
         "%s has no text: its keys are %s" % (where, ", ".join(keys) or "none"),
-        'write records such as {"text": "..."}',
+        'write {"text": "..."}, or train on this file of records alone',
     )
 
 
@@ -229,7 +245,7 @@ def _last_cut(text: str) -> int:
 
 
 def _open(path: Path) -> IO[str]:
-    encoding = "utf-8"
+    encoding = "utf-8-sig"  # a byte order mark, which some editors write, is no text
     try:
         if path.suffix == ".py":
             with path.open("rb") as file:

@@ -15,10 +15,10 @@ import json
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Protocol
 
 import numpy as np
 import torch
@@ -39,28 +39,48 @@ class Batch:
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, IGNORE where nothing is to be learned
     supervised: int  # targets to learn from in the whole batch: what the loss is divided by
+    padding: int = 0  # positions of the whole batch that hold nothing
     positions: Optional[Tensor] = None
     documents: Optional[Tensor] = None
 
     def micro_batches(self, rows: int) -> Iterator[Batch]:
-        """The batch in parts of at most `rows`; `supervised` stays that of the whole."""
+        """The batch in parts of at most `rows`; the two counts stay those of the whole."""
         for start in range(0, self.tokens.size(0), rows):
             yield self._each(itemgetter(slice(start, start + rows)))
 
-    def to(self, device: torch.device) -> Batch:
-        return self._each(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device, documents: bool = False) -> Batch:
+        """On the device, but for `documents`, which GPT.features would rather have on the host:
+        they follow only if asked to.
+        """
+        moved = self._each(lambda tensor: tensor.to(device))
+        return moved if documents else replace(moved, documents=self.documents)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         def optional(field: Optional[Tensor]) -> Optional[Tensor]:
             return None if field is None else change(field)
 
-        return Batch(
-            change(self.tokens),
-            change(self.targets),
-            self.supervised,
-            optional(self.positions),
-            optional(self.documents),
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            targets=change(self.targets),
+            positions=optional(self.positions),
+            documents=optional(self.documents),
         )
+
+
+class Dataset(Protocol):
+    """What the loader and validation ask of a dataset: `len` samples, any of them as a batch."""
+
+    block_size: int
+    token_count: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The samples `indices` (B,)."""
+        ...
 
 
 class TokenDataset:
@@ -127,7 +147,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: Dataset,
         batch_size: int,
         seed: int,
         samples_seen: int = 0,

@@ -1,0 +1,159 @@
+"""Conversations of all lengths in rows of one length, without padding most of them.
+
+    tokens     A A A A B B C C C C . .        several to a row, none cut
+    targets    A A A E B E C C C E - -        the next token of the same conversation, if learned
+    positions  0 1 2 3 0 1 0 1 2 3 0 1        each starts at 0: the model's positions are learned
+    documents  0 0 0 0 1 1 2 2 2 2 3 3        attention stays inside each
+
+So a packed row gives the loss and gradients of its conversations apart. Which go together is
+decided once, the longest first, each to the row where it fits best (best fit decreasing: Johnson
+1974), and the loader shuffles rows.
+
+Letters: B rows, T positions (block size).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Iterable, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from minigpt.data.corpus import draw
+from minigpt.data.loader import IGNORE, Batch
+from minigpt.data.records import LeftOut, Record
+from minigpt.data.template import Template
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.errors import DataError
+
+_HELD_OUT = 0.03  # the part of the records kept for validation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered conversation: inputs and the targets one place on, IGNORE where not learned."""
+
+    tokens: np.ndarray  # int32 (n,)
+    targets: np.ndarray  # int32 (n,)
+    asked: int  # how many tokens come before the first answer
+
+
+class RecordDataset:
+    """Rows of `block_size` tokens from examples; the loader's other kind of dataset."""
+
+    def __init__(
+        self, examples: Sequence[Example], block_size: int, packed: bool, tokenizer: Tokenizer
+    ) -> None:
+        self.examples, self.block_size, self.packed = examples, block_size, packed
+        self.tokenizer_fingerprint, self.eos_id = tokenizer.fingerprint, tokenizer.eos_id
+        lengths = [len(example.tokens) for example in examples]
+        self.token_count = sum(lengths)
+        self.rows = pack(lengths, block_size) if packed else [[i] for i in range(len(lengths))]
+        digest = hashlib.sha256(b"%d %d" % (block_size, packed))
+        for example in examples:
+            digest.update(example.tokens.tobytes() + example.targets.tobytes())
+        self.fingerprint = "records %s" % digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows `indices` (B,) as a Batch, padded with EOS that nothing is learned from."""
+        shape = (len(indices), self.block_size)
+        tokens, targets = np.full(shape, self.eos_id, np.int64), np.full(shape, IGNORE, np.int64)
+        positions, documents = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        padding = 0
+        for place, index in enumerate(indices):
+            start = 0
+            for number, chosen in enumerate(self.rows[int(index)]):
+                example = self.examples[chosen]
+                end = start + len(example.tokens)
+                tokens[place, start:end] = example.tokens
+                targets[place, start:end] = example.targets
+                positions[place, start:end] = np.arange(end - start)
+                documents[place, start:end] = number
+                start = end
+            positions[place, start:] = np.arange(self.block_size - start)
+            documents[place, start:] = len(self.rows[int(index)])
+            padding += self.block_size - start
+        given = [torch.from_numpy(array) for array in (tokens, targets, positions, documents)]
+        supervised = int((targets != IGNORE).sum())
+        if not self.packed:  # one a row and padding behind it: plain causal attention
+            return Batch(given[0], given[1], supervised, padding)
+        return Batch(given[0], given[1], supervised, padding, given[2], given[3])
+
+    def prompt(self) -> List[int]:
+        """The ids up to the first answer of the first example: something to try the model on."""
+        example = self.examples[0]
+        return example.tokens[: example.asked].tolist()
+
+
+def pack(lengths: Sequence[int], room: int) -> List[List[int]]:
+    """Which of the `lengths` go together into rows of at most `room`."""
+    rows: List[List[int]] = []
+    free: List[Tuple[int, int]] = []  # (room left, row), ascending
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = bisect_left(free, (lengths[index], -1))
+        left, row = free.pop(place) if place < len(free) else (room, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        if left > lengths[index]:
+            insort(free, (left - lengths[index], row))
+    return rows
+
+
+def split_datasets(
+    records: Iterable[Record],
+    template: Template,
+    tokenizer: Tokenizer,
+    block_size: int,
+    packed: bool,
+    left_out: LeftOut,
+) -> Tuple[RecordDataset, RecordDataset]:
+    """(train, validation). DataError when one of them would be empty."""
+    examples: List[Tuple[float, Example]] = []
+    for record in records:
+        example = render(record, template, tokenizer, block_size)
+        if example is None:
+            left_out.add("longer than --block-size %d" % block_size, record.where)
+        else:
+            examples.append((draw(record.key), example))
+    border = _border([drawn for drawn, _ in examples])
+    train = [example for drawn, example in examples if drawn >= border]
+    validation = [example for drawn, example in examples if drawn < border]
+    if not train or not validation:
+        why = "; ".join(left_out.lines())
+        raise DataError(
+            "of the records %d are usable%s" % (len(examples), ", " + why if why else ""),
+            "give at least two different ones, or a larger --block-size",
+        )
+    packed = packed and not template.whole
+    return (
+        RecordDataset(train, block_size, packed, tokenizer),
+        RecordDataset(validation, block_size, packed, tokenizer),
+    )
+
+
+def render(
+    record: Record, template: Template, tokenizer: Tokenizer, block_size: int
+) -> Optional[Example]:
+    """The example of a record, or None when it is longer than a row."""
+    ids, learned = template.render(tokenizer, record.turns)
+    asked = len(tokenizer.encode(template.prompt(record.turns[0][0])))
+    array = np.array(ids, np.int32)
+    targets = np.where(learned[1:], array[1:], np.int32(IGNORE))
+    if template.whole:  # the tutorial's way: cut at the block, the last token has no next one
+        last = np.int32(IGNORE)
+        return Example(array[:block_size], np.append(targets[: block_size - 1], last), asked)
+    return Example(array[:-1], targets, asked) if len(targets) <= block_size else None
+
+
+def _border(draws: List[float]) -> float:
+    """What is drawn below it is held out: about 3%, and of two or more records at least one."""
+    if not draws or min(draws) < _HELD_OUT:
+        return _HELD_OUT
+    return min(draws) + 1e-12

@@ -1,0 +1,251 @@
+"""Instructions and their answers, read from whatever form they came in.
+
+    stdlib-functions          the library's documented functions: signature and docstring -> body
+    .jsonl .json .parquet     a record a line, an element or a row, in one of these forms:
+        instruction, input (optional), output      Alpaca, Evol-Instruct
+        prompt, completion      question, answer   and the like
+        messages or conversations                  turns with role and content, or from and value
+
+A record that says nothing, or not what it should, is left out, counted and reported by its line;
+under `strict` the first one ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+from minigpt.data.functions import library_functions
+from minigpt.data.template import Turns
+from minigpt.errors import DataError, UsageError
+
+FUNCTIONS = "stdlib-functions"
+
+Keys = Tuple[str, ...]  # of the instruction, of what may be added to it, of the answer
+
+_TEXT_KEYS = ("text", "content")  # what makes a .jsonl file plain text
+_FORMS: Tuple[Keys, ...] = (
+    *(("instruction", "input", "context", a) for a in ("output", "response", "answer")),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("problem", "solution"),
+)
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_ANSWERS = ("assistant", "gpt", "chatgpt", "model")  # the roles that are learned from
+_WRITE = "write instruction and output, or name the keys with --record-keys A,B"
+_PLACES, _REASONS = 3, 8  # what a report of left-out records shows of each
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation of one or more turns. `key` decides whether it is held out."""
+
+    where: str
+    key: str
+    turns: Turns
+
+
+@dataclass
+class LeftOut:
+    """What was left out, and why: of each reason, how often and the first places."""
+
+    strict: bool = False
+    counts: Dict[str, int] = field(default_factory=dict)
+    places: Dict[str, List[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        """Counts one; DataError when `strict`."""
+        if self.strict:
+            raise DataError("%s: %s" % (where, reason), "mend it, or leave out --strict")
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if len(self.places.setdefault(reason, [])) < _PLACES:
+            self.places[reason].append(where)
+
+    def lines(self) -> List[str]:
+        """One line a reason, the commonest first."""
+        reasons = sorted(self.counts, key=lambda reason: -self.counts[reason])
+        lines = [self._line(reason) for reason in reasons[:_REASONS]]
+        rest = sum(self.counts[reason] for reason in reasons[_REASONS:])
+        return lines + (["left out %s: other reasons" % format(rest, ",")] if rest else [])
+
+    def _line(self, reason: str) -> str:
+        count, places = self.counts[reason], ", ".join(self.places[reason])
+        more = ", ..." if count > _PLACES else ""
+        return "left out %s: %s (%s%s)" % (format(count, ","), reason, places, more)
+
+
+def holds_records(name: str, keys: Optional[Keys] = None) -> bool:
+    """Whether --data `name` is made of records rather than of text. Of a .jsonl file the first
+    JSON object decides.
+    """
+    path = Path(name)
+    if name == FUNCTIONS or path.suffix in (".json", ".parquet"):
+        return not path.is_dir()
+    if path.suffix != ".jsonl" or path.is_dir():
+        return False
+    if keys is not None or not path.exists():
+        return True
+    first = next((value for _, value in _jsonl(path, LeftOut()) if isinstance(value, dict)), {})
+    return _form(first) is not None or not any(key in first for key in _TEXT_KEYS)
+
+
+def parse_keys(text: Optional[str]) -> Optional[Keys]:
+    """The names in --record-keys: A,B for instruction and answer, or A,INPUT,B where INPUT may be
+    added to A, or one name for a list of messages.
+    """
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise UsageError("--record-keys is %r" % text, "name two keys, such as question,solution")
+    return names
+
+
+def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
+    """The usable records of --data `name`; the others are added to `left_out`. DataError when
+    none is usable.
+    """
+    if name == FUNCTIONS:
+        for exercise in library_functions():
+            yield Record(exercise.where, exercise.file, ((exercise.head, exercise.body),))
+        return
+    usable = 0
+    for where, value in _values(Path(name), left_out):
+        turns = recognise(value, keys)
+        if isinstance(turns, str):
+            left_out.add(turns, where)
+        else:
+            usable += 1
+            yield Record(where, json.dumps(turns), turns)
+    if not usable:
+        raise DataError("; ".join(["%s has no usable record" % name, *left_out.lines()]), _WRITE)
+
+
+def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
+    """The turns of a record, or in words what is wrong with it."""
+    if not isinstance(value, dict):
+        return "no object with keys"
+    form = keys or _form(value)
+    if form is None:
+        return "no instruction and answer among %s" % _names(value)
+    if len(form) == 1:
+        return _conversation(value.get(form[0]))
+    return _pair(value, form)
+
+
+def _form(value: Dict[str, Any]) -> Optional[Keys]:
+    """The keys that make `value` a record, as far as can be told from their names."""
+    for name in _CONVERSATIONS:
+        if isinstance(value.get(name), list):
+            return (name,)
+    return next((form for form in _FORMS if form[0] in value and form[-1] in value), None)
+
+
+def _names(value: Dict[str, Any]) -> str:
+    names = ", ".join(sorted(value)) or "none"
+    return "its keys: %s" % (names if len(names) < 200 else names[:200] + "...")
+
+
+def _pair(value: Dict[str, Any], keys: Keys) -> Union[Turns, str]:
+    """All but the last of `keys` ask; those between may be missing."""
+    for key in (keys[0], keys[-1]):
+        if key not in value:
+            return "no %s among %s" % (key, _names(value))
+    given = {key: value[key] for key in keys if value.get(key) is not None}
+    for key in keys:
+        if not isinstance(given.get(key, ""), str):
+            return "%s is no text" % key
+    for key in (keys[0], keys[-1]):
+        if not given.get(key, "").strip():
+            return "%s is empty" % key
+    asked = [given[key] for key in keys[:-1] if given.get(key, "").strip()]
+    return (("\n\n".join(asked), given[keys[-1]]),)
+
+
+def _conversation(messages: Any) -> Union[Turns, str]:
+    """Pairs each answer with all that was said since the one before it."""
+    if not isinstance(messages, list):
+        return "no list of messages"
+    turns: List[Tuple[str, str]] = []
+    asked: List[str] = []
+    for message in messages:
+        if not isinstance(message, dict):
+            return "a message is no object"
+        role = message.get("role", message.get("from"))
+        text = message.get("content", message.get("value"))
+        if not isinstance(text, str) or not isinstance(role, str):
+            return "a message has no role or no text"
+        if role.lower() not in _ANSWERS:
+            asked.append(text)
+        elif not text.strip() or not "".join(asked).strip():
+            return "an instruction or answer is empty"
+        else:
+            turns.append(("\n\n".join(part for part in asked if part.strip()), text))
+            asked = []
+    return tuple(turns) or "no answer among its messages"
+
+
+def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
+    """(where, value) of everything in a file that may be a record."""
+    if not path.is_file():
+        raise DataError("there is no file %s" % path, "name a file of records, or %s" % FUNCTIONS)
+    try:
+        if path.suffix == ".parquet":
+            yield from _parquet(path)
+        elif path.suffix == ".json":
+            yield from _json(path, left_out)
+        else:
+            yield from _jsonl(path, left_out)
+    except OSError as error:
+        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
+
+
+def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = "%s:%d" % (path, number)
+            if line.strip():
+                try:
+                    value = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError):
+                    left_out.add("no JSON", where)
+                else:
+                    yield where, value
+
+
+def _json(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):  # a record a line, in spite of the name
+            yield from _jsonl(path, left_out)
+            return
+        raise DataError("%s is no JSON: %s" % (path, error), "mend it there") from None
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list)]  # such as {"data": [...]}
+        value = [value] if _form(value) or len(lists) != 1 else lists[0]
+    if not isinstance(value, list):
+        raise DataError("%s is not a list of records" % path, "begin it with [ and end it with ]")
+    for number, record in enumerate(value, 1):
+        yield "%s, record %d" % (path, number), record
+
+
+def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UsageError(
+            "reading %s needs pyarrow" % path, 'install it with: pip install "minigpt[parquet]"'
+        ) from None
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(str(path)).iter_batches(1000):
+            for record in batch.to_pylist():
+                number += 1
+                yield "%s, row %d" % (path, number), record
+    except (ArrowException, ValueError) as error:
+        raise DataError("%s is no Parquet: %s" % (path, error), "get it again") from None

@@ -1,0 +1,103 @@
+"""How an instruction and its answer become tokens, and which of them are learned.
+
+    ids         [INST] {instruction} [/INST]\\n {answer} EOS
+    supervised     0        0           0         1      1
+
+Both are built together, here and nowhere else: a mask that is made apart from the text it masks
+is the commonest silent fault of fine-tuning. The prompt is not learned, because it will be given.
+The EOS is, because otherwise the model never learns to stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.errors import CheckpointError, UsageError
+from minigpt.files import read_object, write_json
+from minigpt.text import nearest
+
+FILE = "template.json"
+
+Turns = Sequence[Tuple[str, str]]  # (instruction, answer), several in a conversation
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text around instruction and answer, and what is learned of it all."""
+
+    name: str
+    before: str = "[INST] "
+    between: str = " [/INST]\n"
+    after: str = ""  # text behind the answer
+    eos: bool = True  # whether the tokenizer's own EOS ends the answer
+    whole: bool = False  # prompt and answer are one text, all of it learned, cut at the block
+
+    def prompt(self, instruction: str) -> str:
+        """The text that an answer follows."""
+        return self.before + instruction + self.between
+
+    def render(self, tokenizer: Tokenizer, turns: Turns) -> Tuple[List[int], List[bool]]:
+        """The ids of a conversation, and for each whether it is to be learned."""
+        if self.whole:
+            return _whole("".join(self.prompt(i) + a + self.after for i, a in turns), tokenizer)
+        ids, learned = [], []
+        for instruction, answer in turns:
+            prompt = tokenizer.encode(self.prompt(instruction))
+            reply = tokenizer.encode(answer + self.after) + [tokenizer.eos_id] * self.eos
+            ids += prompt + reply
+            learned += [False] * len(prompt) + [True] * len(reply)
+        return ids, learned
+
+    @property
+    def stop(self) -> Tuple[str, ...]:
+        """Texts at which an answer has ended, beside the EOS."""
+        return (self.after,) if self.after else ()
+
+
+def _whole(text: str, tokenizer: Tokenizer) -> Tuple[List[int], List[bool]]:
+    """A text as the tutorial's tokenizer and masking have it: the name of the EOS, where a text
+    contains it, is the EOS, and that is padding and so not learned.
+    """
+    ids: List[int] = []
+    for part in text.split("<|endoftext|>"):
+        ids += [tokenizer.eos_id] + tokenizer.encode(part)
+    return ids[1:], [token != tokenizer.eos_id for token in ids[1:]]
+
+
+TEMPLATES = {
+    "instruct": Template("instruct"),
+    # The MoAI tutorial to the token: a text `</s>` that is no token of GPT-2's vocabulary, no EOS
+    # learned, the prompt learned with the answer, rows padded to the block.
+    "moai": Template("moai", after="</s>", eos=False, whole=True),
+}
+
+
+def find_template(name: str) -> Template:
+    """The template called `name`; UsageError with the nearest name otherwise."""
+    if name not in TEMPLATES:
+        raise UsageError("--template is %r" % name, nearest(name, TEMPLATES))
+    return TEMPLATES[name]
+
+
+def save_template(directory: Path, template: Template) -> None:
+    """Writes what `load_template` needs into a checkpoint."""
+    write_json(directory / FILE, asdict(template))
+
+
+def load_template(directory: Path) -> Optional[Template]:
+    """The template a checkpoint was tuned with; None when it was not."""
+    if not (directory / FILE).exists():
+        return None
+    try:
+        template = Template(**read_object(directory / FILE))
+        for name, value in asdict(template).items():
+            if type(value) is not type(getattr(TEMPLATES["instruct"], name)):
+                raise ValueError("its %s is %r" % (name, value))
+        return template
+    except (TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            "%s cannot be read: %s" % (directory / FILE, error), "use another checkpoint"
+        ) from None
