@@ -6,20 +6,24 @@ them ([out, in]), and a tied head is stored once, as the token embedding.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Union
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minigpt.checkpoint import manifest
+from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
+from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import INDEX, Fetch, FileRecord, TensorSpec, write_sharded
 from minigpt.errors import CheckpointError
 from minigpt.files import write_json
 from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000
@@ -57,25 +61,75 @@ def load_model(
 
     `dtype` None keeps the file's. `verify` compares every file with the manifest's sha256 first.
     One tensor at a time goes from the mapped file to the device. CheckpointError for anything
-    missing, damaged or of another shape.
+    missing, damaged or of another shape. A LoRA checkpoint comes merged with its base.
     """
     directory = resolve(path)
-    manifest.check(directory, verify)
     model = GPT(read_config(directory), device=torch.device("meta"))
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for name, tensor in read_tensors(directory, weight_files(directory)):
-        if expected.pop(name, None) != tuple(tensor.shape):
-            raise CheckpointError(
-                "%s: tensor %s %s does not belong to this shape"
-                % (directory, name, [*tensor.shape]),
-                "its config.json is of another model",
-            )
-        _assign(model, name, tensor.to(device, dtype or tensor.dtype, copy=True))
+    with ExitStack() as stack:
+        for name, tensor in open_weights(directory, stack, verify).items():
+            if expected.pop(name, None) != tensor.shape:
+                raise CheckpointError(
+                    "%s: tensor %s does not belong to this model" % (directory, name),
+                    "check its config.json",
+                )
+            # Copied, so that no parameter stays tied to the file.
+            kind = dtype or tensor.dtype
+            _assign(model, name, tensor.read().to(device=device, dtype=kind, copy=True))
     if expected:
         raise CheckpointError(
-            "%s lacks tensor %s" % (directory, min(expected)), "convert or save it again"
+            "%s has no tensor %s" % (directory, sorted(expected)[0]), "use another checkpoint"
         )
     return model.eval()
+
+
+def load_adapted(
+    directory: Path,
+    device: Union[str, torch.device] = "cpu",
+    dtype: Optional[torch.dtype] = None,
+    verify: bool = True,
+) -> GPT:
+    """The base of a LoRA checkpoint with its adapter on it, unmerged, to go on training."""
+    adapter = read_adapter(directory)
+    assert adapter is not None
+    manifest.check(directory, verify)
+    model = add_lora(load_model(adapter.base, device, dtype, verify), adapter.lora)
+    with ExitStack() as stack:
+        thin = open_safetensors(directory / WEIGHTS, stack)
+        for name, parameter in adapter_tensors(model).items():
+            if name not in thin or thin[name].shape != parameter.shape:
+                raise CheckpointError(
+                    "%s has no fitting tensor %s" % (directory, name), "use another checkpoint"
+                )
+            parameter.data.copy_(thin[name].read())
+    return model
+
+
+def open_weights(directory: Path, stack: ExitStack, verify: bool = True) -> Dict[str, LazyTensor]:
+    """The weights of a checkpoint by name, none read yet. Those of a LoRA checkpoint are its
+    base's, and each matrix with an adapter is merged with it when it is read.
+    """
+    manifest.check(directory, verify)
+    adapter = read_adapter(directory)
+    if adapter is None:
+        weights: Dict[str, LazyTensor] = {}
+        for name in weight_files(directory):
+            weights.update(open_safetensors(directory / name, stack))
+        return weights
+    weights = open_weights(adapter.base, stack, verify)
+    thin = open_safetensors(directory / WEIGHTS, stack)
+    for name in thin:
+        matrix, _, leaf = name.rpartition(".")
+        if leaf == "a":
+            base = weights[matrix + ".weight"]
+            pair = thin[name], thin[matrix + ".b"]
+            read = partial(_merge, base, *pair, adapter.lora)
+            weights[matrix + ".weight"] = LazyTensor(base.dtype, base.shape, read)
+    return weights
+
+
+def _merge(base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig) -> Tensor:
+    return merged(base.read(), a.read(), b.read(), config)
 
 
 def read_config(directory: Path) -> GPTConfig:
@@ -100,22 +154,6 @@ def weight_files(directory: Path) -> List[str]:
         return ["model.safetensors"]
     names = manifest.read_json(directory / INDEX)["weight_map"].values()
     return sorted(set(names))
-
-
-def read_tensors(directory: Path, names: List[str]) -> Iterator[Tuple[str, Tensor]]:
-    """(name, tensor) of each tensor in the safetensors files `names`; the tensors are views of
-    the mapped file.
-    """
-    for file_name in names:
-        path = directory / file_name
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - safe_open is no dict
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise CheckpointError(
-                "%s cannot be read: %s" % (path, error), "use another checkpoint"
-            ) from error
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

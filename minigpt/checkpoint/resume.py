@@ -10,6 +10,7 @@ All in formats that hold numbers and nothing else: reading them cannot run code.
 from __future__ import annotations
 
 import base64
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -18,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.model_files import read_tensors, save_model
+from minigpt.checkpoint.adapter import Adapter, write_adapter
+from minigpt.checkpoint.lazy import open_safetensors
+from minigpt.checkpoint.model_files import save_model
 from minigpt.checkpoint.writer import TensorSpec, write_safetensors
+from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory, write_json
@@ -37,6 +41,7 @@ class RunState:
     samples_seen: int = 0
     best_loss: Optional[float] = None
     best_step: Optional[int] = None
+    worse: int = 0  # validations since the best
     data: str = ""  # fingerprint of the training data and how it is cut
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 
@@ -54,16 +59,27 @@ class RunState:
 
 
 def save_checkpoint(
-    directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState
+    directory: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    optimizer: AdamW,
+    state: RunState,
+    template: Optional[Template] = None,
+    adapter: Optional[Adapter] = None,
 ) -> None:
-    """Writes a whole checkpoint, or nothing."""
+    """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
     with atomic_directory(directory) as partial:
-        records = save_model(partial, model)
+        if adapter is not None:
+            records = write_adapter(partial, model, adapter)
+        else:
+            records = save_model(partial, model)
         tensors = optimizer_tensors(model, optimizer)
         specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
         records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, specs, tensors.__getitem__)
         write_json(partial / STATE, asdict(state))
         tokenizer.save(partial)
+        if template is not None:
+            save_template(partial, template)
         manifest.write_manifest(partial, records)
 
 
@@ -79,15 +95,16 @@ def load_state(directory: Path) -> RunState:
 def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: int) -> None:
     """Fills the optimizer with the states saved in `directory` and sets its step count."""
     parameters = dict(model.named_parameters())
-    for name, tensor in read_tensors(directory, [OPTIMIZER]):
-        kind, _, parameter = name.partition(".")
-        weight = parameters.get(parameter)
-        if weight is None or weight.shape != tensor.shape:
-            raise CheckpointError(
-                "%s: %s does not belong to this model" % (directory / OPTIMIZER, name),
-                "resume from another checkpoint",
-            )
-        optimizer.state[weight][kind] = tensor.to(weight.device, copy=True)
+    with ExitStack() as stack:
+        for name, tensor in open_safetensors(directory / OPTIMIZER, stack).items():
+            kind, _, parameter = name.partition(".")
+            weight = parameters.get(parameter)
+            if weight is None or weight.shape != tensor.shape:
+                raise CheckpointError(
+                    "%s: %s does not belong to this model" % (directory / OPTIMIZER, name),
+                    "resume from another checkpoint",
+                )
+            optimizer.state[weight][kind] = tensor.read().to(weight.device, copy=True)
     for group in optimizer.param_groups:
         group["step"] = step
 

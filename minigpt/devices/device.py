@@ -48,6 +48,11 @@ class Device:
         plain = precision == "fp32" or self.kind == "moai"
         return torch.float32 if plain else torch.bfloat16
 
+    @property
+    def static_shapes(self) -> bool:
+        """Whether every new shape of a tensor costs the compilation of a new graph."""
+        return self.kind == "moai"
+
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
         states = {"cpu": torch.get_rng_state()}

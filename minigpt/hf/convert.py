@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.checkpoint import manifest
+from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
@@ -23,7 +24,7 @@ from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
-from minigpt.hf.source import LazyTensor, find_files, open_tensors, read_json
+from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.text import size
 

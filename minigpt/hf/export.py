@@ -17,8 +17,8 @@ from typing import Dict, List, Optional
 import torch
 from torch import Tensor
 
-from minigpt.checkpoint import manifest
-from minigpt.checkpoint.model_files import read_config, weight_files
+from minigpt.checkpoint.lazy import LazyTensor
+from minigpt.checkpoint.model_files import open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import TensorSpec, write_sharded
 from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
@@ -26,7 +26,6 @@ from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory, write_json
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
-from minigpt.hf.source import LazyTensor, open_tensors
 from minigpt.model.gpt import GPTConfig
 from minigpt.text import size
 
@@ -51,10 +50,9 @@ def export(
     """Writes the Hugging Face directory of a checkpoint of ours to `out`; returns the lines of a
     summary.
 
-    A muP model is refused unless `fold` is asked for.
+    A muP model is refused unless `fold` is asked for. A LoRA checkpoint is merged on the way.
     """
     directory = resolve(checkpoint)
-    manifest.check(directory)
     config = read_config(directory)
     tokenizer = _tokenizer(directory)
     if not is_plain(config) and not fold:
@@ -63,8 +61,7 @@ def export(
             "fold them into the weights with --fold-mup",
         )
     with ExitStack() as stack:
-        paths = [directory / name for name in weight_files(directory)]
-        ours = open_tensors(paths, stack)
+        ours = open_weights(directory, stack)
         folded = config if is_plain(config) else _folded_config(config)
         specs = _specs(ours, folded)
 

@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.errors import CheckpointError
 from minigpt.hf.torch_pickle import open_torch_file
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 # In the order in which they are looked for; safetensors first, since they need no pickle.
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor in a file: what the header says of it, and how to read it."""
-
-    dtype: torch.dtype
-    shape: Tuple[int, ...]
-    read: Callable[[], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * torch.empty(0, dtype=self.dtype).element_size()
 
 
 def find_files(directory: Path, weights: Optional[str] = None) -> List[Path]:
@@ -92,7 +69,7 @@ def open_tensors(paths: List[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
     """
     tensors: Dict[str, LazyTensor] = {}
     for path in paths:
-        opened = _torch(path) if _is_torch(path) else _safetensors(path, stack)
+        opened = _torch(path) if _is_torch(path) else open_safetensors(path, stack)
         for name, tensor in opened.items():
             if name in tensors:
                 raise CheckpointError("%s: %s comes twice" % (path, name), "get the shards again")
@@ -110,17 +87,3 @@ def _torch(path: Path) -> Dict[str, LazyTensor]:
         name: LazyTensor(ref.dtype, ref.shape, lambda name=name: file.read(name))  # type: ignore[misc]
         for name, ref in file.tensors.items()
     }
-
-
-def _safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
-    try:
-        file = stack.enter_context(safe_open(str(path), framework="pt"))
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118 - safe_open is no dict
-            part = file.get_slice(name)
-            dtype = _DTYPES[part.get_dtype()]
-            shape = tuple(part.get_shape())
-            tensors[name] = LazyTensor(dtype, shape, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
-        return tensors
-    except (SafetensorError, KeyError) as error:
-        raise CheckpointError("%s cannot be read: %s" % (path, error), "get it again") from None

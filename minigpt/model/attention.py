@@ -15,7 +15,7 @@ H.
 from __future__ import annotations
 
 import math
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from minigpt.model.linear import Linear
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
 
 Attend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], float, float], Tensor]
+Lengths = List[List[int]]  # of each row, the lengths of its documents
 
 
 def explicit_attention(
@@ -80,11 +81,47 @@ def attention_mask(
     inside their own.
     """
     if documents is not None:
+        documents = documents.to(device)
         same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T)
         return (same & causal_mask(new, new, device)).unsqueeze(1)  # (B, 1, T, T)
     if cached == 0 or new == 1:
         return None
     return causal_mask(new, cached + new, device)
+
+
+def padded_mask(new: int, cached: int, starts: Tensor) -> Tensor:
+    """The causal mask of rows that begin at `starts` (B,): bool (B, 1, T, S), nothing before them.
+
+    What is before a start is padding. It may see itself, because a query that sees nothing has no
+    softmax.
+    """
+    seen = torch.arange(cached + new, device=starts.device)
+    real = seen >= starts.unsqueeze(1)  # (B, S)
+    visible = real.unsqueeze(1) | ~real[:, cached:].unsqueeze(2)  # (B, T, S)
+    return (visible & causal_mask(new, cached + new, starts.device)).unsqueeze(1)
+
+
+def document_lengths(documents: Tensor) -> Lengths:
+    """documents (B, T), each one run of equal numbers -> the lengths of the runs in each row."""
+    ends = torch.cat([documents[:, 1:] != documents[:, :-1], torch.ones_like(documents[:, :1])], 1)
+    borders = [[0, *(row.nonzero().squeeze(1) + 1).tolist()] for row in ends]
+    return [[end - start for start, end in zip(row, row[1:])] for row in borders]
+
+
+def attention_by_document(
+    attend: Attend, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float, dropout: float
+) -> Tensor:
+    """`attend` on each document of the packed rows alone: q, k, v (B, H, T, D) -> (B, H, T, D).
+
+    The same as under the mask of `attention_mask`, but no (T, T) mask exists, and the work grows
+    with the squares of the documents' lengths instead of the row's.
+    """
+    rows = []
+    for row, pieces in enumerate(lengths):
+        parts = zip(*(torch.split(tensor[row : row + 1], pieces, 2) for tensor in (q, k, v)))
+        done = [attend(q1, k1, v1, None, scale, dropout) for q1, k1, v1 in parts]
+        rows.append(torch.cat(done, 2))
+    return torch.cat(rows)
 
 
 class KVCache:
@@ -93,11 +130,18 @@ class KVCache:
 
     Room for `capacity` positions is taken once; `length` of them are filled. One cache serves
     prefill (many positions onto an empty cache), decoding (one at a time), and prefill in chunks.
+    Rows of different lengths end together: row b begins at `starts[b]`, after padding.
     """
 
-    def __init__(self, layers: List[Tuple[Tensor, Tensor]], length: int = 0) -> None:
+    def __init__(
+        self,
+        layers: List[Tuple[Tensor, Tensor]],
+        length: int = 0,
+        starts: Optional[Tensor] = None,
+    ) -> None:
         self.layers = layers  # per layer: keys and values, each (B, H, capacity, D)
         self.length = length
+        self.starts = starts  # (B,) int64; None: all rows begin at 0
 
     @classmethod
     def empty(cls, n_layer: int, shape: Tuple[int, int, int, int], like: Tensor) -> KVCache:
@@ -124,7 +168,8 @@ class KVCache:
             (k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0))
             for k, v in self.layers
         ]
-        return KVCache(layers, self.length)
+        starts = None if self.starts is None else self.starts.repeat_interleave(samples, 0)
+        return KVCache(layers, self.length, starts)
 
 
 class Attention(nn.Module):
@@ -147,7 +192,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Optional[Tensor] = None,
+        mask: Optional[Union[Tensor, Lengths]] = None,
         cache: Optional[KVCache] = None,
         layer: int = 0,
     ) -> Tensor:
@@ -160,6 +205,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, mask, self.scale, dropout)
+        if isinstance(mask, list):
+            y = attention_by_document(self.attend, q, k, v, mask, self.scale, dropout)
+        else:
+            y = self.attend(q, k, v, mask, self.scale, dropout)
         y = self.out(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
         return F.dropout(y, dropout) if dropout else y

@@ -14,15 +14,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.errors import UsageError
-from minigpt.model.attention import Attend, Attention, KVCache, attention_mask
-from minigpt.model.linear import Linear, linear
+from minigpt.model.attention import (
+    Attend,
+    Attention,
+    KVCache,
+    Lengths,
+    attention_mask,
+    document_lengths,
+    padded_mask,
+)
+from minigpt.model.linear import Linear, compiling, linear
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
 # converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,
@@ -129,7 +137,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Optional[Tensor] = None,
+        mask: Optional[Union[Tensor, Lengths]] = None,
         cache: Optional[KVCache] = None,
         layer: int = 0,
     ) -> Tensor:
@@ -164,8 +172,9 @@ class GPT(nn.Module):
 
         `positions` (T,) or (B, T) int64 default to 0, 1, 2, ... (counted on from what `cache`
         holds);
-        `documents` (B, T) int64 keep the documents of a packed row apart; `cache` is read and
-        filled.
+        `documents` (B, T) int64, a run of equal numbers for each, keep the documents of a packed
+        row apart: on the host, document by document, without waiting for the device; on the
+        device, by a mask of one shape for all rows. `cache` is read and filled.
         """
         return self.logits(self.features(tokens, positions, documents, cache))
 
@@ -178,14 +187,23 @@ class GPT(nn.Module):
     ) -> Tensor:
         """As `forward`, but stops before the head: (B, T, C), what the head multiplies."""
         T, cached = tokens.size(1), cache.length if cache is not None else 0
+        starts = cache.starts if cache is not None else None
         self._check_room(T, cached, documents, cache)
         if positions is None:
             positions = torch.arange(cached, cached + T, device=tokens.device)
+            if starts is not None:  # each row counts from its own beginning
+                positions = (positions - starts.unsqueeze(1)).clamp(min=0)  # (B, T)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
         x = self.embedding_dropout(x)
-        mask = attention_mask(T, cached, documents, tokens.device)
+        mask: Optional[Union[Tensor, Lengths]]
+        if starts is not None:
+            mask = padded_mask(T, cached, starts)
+        elif documents is not None and documents.device.type == "cpu" and not compiling():
+            mask = document_lengths(documents)
+        else:
+            mask = attention_mask(T, cached, documents, tokens.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:

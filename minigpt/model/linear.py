@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     rows = x.numel() // weight.size(1)
     if rows > _FEW or torch.is_grad_enabled() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    if rows == 1 and _compiling():
+    if rows == 1 and compiling():
         return _sum(x, weight, bias)
     if not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
@@ -34,7 +34,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _compiling() -> bool:
+def compiling() -> bool:
+    """Whether this code is being traced by torch.compile rather than run."""
     return hasattr(torch, "compiler") and torch.compiler.is_compiling()
 
 

@@ -80,13 +80,14 @@ _GPT2: Dict[str, Tuple[str, int, int, int, float, int]] = {
     "distilgpt2": ("distilbert/distilgpt2", 768, 6, 12, 6e-4, 512),
 }
 
-# For a laptop, with the `bytes` tokenizer unless told otherwise. name: (n_embd, n_layer, n_head,
-# lr, steps, batch, block). Found by trying: with minutes to spend, short rows and many small
-# steps learn most.
-_SMALL: Dict[str, Tuple[int, int, int, float, int, int, int]] = {
-    "mini": (128, 3, 2, 5e-3, 6000, 6, 96),
-    "small": (256, 6, 4, 2e-3, 10_000, 16, 256),
-    "medium": (512, 8, 8, 1e-3, 20_000, 32, 512),
+# For a laptop, with the tokenizer named unless told otherwise. name: (n_embd, n_layer, n_head,
+# lr, steps, batch, block, tokenizer). Found by trying: with minutes to spend, short rows and many
+# small steps learn most.
+_SMALL: Dict[str, Tuple[int, int, int, float, int, int, int, str]] = {
+    "mini": (128, 3, 2, 5e-3, 6000, 6, 96, "bytes"),
+    "small": (256, 6, 4, 2e-3, 10_000, 16, 256, "bytes"),
+    "medium": (512, 8, 8, 1e-3, 20_000, 32, 512, "bytes"),
+    "words": (128, 4, 2, 3e-3, 2000, 2, 512, "gpt2"),
 }
 
 
@@ -125,10 +126,13 @@ def _gpt2(name: str) -> ZooEntry:
 
 
 def _small(name: str) -> ZooEntry:
-    n_embd, n_layer, n_head, lr, steps, batch, block = _SMALL[name]
+    n_embd, n_layer, n_head, lr, steps, batch, block, tokenizer = _SMALL[name]
     # So narrow, weights of 0.02 would need thousands of steps only to grow.
-    config = GPTConfig(257, block, n_layer, n_head, n_embd, init_std=0.1, hidden_init_std=0.05)
-    return ZooEntry(config, Recipe(lr, lr / 20, 100, steps, batch, block), tokenizer="bytes")
+    vocabulary = 257 if tokenizer == "bytes" else 50257
+    config = GPTConfig(
+        vocabulary, block, n_layer, n_head, n_embd, init_std=0.1, hidden_init_std=0.05
+    )
+    return ZooEntry(config, Recipe(lr, lr / 20, 100, steps, batch, block), tokenizer=tokenizer)
 
 
 ZOO: Dict[str, ZooEntry] = {

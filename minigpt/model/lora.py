@@ -1,0 +1,105 @@
+"""LoRA (Hu et al. 2021): a matrix is tuned by adding a product of two thin ones to it.
+
+    y = W x + (alpha / rank) B A dropout(x)        A (rank, in), B (out, rank), W stays as it was
+
+B starts at zero, so a fresh adapter changes nothing, and afterwards W + (alpha / rank) B A is a
+matrix like any other: merged, the adapter costs nothing. It is put on a finished model from
+outside, and only A and B learn. Dropout is on the adapter's input alone, and both matrices decay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt.errors import UsageError
+from minigpt.model.gpt import GPT
+from minigpt.model.linear import Linear
+from minigpt.text import nearest
+
+TARGETS = ("qkv", "out", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Which matrices are adapted, and how. Defaults as in the paper's GPT-2 runs (table 11), but
+    for the targets: all matrices of a block, where the paper has those of queries and values.
+    """
+
+    rank: int
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: Tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError("the LoRA rank is %d" % self.rank, "it must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError("--lora-dropout is %s" % self.dropout, "it must be in [0, 1)")
+        for target in self.targets or ("none",):
+            if target not in TARGETS:
+                raise UsageError("--lora-targets has no %r" % target, nearest(target, TARGETS))
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two thin matrices is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoRALinear(nn.Module):
+    """A Linear and its adapter."""
+
+    def __init__(self, base: Linear, config: LoRAConfig) -> None:
+        super().__init__()
+        self.base, self.dropout = base, config.dropout
+        self.scale = config.scale
+        like = base.weight
+        self.a = nn.Parameter(like.new_empty(config.rank, like.size(1)))
+        self.b = nn.Parameter(like.new_zeros(like.size(0), config.rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        thin = F.dropout(x, self.dropout, self.training) @ self.a.t()  # (..., rank)
+        return self.base(x) + self.scale * (thin @ self.b.t())
+
+
+def merged(weight: Tensor, a: Tensor, b: Tensor, config: LoRAConfig) -> Tensor:
+    """weight (out, in) with its adapter a (rank, in), b (out, rank) added, in weight's dtype."""
+    product = b.float() @ a.float()
+    return (weight.float() + config.scale * product).to(weight.dtype)
+
+
+def add_lora(model: GPT, config: LoRAConfig) -> GPT:
+    """Freezes the model and puts a fresh adapter on each target; returns the model."""
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module, Linear) and leaf in config.targets:
+            setattr(model.get_submodule(parent), leaf, LoRALinear(module, config))
+    return model
+
+
+def adapter_tensors(model: nn.Module) -> Dict[str, nn.Parameter]:
+    """The adapters' parameters by the name of their matrix, such as `blocks.3.attention.qkv.a`."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            found.update({name + ".a": module.a, name + ".b": module.b})
+    return found
+
+
+def freeze(model: GPT, layers: Optional[int]) -> None:
+    """Keeps the embeddings and the first `layers` blocks as they are (None: nothing)."""
+    if layers is None:
+        return
+    if layers > len(model.blocks):
+        raise UsageError(
+            "--freeze-layers is %d" % layers, "the model has %d layers" % len(model.blocks)
+        )
+    for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
+        module.requires_grad_(False)
