@@ -15,6 +15,8 @@ _COMMANDS = {
     "generate": ("minigpt.inference.command", "GenerateConfig", "generate_command"),
     "evaluate": ("minigpt.inference.evaluate", "EvaluateConfig", "evaluate_command"),
     "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
+    "inspect": ("minigpt.data.inspect_batch", "InspectConfig", "inspect_command"),
+    "merge": ("minigpt.checkpoint.merge", "MergeConfig", "merge_command"),
     "report": ("minigpt.training.report", "ReportConfig", "report_command"),
 }
 
@@ -22,8 +24,10 @@ _USAGE = """usage: minigpt COMMAND [-h] ...
 
   train      train a GPT; the same as python train.py
   generate   continue a prompt
-  evaluate   loss, perplexity and bits per byte of a checkpoint
+  evaluate   loss, perplexity and bits per byte of a checkpoint, or HumanEval
   prepare    turn text into token shards
+  inspect    print a batch in colour: what is prompt, what is learned, what is padding
+  merge      make a whole checkpoint of a LoRA adapter and its base
   report     summary and plot of a run"""
 
 

@@ -12,7 +12,6 @@ import lzma
 from typing import Callable, List, Tuple
 
 from minigpt.data.corpus import validation_documents
-from minigpt.inference.generate import generate
 from minigpt.training.report import plot
 from minigpt.training.trainer import Trainer
 
@@ -26,7 +25,8 @@ def closing_report(trainer: Trainer) -> str:
     lines += [
         "saved    %s" % trainer.save(),
         plot(trainer.run),
-        'next     python -m minigpt generate --checkpoint %s --prompt "def "' % trainer.run,
+        "next     python -m minigpt generate --checkpoint %s %s"
+        % (trainer.run, _prompting(trainer)),
     ]
     return "\n".join(lines)
 
@@ -34,7 +34,8 @@ def closing_report(trainer: Trainer) -> str:
 def _quality(trainer: Trainer) -> str:
     result = trainer.latest
     assert result is not None  # the last step always validates
-    return "held out %.3f bits per byte, loss %.4f, perplexity %.2f (%s tokens)" % (
+    text = "held out %.3f bits per byte, loss %.4f, perplexity %.2f (%s tokens"
+    return (text + (" of answers)" if trainer.template else ")")) % (
         result.bits_per_byte,
         result.loss,
         result.perplexity,
@@ -43,6 +44,8 @@ def _quality(trainer: Trainer) -> str:
 
 
 def _yardsticks(trainer: Trainer) -> List[str]:
+    if trainer.template is not None:
+        return []  # an answer to a question is not a text to compress
     documents = validation_documents(trainer.config.data, _YARDSTICK_BYTES)
     if not documents:
         return []
@@ -72,15 +75,10 @@ def _xz(data: bytes) -> bytes:
     return lzma.compress(data, preset=9)
 
 
+def _prompting(trainer: Trainer) -> str:
+    return '--instruct --prompt "..."' if trainer.template else '--prompt "def "'
+
+
 def _sample(trainer: Trainer) -> str:
-    prompt = trainer.tokenizer.encode(trainer.config.sample_prompt)
-    ids = generate(
-        trainer.model,
-        prompt or [trainer.tokenizer.eos_id],
-        300,
-        temperature=0.7,
-        top_k=50,
-        seed=trainer.config.seed,
-    )
-    text = trainer.tokenizer.decode(prompt + ids)
+    text = trainer.sample(300, 0.7)
     return "sample\n" + "\n".join("    " + line for line in text.splitlines())

@@ -76,6 +76,7 @@ def _opening(trainer: Trainer) -> str:
             ),
             "data     %s: %s tokens to train on, %s to validate"
             % (c.data, format(data.token_count, ","), format(trainer.validation.token_count, ",")),
+            *("         %s" % note for note in trainer.notes),
             "run      %s: %s steps of %s x %s tokens, %s on %s"
             % (trainer.run, c.steps, c.batch_size, c.block_size, c.precision, trainer.device),
         )

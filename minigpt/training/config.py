@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 import tyro
 from typing_extensions import Annotated
 
+from minigpt.data.template import find_template
 from minigpt.devices.device import PRECISIONS
 from minigpt.errors import UsageError
 from minigpt.files import write_text
+from minigpt.model.lora import LoRAConfig
 from minigpt.model.zoo import Recipe
 from minigpt.optim.schedule import SCHEDULES
 from minigpt.text import nearest
@@ -31,6 +33,8 @@ else:
 FINE_TUNING = Recipe(
     lr=1e-5, min_lr=1e-6, warmup_steps=20, steps=500, batch_size=16, block_size=1024, beta2=0.999
 )
+# An adapter starts at nothing and bears, and needs, larger steps (Hu et al. 2021, table 11).
+LORA_TUNING = replace(FINE_TUNING, lr=2e-4, min_lr=2e-5, weight_decay=0.01)
 
 
 def _open(metavar: str, default: str = "the recipe's") -> Any:
@@ -57,7 +61,7 @@ _ABOVE_ZERO = (
 _AT_LEAST_ONE = ("log_every", "keep")
 _NOT_NEGATIVE = (
     "eval_every", "eval_tokens", "sample_every", "save_every", "seed", "min_lr", "warmup_steps",
-    "weight_decay", "grad_clip",
+    "weight_decay", "grad_clip", "lora_rank", "freeze_layers", "patience",
 )  # fmt: skip
 
 
@@ -68,9 +72,21 @@ class TrainConfig:
     init: str = "scratch"
     """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
     model: str = "mini"
-    """The shape to train from scratch: mini, small, medium, gpt2, cerebras-111m, ..."""
-    data: str = "stdlib"
-    """What to learn from: stdlib, a .txt, .py or .jsonl file, or a directory."""
+    """The shape to train from scratch: mini, small, medium, words, gpt2, cerebras-111m, ..."""
+    data: Annotated[OpenStr, _open("DATA", "stdlib; with --init stdlib-functions")] = OPEN
+    """What to learn from: stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a
+    directory of texts. Records of instruction and answer are recognised.
+    """
+    template: str = "instruct"
+    """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
+    packing: bool = True
+    """Put several records into a row, each attending to itself only."""
+    record_keys: Annotated[Optional[str], _open("A,B", "recognised")] = None
+    """Unusual names of instruction and answer in the records; A,INPUT,B with an input between them,
+    or A alone for a list of messages.
+    """
+    strict: bool = False
+    """Stop at the first unusable record instead of leaving it out."""
     tokenizer: Annotated[Optional[str], _open("NAME", "the model's")] = None
     """bytes or gpt2, when training from scratch."""
     out: Annotated[Optional[str], _open("DIR", "runs/MODEL-DATE-TIME")] = None
@@ -115,6 +131,18 @@ class TrainConfig:
     """Learning rate of the matrices inside blocks, relative to the others; below 1 in muP."""
     grad_clip: OpenFloat = OPEN
     """Largest global gradient norm, 0 for no limit."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank instead of the weights, 0 for the weights."""
+    lora_alpha: float = LoRAConfig.alpha
+    """The adapter is multiplied by this over its rank."""
+    lora_dropout: float = LoRAConfig.dropout
+    """Dropout before the adapter."""
+    lora_targets: str = ",".join(LoRAConfig.targets)
+    """The matrices that get one, of qkv, out, up and down."""
+    freeze_layers: Annotated[Optional[int], _open("INT", "none")] = None
+    """Keep the embeddings and the first so many layers as they are."""
+    patience: int = 0
+    """Stop after so many validations without a better loss, 0 for never."""
     log_every: int = 10
     """Steps between log lines; the loss leaves the device only then."""
     eval_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
@@ -124,7 +152,7 @@ class TrainConfig:
     sample_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
     """Steps between samples written to samples.md, 0 for none."""
     sample_prompt: str = "def "
-    """What the samples start with."""
+    """What the samples start with; of records, the instruction is a held-out one."""
     save_every: Annotated[OpenInt, _open("INT", "a fifth of the run")] = OPEN
     """Steps between checkpoints, 0 for one at the end only."""
     keep: int = 2
@@ -151,6 +179,11 @@ class TrainConfig:
         self._require_known("schedule", SCHEDULES)
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs both say when to stop", "give one of them")
+        find_template(self.template)
+        if self.lora_rank and self.freeze_layers is not None:
+            raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
+        if self.lora_rank and self.init == "scratch" and not self.resume:
+            raise UsageError("--lora-rank adapts a finished model", "name one with --init")
 
     def filled(self, recipe: Recipe, n_positions: int) -> TrainConfig:
         """This config with every open setting that `recipe` has an opinion on taken from it."""
@@ -163,6 +196,13 @@ class TrainConfig:
         if self.min_lr is None and self.lr is not None:
             values["min_lr"] = self.lr * recipe.min_lr / recipe.lr
         return replace(self, **values)
+
+    def lora(self) -> Optional[LoRAConfig]:
+        """The adapter asked for, if one is."""
+        if not self.lora_rank:
+            return None
+        targets = tuple(part.strip() for part in self.lora_targets.split(","))
+        return LoRAConfig(self.lora_rank, self.lora_alpha, self.lora_dropout, targets)
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:

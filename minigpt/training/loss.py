@@ -52,12 +52,24 @@ def linear_cross_entropy(
 def batch_loss(
     features: Callable[..., Tensor], head: Tensor, batch: Batch, device: Device, precision: str
 ) -> Tensor:
-    """The summed loss of a batch on `device`, 0-d: GPT.features, compiled or not, then the head
-    (V, C).
+    """The summed loss of a batch from the host, 0-d, on `device`: GPT.features, compiled or not,
+    then the head (V, C), only where something is to be learned.
     """
+    learned = None if device.static_shapes else _learned(batch.targets)
+    batch = batch.to(device.torch_device, documents=device.static_shapes)
     with device.autocast(precision):
         x = features(batch.tokens, batch.positions, batch.documents)
-    return linear_cross_entropy(x, head, batch.targets, device.product_dtype(precision))
+    x, targets = x.view(-1, x.size(-1)), batch.targets.view(-1)
+    if learned is not None:
+        learned = learned.to(device.torch_device)
+        x, targets = x.index_select(0, learned), targets.index_select(0, learned)
+    return linear_cross_entropy(x, head, targets, device.product_dtype(precision))
+
+
+def _learned(targets: Tensor) -> Optional[Tensor]:
+    """The places (n,) in the flattened targets that are learned from; None where all are."""
+    learned = targets.view(-1) != IGNORE
+    return None if learned.all() else learned.nonzero().squeeze(1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -65,27 +77,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        learns = any(ctx.needs_input_grad)
+        learns, head_learns = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         cast_x, cast_weight = x.to(dtype), weight.to(dtype)
         loss = torch.zeros((), device=x.device)
         grad_x = torch.empty_like(x) if learns else None
-        grad_weight = torch.zeros_like(weight) if learns else None
+        grad_weight = torch.zeros_like(weight) if head_learns else None
         step = max(1, _LOGITS // weight.size(0))
         for start in range(0, x.size(0), step):
             rows = slice(start, start + step)
             logits = (cast_x[rows] @ cast_weight.t()).float()  # (step, V)
             loss += _softmax_and_loss(logits, targets[rows])
-            if grad_x is not None and grad_weight is not None:
+            if grad_x is not None:
                 slope = logits.to(dtype)
                 grad_x[rows] = slope @ cast_weight
-                grad_weight += slope.t() @ cast_x[rows]
+                if grad_weight is not None:
+                    grad_weight += slope.t() @ cast_x[rows]
         ctx.save_for_backward(grad_x, grad_weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None
+        if grad_weight is not None:  # a frozen head has none
+            grad_weight.mul_(grad)
+        return grad_x.mul_(grad), grad_weight, None, None
 
 
 def _softmax_and_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a run reports: a line on the terminal, a JSON object in metrics.jsonl, TensorBoard if
 asked for.
 
-Speed is measured between two moments at which the loss has left the device, because only then is
+Speed counts tokens and no padding. It is measured between two moments at which the loss has left the device, because only then is
 the work known to be done. The first step (allocation, compilation) and the time spent on
 validation and saving are left out.
 """
@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from tqdm import tqdm
 
+from minigpt.data.loader import Batch
 from minigpt.errors import UsageError
 from minigpt.files import write_text
 from minigpt.text import duration
@@ -31,21 +32,22 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        self.began, self.tokens, self.supervised, self.steps = time.perf_counter(), 0, 0, 0
+        self.began = time.perf_counter()
+        self.tokens = self.padding = self.supervised = self.steps = 0
 
-    def count(self, tokens: int, supervised: int) -> None:
-        """One step's tokens: all of them (with padding), and those that were learned from."""
-        self.tokens, self.supervised, self.steps = (
-            self.tokens + tokens,
-            self.supervised + supervised,
-            self.steps + 1,
-        )
+    def count(self, batch: Batch) -> None:
+        """One step's batch."""
+        self.tokens += batch.tokens.numel() - batch.padding
+        self.padding += batch.padding
+        self.supervised += batch.supervised
+        self.steps += 1
 
     def read(self) -> Dict[str, float]:
         """The speeds since the last restart; restarts."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
         speeds = {
             "tokens_per_second": self.tokens / seconds,
+            "padded_tokens_per_second": (self.tokens + self.padding) / seconds,
             "supervised_per_second": self.supervised / seconds,
             "step_seconds": seconds / max(1, self.steps),
         }
@@ -74,13 +76,11 @@ class Reporter:
         """Writes a training record and refreshes the line on the terminal."""
         self._write(record)
         left = (self.steps - record["step"]) * record.get("step_seconds", 0.0)
-        speed = record.get("tokens_per_second")
         text = "loss %.4f" % record["loss"]
-        text += (
-            "  warm-up %.1f s" % record["warmup_seconds"]
-            if speed is None
-            else ("  %s tokens/s  ETA %s" % (format(int(speed), ","), duration(left)))
-        )
+        if "tokens_per_second" in record:
+            text += "  %s  ETA %s" % (_speed(record), duration(left))
+        else:
+            text += "  warm-up %.1f s" % record["warmup_seconds"]
         if self.live:
             self.bar.set_postfix_str(text, refresh=True)
         elif time.monotonic() - self.printed > _SECONDS or record["step"] == self.steps:
@@ -116,6 +116,13 @@ class Reporter:
         if path.exists():
             kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
             write_text(path, "".join(kept))
+
+
+def _speed(record: Dict[str, Any]) -> str:
+    """Padding is no work done, so it is named apart."""
+    useful, padded = record["tokens_per_second"], record["padded_tokens_per_second"]
+    text = "%s tokens/s" % format(int(useful), ",")
+    return text if useful == padded else text + " (%s with padding)" % format(int(padded), ",")
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:

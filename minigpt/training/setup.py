@@ -7,16 +7,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional
 
 import torch
 from torch import Tensor
 
-from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.adapter import Adapter, read_adapter
+from minigpt.checkpoint.model_files import load_adapted, load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
 from minigpt.checkpoint.run_files import LATEST, resolve
-from minigpt.data.loader import Loader, TokenDataset
-from minigpt.data.prepare import prepared
+from minigpt.data.datasets import Opened, open_datasets
+from minigpt.data.loader import Dataset, Loader
+from minigpt.data.records import FUNCTIONS
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
 from minigpt.errors import CheckpointError, DataError, UsageError, storage_error
@@ -24,9 +26,10 @@ from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
 from minigpt.model.gpt import GPT
+from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.text import nearest
-from minigpt.training.config import FINE_TUNING, TrainConfig, write_config
+from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig, write_config
 from minigpt.training.trainer import Trainer
 
 # A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
@@ -43,6 +46,7 @@ class Start:
     recipe: zoo.Recipe
     origin: str  # what `prepare --tokenizer` calls this tokenizer
     resumes: Optional[Path] = None  # the checkpoint whose run goes on
+    adapter: Optional[Adapter] = None  # what is trained instead of the weights
 
 
 def build(config: TrainConfig) -> Trainer:
@@ -52,9 +56,11 @@ def build(config: TrainConfig) -> Trainer:
     torch.manual_seed(config.seed)
     start = _start(config, device)
     config = _fill(config, start)
-    train, validation = _datasets(config, start)
+    data = _open_data(config, start)
+    train = data.train
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
+    freeze(start.model, config.freeze_layers)
     optimizer = _optimizer(config, start.model)
     if start.resumes is not None:
         load_optimizer(start.resumes, start.model, optimizer, state.step)
@@ -68,8 +74,12 @@ def build(config: TrainConfig) -> Trainer:
         tokenizer=start.tokenizer,
         optimizer=optimizer,
         loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
-        validation=validation,
+        validation=data.validation,
         state=state,
+        template=data.template,
+        adapter=start.adapter,
+        prompt=data.prompt or _prompt(config, start.tokenizer),
+        notes=data.notes,
     )
 
 
@@ -85,8 +95,12 @@ def create_run(trainer: Trainer) -> None:
 def _start(config: TrainConfig, device: Device) -> Start:
     if config.resume:
         checkpoint = resolve(config.resume, (LATEST,))
-        start = _from_checkpoint(checkpoint, device)
-        return replace(start, resumes=checkpoint)
+        adapter = read_adapter(checkpoint)
+        if adapter is None:
+            return replace(_from_checkpoint(checkpoint, device), resumes=checkpoint)
+        model = load_adapted(checkpoint, device.torch_device, torch.float32)
+        start = Start(model, load_tokenizer(checkpoint), LORA_TUNING, str(checkpoint))
+        return replace(start, resumes=checkpoint, adapter=adapter)
     if config.init == "scratch":
         return _from_scratch(config, device)
     if config.tokenizer is not None:
@@ -94,14 +108,24 @@ def _start(config: TrainConfig, device: Device) -> Start:
             "--tokenizer is for training from scratch and --init brings its own", "leave one out"
         )
     if config.init in zoo.ZOO:
-        return _from_checkpoint(_published(config), device)
+        return _tuned(_published(config), config, device)
     path = Path(config.init)
     if not path.exists():
         raise UsageError(
             "--init %s is neither a directory nor a model" % config.init,
             nearest(config.init, [*zoo.ZOO, "scratch"]),
         )
-    return _from_checkpoint(resolve(path), device)
+    return _tuned(resolve(path), config, device)
+
+
+def _tuned(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
+    """A checkpoint to fine-tune: all of it, or with a fresh adapter."""
+    start = _from_checkpoint(checkpoint, device)
+    lora = config.lora()
+    if lora is None:
+        return start
+    model = add_lora(start.model, lora)
+    return replace(start, model=model, recipe=LORA_TUNING, adapter=Adapter.on(checkpoint, lora))
 
 
 def _published(config: TrainConfig) -> Path:
@@ -141,6 +165,8 @@ def _fill(config: TrainConfig, start: Start) -> TrainConfig:
             "use the tokenizer the model was made for",
         )
     config = config.filled(start.recipe, shape.n_positions)
+    if config.data is None:
+        config = replace(config, data="stdlib" if config.init == "scratch" else FUNCTIONS)
     if config.block_size > shape.n_positions:
         raise UsageError(
             "--block-size %d is more than the model's %d positions"
@@ -153,17 +179,22 @@ def _fill(config: TrainConfig, start: Start) -> TrainConfig:
     return config
 
 
-def _datasets(config: TrainConfig, start: Start) -> Tuple[TokenDataset, TokenDataset]:
-    directory = prepared(config.data, start.tokenizer)
-    train = TokenDataset(directory, "train", config.block_size)
-    validation = TokenDataset(directory, "validation", config.block_size)
-    if train.tokenizer_fingerprint != start.tokenizer.fingerprint:
+def _open_data(config: TrainConfig, start: Start) -> Opened:
+    c = config
+    found = open_datasets(
+        c.data, start.tokenizer, c.block_size, c.template, c.packing, c.record_keys, c.strict
+    )
+    if found.train.tokenizer_fingerprint != start.tokenizer.fingerprint:
         raise DataError(
-            "%s was prepared with another tokenizer than the model's" % directory,
+            "%s was prepared with another tokenizer than the model's" % c.data,
             "prepare it again with: python -m minigpt prepare SOURCE --out DIR --tokenizer %s"
             % start.origin,
         )
-    return train, validation
+    return found
+
+
+def _prompt(config: TrainConfig, tokenizer: Tokenizer) -> List[int]:
+    return tokenizer.encode(config.sample_prompt) or [tokenizer.eos_id]
 
 
 def _set_steps(config: TrainConfig, samples: int) -> TrainConfig:
@@ -176,7 +207,7 @@ def _set_steps(config: TrainConfig, samples: int) -> TrainConfig:
     return replace(config, **open_ones)  # type: ignore[arg-type]
 
 
-def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
+def _state(config: TrainConfig, start: Start, train: Dataset) -> RunState:
     data = "%s seed %d" % (train.fingerprint, config.seed)
     if start.resumes is None:
         return RunState(data=data)
@@ -190,6 +221,11 @@ def _state(config: TrainConfig, start: Start, train: TokenDataset) -> RunState:
         raise UsageError(
             "%s has done all of its %d steps" % (config.resume, state.step),
             "go further with --steps N, or start a new run with --init %s" % config.resume,
+        )
+    if config.patience and state.worse >= config.patience:
+        raise UsageError(
+            "%s stopped after %d validations without a better loss" % (config.resume, state.worse),
+            "go on with a larger --patience, or --patience 0",
         )
     return state
 

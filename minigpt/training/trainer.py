@@ -10,16 +10,18 @@ together when a line is logged.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
 from minigpt.checkpoint import run_files
+from minigpt.checkpoint.adapter import Adapter
 from minigpt.checkpoint.resume import RunState, save_checkpoint
-from minigpt.data.loader import Batch, Loader, TokenDataset
+from minigpt.data.loader import Batch, Dataset, Loader
+from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices.device import Device
 from minigpt.errors import TrainingError, storage_error
@@ -47,8 +49,12 @@ class Trainer:
     tokenizer: Tokenizer
     optimizer: AdamW
     loader: Loader
-    validation: TokenDataset
+    validation: Dataset
     state: RunState
+    prompt: List[int]  # what samples continue
+    template: Optional[Template] = None  # of the records, kept in every checkpoint
+    adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
+    notes: List[str] = field(default_factory=list)  # about the data
     latest: Optional[Validation] = None
 
     def train(self) -> int:
@@ -65,7 +71,7 @@ class Trainer:
         self._point_at_best()
         try:
             with Interrupt() as interrupt:
-                while self.state.step < self.config.steps and interrupt.signal is None:
+                while not self.finished() and interrupt.signal is None:
                     self.step()
                     self._after_step(first, interrupt.signal is not None)
             return interrupt.exit_code
@@ -75,13 +81,18 @@ class Trainer:
             self.loader.close()
             self.reporter.close()
 
+    def finished(self) -> bool:
+        """Whether all steps are done, or validation has not improved for too long."""
+        c, state = self.config, self.state
+        return state.step >= c.steps or 0 < c.patience <= state.worse
+
     def step(self) -> None:
         """One optimizer step on one global batch."""
         batch = next(self.loader)
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
         for micro in batch.micro_batches(self.config.micro_batch_size):
-            self._accumulate(micro.to(self.device.torch_device), batch.supervised)
+            self._accumulate(micro)
         self.grad_norm, scale = clip_scale(self.model.parameters(), self.config.grad_clip)
         self.optimizer.set_lr(self.lr())
         self.optimizer.step(scale)
@@ -89,7 +100,7 @@ class Trainer:
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
         self.unlogged += 1
-        self.clock.count(batch.tokens.numel(), batch.supervised)
+        self.clock.count(batch)
         self.reporter.step()
 
     def lr(self) -> float:
@@ -97,8 +108,8 @@ class Trainer:
         c = self.config
         return learning_rate(self.state.step, c.steps, c.lr, c.min_lr, c.warmup_steps, c.schedule)
 
-    def _accumulate(self, micro: Batch, supervised: int) -> None:
-        loss = self._loss(micro) / supervised
+    def _accumulate(self, micro: Batch) -> None:
+        loss = self._loss(micro) / micro.supervised
         loss.backward()  # type: ignore[no-untyped-call]
         self.loss_total += loss.detach()
 
@@ -108,10 +119,10 @@ class Trainer:
 
     def _after_step(self, first: int, stopping: bool) -> None:
         c, step = self.config, self.state.step
-        finished = step >= c.steps
-        validating = finished or _due(step, c.eval_every)
-        sampling = finished or _due(step, c.sample_every)
-        saving = finished or stopping or _due(step, c.save_every)
+        last = step >= c.steps
+        validating = last or _due(step, c.eval_every)
+        sampling = last or _due(step, c.sample_every)
+        saving = last or stopping or _due(step, c.save_every)
         pausing = validating or sampling or saving
         # Always before a pause: so the clock measures steps alone, and no ruined model is ever
         # saved.
@@ -121,7 +132,7 @@ class Trainer:
             self._validate()
         if sampling:
             self._sample()
-        if saving:
+        if saving or self.finished():
             self.save()
         if pausing:
             self.clock.restart()
@@ -173,8 +184,15 @@ class Trainer:
         self.reporter.note(text % shown, {"step": self.state.step, **result.record()})
         if self.state.best_loss is None or result.loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step = result.loss, self.state.step
+            self.state.worse = 0
             self.save()
             self._point_at_best()
+        else:
+            self.state.worse += 1
+        if self.finished() and self.state.step < self.config.steps:
+            text = "step %d: no better for %d validations, stopping; the best was step %d"
+            steps = self.state.step, self.state.worse, self.state.best_step
+            self.reporter.note(text % steps)
 
     def _point_at_best(self) -> None:
         """Also when a run goes on that was killed after saving its best and before saying so."""
@@ -184,19 +202,28 @@ class Trainer:
                 run_files.point(self.run, run_files.BEST, best)
 
     def _sample(self) -> None:
-        """Appends a sample to samples.md, from a generator of its own: training does not notice."""
-        prompt = self.tokenizer.encode(self.config.sample_prompt) or [self.tokenizer.eos_id]
-        ids = generate(self.model, prompt, 200, temperature=0.8, top_k=50, seed=self.config.seed)
-        text = self.tokenizer.decode(prompt + ids)
+        """Appends a sample to samples.md."""
+        text = self.sample(200, 0.8)
         with (self.run / "samples.md").open("a", encoding="utf-8") as file:
             file.write("## step %d\n\n```\n%s\n```\n\n" % (self.state.step, text))
+
+    def sample(self, count: int, temperature: float) -> str:
+        """The prompt continued, from a generator of its own: training does not notice."""
+        ids = generate(
+            self.model, self.prompt, count, temperature, 50,
+            stop_id=self.tokenizer.eos_id if self.template else None, seed=self.config.seed,
+        )  # fmt: skip
+        return self.tokenizer.decode(self.prompt + ids)
 
     def save(self) -> Path:
         """Writes a checkpoint of this step, unless there is one, and points `latest` at it."""
         directory = self._directory()
         if run_files.pointed(self.run, run_files.LATEST) != directory:
             self.state.keep_rng(self.device.rng_state())
-            save_checkpoint(directory, self.model, self.tokenizer, self.optimizer, self.state)
+            save_checkpoint(
+                directory, self.model, self.tokenizer, self.optimizer, self.state,
+                self.template, self.adapter,
+            )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.config.keep)
         return directory

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minigpt.data.loader import IGNORE, Batch, TokenDataset
+from minigpt.data.loader import IGNORE, Batch, Dataset
 from minigpt.errors import DataError
 
 
@@ -57,7 +57,7 @@ class Validation:
 def validate(
     model: nn.Module,
     loss_of: Callable[[Batch], Tensor],
-    dataset: TokenDataset,
+    dataset: Dataset,
     byte_lengths: np.ndarray,
     rows: int,
     device: torch.device,

@@ -33,7 +33,7 @@ def first_gradients(tmp_path, monkeypatch, rows):
     run.loader.close()
     run.loss_total = torch.zeros(())
     for micro in batch.micro_batches(rows):
-        run._accumulate(micro, batch.supervised)
+        run._accumulate(micro)
     return run.loss_total.item(), {n: p.grad for n, p in run.model.named_parameters()}
 
 

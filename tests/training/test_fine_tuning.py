@@ -1,0 +1,231 @@
+"""Instructions and answers: packed or not, all weights or an adapter, in one loop."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt import load_model, load_tokenizer
+from minigpt.__main__ import command as minigpt
+from minigpt.checkpoint.adapter import read_adapter
+from minigpt.checkpoint.run_files import resolve
+from minigpt.data.datasets import open_datasets
+from minigpt.data.loader import IGNORE
+from minigpt.errors import CheckpointError, DataError, UsageError
+from minigpt.hf.export import export
+from minigpt.model import gpt
+from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
+from minigpt.training.loss import linear_cross_entropy
+from minigpt.training.setup import build, create_run
+from tests.training.runs import records, train
+from tests.training.tuning import base, instructions, run_to_the_end, tuning
+
+FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
+
+
+def test_answer_loss_falls_and_the_checkpoint_remembers_its_template(tmp_path, capsys):
+    run = run_to_the_end(tuning(tmp_path, steps=8))
+    losses = list(records(run, "val_loss").values())
+    assert losses[-1] < losses[0]
+    assert json.loads((resolve(run) / "template.json").read_text())["name"] == "instruct"
+    capsys.readouterr()
+    minigpt(
+        ["generate", "--checkpoint", str(run), "--instruct", "--prompt", "def f():",
+         "--max-new-tokens", "4", "--temperature", "0"]
+    )  # fmt: skip
+    assert "[INST]" not in capsys.readouterr().out  # the answer alone
+
+
+def test_instruct_needs_a_tuned_checkpoint(tmp_path):
+    with pytest.raises(UsageError, match="was not tuned on instructions"):
+        minigpt(["generate", "--checkpoint", str(base(tmp_path / "b")), "--instruct"])
+
+
+def sum_and_gradients(model, batch):
+    x = model.features(batch.tokens, batch.positions, batch.documents)
+    loss = linear_cross_entropy(x, model.head_weight, batch.targets)
+    return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_rows_equal_separate_rows(tmp_path, form):
+    """The whole training set of real functions, packed and one a row: loss, every gradient."""
+    data = str(instructions(tmp_path / "f.jsonl"))
+    model = gpt.GPT(load_model(base(tmp_path / "base")).config).use_attention(form)
+    tokenizer, results = load_tokenizer(tmp_path / "base"), []
+    for packing in (True, False):
+        dataset = open_datasets(data, tokenizer, 1024, packing=packing).train
+        batch = dataset.batch(np.arange(len(dataset)))
+        assert (batch.documents is not None) == packing
+        results.append((len(dataset), batch.supervised, *sum_and_gradients(model, batch)))
+    packed, apart = results
+    assert packed[0] < apart[0] and packed[1] == apart[1]
+    assert (packed[2] - apart[2]).abs() <= 1e-5 * apart[2]
+    for mine, other in zip(packed[3], apart[3]):
+        assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_a_mask_on_the_device_gives_the_same_as_documents_on_the_host(tmp_path, monkeypatch):
+    """MoAI and the compiler take the mask, everything else goes document by document."""
+    trainer = tuning(tmp_path)
+    batch = next(trainer.loader)
+    trainer.loader.close()
+    x = trainer.model.features(batch.tokens, batch.positions, batch.documents)
+    on_meta = batch.to(torch.device("meta"))
+    assert on_meta.documents is batch.documents and on_meta.tokens.is_meta
+    assert batch.to(torch.device("meta"), documents=True).documents.is_meta
+    monkeypatch.setattr(gpt, "compiling", lambda: True)
+    masked = trainer.model.features(batch.tokens, batch.positions, batch.documents)
+    assert (masked - x).abs().max() <= 1e-5 * x.abs().max()
+
+
+def test_micro_batches_of_packed_rows_give_the_same_gradients(tmp_path):
+    gradients = []
+    for rows in (4, 1):
+        trainer = tuning(tmp_path, micro_batch_size=rows)
+        batch = next(trainer.loader)
+        trainer.loader.close()
+        trainer.loss_total = torch.zeros(())
+        for micro in batch.micro_batches(rows):
+            trainer._accumulate(micro)
+        gradients.append([p.grad for p in trainer.model.parameters()])
+    for whole, cut in zip(*gradients):
+        assert (whole - cut).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_speed_counts_no_padding(tmp_path):
+    run = run_to_the_end(tuning(tmp_path, packing=False, steps=2))
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-2]
+    assert last["supervised_per_second"] < last["tokens_per_second"]
+    assert last["tokens_per_second"] < last["padded_tokens_per_second"]
+
+
+def test_tutorial_template_pads_each_record_and_learns_the_prompt(tmp_path):
+    trainer = tuning(tmp_path, template="moai")
+    batch = next(trainer.loader)
+    trainer.loader.close()
+    assert batch.positions is None and batch.documents is None
+    tokenizer = trainer.tokenizer
+    for tokens, targets in zip(batch.tokens, batch.targets):
+        ids = targets[targets != IGNORE]
+        assert torch.equal(ids, tokens[1 : len(ids) + 1])  # from the second token on, all of it
+        assert tokenizer.eos_id not in ids
+        text = tokenizer.decode(tokens.tolist())
+        assert text.startswith("[INST] ") and ("</s>" in text or len(ids) == 1023)
+
+
+def test_adapter_checkpoint_is_small_and_equals_its_merged_one(tmp_path, capsys):
+    run = run_to_the_end(tuning(tmp_path, lora_rank=4))
+    checkpoint = resolve(run)
+    names = {path.name for path in checkpoint.iterdir()}
+    assert "adapter.safetensors" in names and "model.safetensors" not in names
+    size = sum((checkpoint / f"{n}.safetensors").stat().st_size for n in ("adapter", "optimizer"))
+    assert size < (tmp_path / "base" / "model.safetensors").stat().st_size / 2
+    minigpt(["merge", "--checkpoint", str(run), "--out", str(tmp_path / "merged")])
+    merged, adapted = load_model(tmp_path / "merged"), load_model(run)
+    assert read_adapter(tmp_path / "merged") is None
+    for mine, other in zip(merged.parameters(), adapted.parameters()):
+        assert torch.equal(mine, other)
+    assert (tmp_path / "merged" / "template.json").exists()
+    assert "merged" in capsys.readouterr().out
+
+
+def test_merged_model_computes_what_the_trained_one_did(tmp_path):
+    trainer = tuning(tmp_path, lora_rank=4, lr=1e-2)
+    run = run_to_the_end(trainer)
+    tokens = torch.randint(0, 257, (2, 50))
+    expected = trainer.model.eval()(tokens)
+    logits = load_model(run / "checkpoints" / "step_00000006")(tokens)
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    untuned = load_model(tmp_path / "base")(tokens)
+    assert (logits - untuned).abs().max() > 1e-3 * untuned.abs().max()
+
+
+@pytest.mark.oracle
+def test_transformers_opens_the_export_of_an_adapter(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run = run_to_the_end(tuning(tmp_path, tokenizer="gpt2", lora_rank=4, lr=1e-2, steps=2))
+    export(run, tmp_path / "hf")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(str(tmp_path / "hf"))
+    tokens = torch.randint(0, 50257, (2, 50))
+    expected = theirs(tokens).logits
+    assert (load_model(run)(tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 3, "lora_dropout": 0.2}])
+def test_resumed_tuning_is_the_run_it_would_have_been(tmp_path, settings):
+    """With dropout and packed rows, byte for byte."""
+    whole = run_to_the_end(tuning(tmp_path, "whole", **settings))
+    half = tuning(tmp_path, "half", **settings)
+    stop_after(half, 4)
+    assert build(replace(half.config, resume=str(half.run))).train() == 0
+    last = "checkpoints/step_00000006"
+    for path in sorted((whole / last).glob("*")):
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (half.run / last / path.name).read_bytes(), path.name
+    assert records(whole) == records(half.run)
+
+
+def stop_after(trainer, step):
+    """Runs `trainer` as if it were killed after saving `step`."""
+    create_run(trainer)
+    real = trainer.finished
+    trainer.finished = lambda: real() or trainer.state.step >= step
+    trainer.train()
+
+
+def test_adapter_without_its_base_says_so(tmp_path):
+    run = run_to_the_end(tuning(tmp_path, lora_rank=2, steps=2))
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="which is not there; put that back"):
+        load_model(run)
+    base(tmp_path / "base", positions=128)
+    with pytest.raises(CheckpointError, match="which is another one by now"):
+        load_model(run)
+
+
+def test_patience_stops_and_keeps_the_best(tmp_path, capsys):
+    trainer = tuning(tmp_path, lr=3.0, steps=40, eval_every=1, patience=2, save_every=0)
+    run = run_to_the_end(trainer)
+    state = trainer.state
+    assert state.worse == 2 and state.step < 40
+    assert resolve(run).name == "step_%08d" % state.best_step
+    assert "no better for 2 validations" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="larger --patience"):
+        build(replace(trainer.config, resume=str(run)))
+
+
+def test_frozen_layers_stay_as_they_were(tmp_path):
+    run = run_to_the_end(tuning(tmp_path, freeze_layers=1, steps=3))
+    before = dict(load_model(tmp_path / "base").named_parameters())
+    moved = {n for n, p in load_model(run).named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(name.startswith(("blocks.1.", "final_norm.")) for name in moved)
+
+
+def test_unusable_records_are_counted_and_strict_stops_at_the_first(tmp_path):
+    data = instructions(tmp_path / "functions.jsonl")
+    lines = data.read_text().splitlines()
+    lines[:0] = ["{broken", json.dumps({"instruction": "x", "output": ""})]
+    lines.append(json.dumps({"instruction": "long", "output": "word " * 9999}))
+    data.write_text("\n".join(lines))
+    base(tmp_path / "base")
+    notes = tuning(tmp_path, packing=True).notes
+    said = "\n".join(notes)
+    assert len(notes) == 3 and "functions.jsonl:1)" in said and "functions.jsonl:2)" in said
+    with pytest.raises(DataError, match=r"functions.jsonl:1: .*--strict"):
+        tuning(tmp_path, "other", strict=True)
+
+
+def test_the_command_says_what_it_left_out_and_how_to_go_on(tmp_path):
+    base(tmp_path / "base")
+    data = instructions(tmp_path / "functions.jsonl")
+    done = train(
+        tmp_path, "--init", tmp_path / "base", "--data", data, "--lora-rank", 2, "--steps", 2,
+        "--batch-size", 2, "--block-size", 512, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "left out" in done.stdout and "of answers)" in done.stdout
+    assert '--instruct --prompt "..."' in done.stdout and "gzip" not in done.stdout
+    again = train(tmp_path, "--resume", tmp_path / "run", "--steps", 4, "--patience", 1)
+    assert "step 4/4" in again.stdout
