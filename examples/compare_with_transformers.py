@@ -1,4 +1,4 @@
-"""compare_with_transformers.py CHECKPOINT EXPORTED: both read one function; how far apart are they?"""
+"""compare_with_transformers.py CHECKPOINT EXPORTED: both read one function, and must agree."""
 
 import sys
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Tuple
+from pathlib import Path
+from typing import Optional, Tuple
 
 import tyro
 from typing_extensions import Annotated
 
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
+from minigpt.data.template import load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.errors import UsageError
-from minigpt.inference.generate import Notes, compiled_step, decode_step, stream
+from minigpt.inference.generate import Notes, Steps, compiled_step, decode_step, stream
 from minigpt.inference.sampling import Sampling
-from minigpt.inference.text_stream import TextStream
+from minigpt.inference.text_stream import TextStream, collect
 
 _NONE = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: no limit)")
 _ANY = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: another each time)")
@@ -30,6 +32,8 @@ class GenerateConfig:
     """A checkpoint, or a run (its best checkpoint)."""
     prompt: str = ""
     """The text to continue; empty: the beginning of a document."""
+    instruct: bool = False
+    """The prompt is an instruction to a tuned model: put it as in training, print the answer."""
     max_new_tokens: int = 256
     """Tokens to add at most, in each sample."""
     temperature: float = 0.8
@@ -67,22 +71,32 @@ def generate_command(config: GenerateConfig) -> None:
     model = load_model(directory, device.torch_device)
     if config.compile and device.compiler_missing():
         raise UsageError(device.compiler_missing(), "leave out --compile")
-    prompt = tokenizer.encode(config.prompt) or [tokenizer.eos_id]
+    text, stop = _asked(config, directory)
+    prompt = tokenizer.encode(text) or [tokenizer.eos_id]
     for line in Notes(len(prompt), config.max_new_tokens, model.config.n_positions).lines():
         print("note: %s" % line, file=sys.stderr)
     steps = stream(
         model, prompt, config.max_new_tokens, config.samples, config.sampling,
         tokenizer.eos_id, config.seed, compiled_step() if config.compile else decode_step,
     )  # fmt: skip
-    streams = [TextStream(config.stop) for _ in range(config.samples)]
+    streams = [TextStream(stop) for _ in range(config.samples)]
     if config.samples == 1:
-        _print_as_it_comes(config.prompt, steps, streams[0], tokenizer)
+        _print_as_it_comes("" if config.instruct else text, steps, streams[0], tokenizer)
         return
-    for number, text in enumerate(_collect(steps, streams, tokenizer), 1):
+    for number, text in enumerate(collect(steps, streams, tokenizer), 1):
         print("--- sample %d of %d\n%s%s" % (number, config.samples, config.prompt, text))
 
 
-Steps = Iterator[List[Optional[int]]]
+def _asked(config: GenerateConfig, directory: Path) -> Tuple[str, Tuple[str, ...]]:
+    """The text to continue and where to stop, by the template the checkpoint was tuned with."""
+    if not config.instruct:
+        return config.prompt, config.stop
+    template = load_template(directory)
+    if template is None:
+        raise UsageError(
+            "%s was not tuned on instructions" % directory, "leave out --instruct, or tune it"
+        )
+    return template.prompt(config.prompt), config.stop + template.stop
 
 
 def _print_as_it_comes(prompt: str, steps: Steps, text: TextStream, tokenizer: Tokenizer) -> None:
@@ -101,14 +115,3 @@ def _print_as_it_comes(prompt: str, steps: Steps, text: TextStream, tokenizer: T
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _collect(steps: Steps, streams: List[TextStream], tokenizer: Tokenizer) -> List[str]:
-    texts = ["" for _ in streams]
-    for row in steps:
-        for place, token in enumerate(row):
-            if token is not None:
-                texts[place] += streams[place].feed(tokenizer.token_bytes(token))
-        if all(text.stopped for text in streams):
-            break
-    return [text + stream.finish() for text, stream in zip(texts, streams)]

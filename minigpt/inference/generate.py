@@ -22,14 +22,17 @@ from minigpt.model.gpt import GPT
 
 PLAIN = Sampling()
 Layers = List[Tuple[Tensor, Tensor]]
-Step = Callable[[GPT, Tensor, Layers, int], Tensor]
+Step = Callable[[GPT, Tensor, Layers, int, Optional[Tensor]], Tensor]
+Steps = Iterator[List[Optional[int]]]
 
 
-def decode_step(model: GPT, tokens: Tensor, layers: Layers, length: int) -> Tensor:
-    """tokens (samples, 1) behind the `length` positions in the cache's layers -> logits
-    (samples, V).
+def decode_step(
+    model: GPT, tokens: Tensor, layers: Layers, length: int, starts: Optional[Tensor] = None
+) -> Tensor:
+    """tokens (rows, 1) behind the `length` positions in the cache's layers -> logits (rows, V).
+    `starts` (rows,) is where each row begins, None when all begin at 0.
     """
-    x = model.features(tokens, cache=KVCache(layers, length))
+    x = model.features(tokens, cache=KVCache(layers, length, starts))
     return model.logits(x[:, -1])
 
 
@@ -49,12 +52,10 @@ class Decoder:
         self, model: GPT, prompt: Sequence[int], samples: int, room: int, step: Step = decode_step
     ) -> None:
         """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
-        if not prompt:
-            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
         self.model, self.positions = model, model.config.n_positions
         self.room, self.step = room, step
         device = model.token_embedding.weight.device
-        ids = torch.tensor([list(prompt)[-self.positions :]], device=device)
+        ids = torch.tensor([_last(prompt, self.positions)], device=device)
         self.history = ids.expand(samples, -1)
         self.cache: KVCache
         self.logits = self._prefill(ids)
@@ -64,23 +65,60 @@ class Decoder:
 
     @torch.inference_mode()
     def append(self, tokens: Tensor) -> None:
-        """Adds tokens (samples,) to the rows, and computes the logits (samples, V) that follow
-        them.
-        """
+        """Adds tokens (rows,) to the rows, and computes the logits (rows, V) that follow them."""
         self.history = torch.cat([self.history, tokens.unsqueeze(1)], 1)
         self.room -= 1
         if self.cache.length < self.cache.capacity:
             cache = self.cache
-            self.logits = self.step(self.model, tokens.unsqueeze(1), cache.layers, cache.length)
+            self.logits = self.step(
+                self.model, tokens.unsqueeze(1), cache.layers, cache.length, cache.starts
+            )
             cache.length += 1
         else:
-            self.logits = self._prefill(self.history[:, -max(1, self.positions // 2) :])
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        self.logits = self._prefill(self.history[:, -max(1, self.positions // 2) :])
 
     @torch.inference_mode()
-    def _prefill(self, ids: Tensor) -> Tensor:
+    def _prefill(self, ids: Tensor, starts: Optional[Tensor] = None) -> Tensor:
         capacity = min(self.positions, ids.size(1) + self.room)
         self.cache = self.model.new_cache(ids.size(0), capacity)
+        self.cache.starts = starts
         return self.model.logits(self.model.features(ids, cache=self.cache)[:, -1])
+
+
+class BatchDecoder(Decoder):
+    """One continuation each of several prompts, padded on the left to the longest.
+
+    The longest row has no padding, so the cache is full when that row has used up the model's
+    positions. Then each row that has keeps its newer half, and all are read again: every row gets
+    the logits that it would get alone.
+    """
+
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], room: int) -> None:
+        """`room` as in Decoder."""
+        self.model, self.positions = model, model.config.n_positions
+        self.room, self.step = room, decode_step
+        self._read([_last(prompt, self.positions) for prompt in prompts])
+
+    def _begin_again(self) -> None:
+        rows = [row[start:] for row, start in zip(self.history.tolist(), self.starts.tolist())]
+        half = max(1, self.positions // 2)
+        self._read([row if len(row) <= self.positions else row[-half:] for row in rows])
+
+    def _read(self, rows: Sequence[Sequence[int]]) -> None:
+        width, device = max(map(len, rows)), self.model.token_embedding.weight.device
+        padded = [[0] * (width - len(row)) + list(row) for row in rows]
+        self.history = torch.tensor(padded, device=device)
+        self.starts = torch.tensor([width - len(row) for row in rows], device=device)
+        self.logits = self._prefill(self.history, self.starts)
+
+
+def _last(prompt: Sequence[int], positions: int) -> List[int]:
+    if not prompt:
+        raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
+    return list(prompt)[-positions:]
 
 
 def stream(
@@ -92,7 +130,7 @@ def stream(
     stop_id: Optional[int] = None,
     seed: Optional[int] = None,
     step: Step = decode_step,
-) -> Iterator[List[Optional[int]]]:
+) -> Steps:
     """Yields, one after the other, the next token of each of `samples` rows; None for a row that
     has met `stop_id` (which is not yielded itself). Ends when all rows have, or after
     `max_new_tokens`.
@@ -101,20 +139,58 @@ def stream(
     random numbers are touched. A prompt longer than the model's positions is cut at its
     beginning. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
     """
+
+    def decoder() -> Decoder:
+        return Decoder(model, prompt_ids, samples, max_new_tokens, step)
+
+    return _steps(model, decoder, [False] * samples, max_new_tokens, sampling, stop_id, seed)
+
+
+def stream_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ended: List[bool],
+    sampling: Sampling = PLAIN,
+    stop_id: Optional[int] = None,
+    seed: Optional[int] = None,
+) -> Steps:
+    """`stream` for one continuation each of several prompts of any lengths, decoded together.
+
+    `ended`, one False for each prompt, is kept up to date, and the reader may set an entry to end
+    that row. A row gets the tokens it would get alone, but for the rounding of its logits.
+    """
+
+    def decoder() -> Decoder:
+        return BatchDecoder(model, prompts, max_new_tokens)
+
+    return _steps(model, decoder, ended, max_new_tokens, sampling, stop_id, seed)
+
+
+def _steps(
+    model: GPT,
+    make_decoder: Callable[[], Decoder],
+    ended: List[bool],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_id: Optional[int],
+    seed: Optional[int],
+) -> Steps:
     training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, prompt_ids, samples, max_new_tokens, step)
+        decoder = make_decoder()
         generator = torch.Generator(device=decoder.logits.device)
         generator.manual_seed(seed) if seed is not None else generator.seed()
-        ended = [False] * samples
         for left in reversed(range(max_new_tokens)):
             tokens = sampling.draw(decoder.logits, generator)
             row = tokens.tolist()  # the one transfer a token needs
-            ended = [done or token == stop_id for done, token in zip(ended, row)]
+            ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
             if all(ended):
                 return
             yield [None if done else token for done, token in zip(ended, row)]
+            if all(ended):
+                return
             if left:
                 decoder.append(tokens)
     finally:

@@ -7,7 +7,9 @@ what may or may not become a stop string. Both are held back until they are deci
 from __future__ import annotations
 
 import codecs
-from typing import Sequence
+from typing import Iterable, List, Optional, Sequence
+
+from minigpt.data.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -48,3 +50,24 @@ class TextStream:
             if any(stop.startswith(text[-length:]) for stop in self.stop):
                 return length
         return 0
+
+
+def collect(
+    steps: Iterable[List[Optional[int]]],
+    streams: Sequence[TextStream],
+    tokenizer: Tokenizer,
+    ended: Optional[List[bool]] = None,
+) -> List[str]:
+    """The whole text of each row of `steps`, a generator of tokens. Reads no further than the last
+    row needs; `ended` is the list that `stream_batch` shares, and is told of stop strings.
+    """
+    texts = ["" for _ in streams]
+    ended = [False for _ in streams] if ended is None else ended
+    for row in steps:
+        for place, token in enumerate(row):
+            if token is not None:
+                texts[place] += streams[place].feed(tokenizer.token_bytes(token))
+            ended[place] = token is None or streams[place].stopped
+        if all(ended):
+            break
+    return [text + stream.finish() for text, stream in zip(texts, streams)]

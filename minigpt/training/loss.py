@@ -68,8 +68,8 @@ def batch_loss(
 
 def _learned(targets: Tensor) -> Optional[Tensor]:
     """The places (n,) in the flattened targets that are learned from; None where all are."""
-    learned = targets.view(-1) != IGNORE
-    return None if learned.all() else learned.nonzero().squeeze(1)
+    learned = (targets.view(-1) != IGNORE).nonzero().squeeze(1)
+    return None if learned.numel() == targets.numel() else learned
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,9 +1,9 @@
 """What a run reports: a line on the terminal, a JSON object in metrics.jsonl, TensorBoard if
 asked for.
 
-Speed counts tokens and no padding. It is measured between two moments at which the loss has left the device, because only then is
-the work known to be done. The first step (allocation, compilation) and the time spent on
-validation and saving are left out.
+Speed counts tokens and no padding. It is measured between two moments at which the loss has left
+the device, because only then is the work known to be done. The first step (allocation,
+compilation) and the time spent on validation and saving are left out.
 """
 
 from __future__ import annotations

@@ -173,7 +173,6 @@ class Trainer:
             self.validation,
             self.tokenizer.byte_lengths(),
             self.config.micro_batch_size,
-            self.device.torch_device,
             self.config.eval_tokens,
         )
 

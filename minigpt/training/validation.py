@@ -60,7 +60,6 @@ def validate(
     dataset: Dataset,
     byte_lengths: np.ndarray,
     rows: int,
-    device: torch.device,
     max_tokens: int = 0,
 ) -> Validation:
     """Sums `loss_of` over `dataset`, `rows` windows at a time, with `model` in eval mode.
@@ -76,7 +75,7 @@ def validate(
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
-        sums.append(loss_of(batch.to(device)))
+        sums.append(loss_of(batch))
     model.train(training)
     if tokens == 0:
         raise DataError("the validation set has no supervised token", "give --data more text")

@@ -5,8 +5,17 @@ import torch
 
 import minigpt
 from minigpt.errors import UsageError
-from minigpt.inference.generate import Decoder, Notes, compiled_step, decode_step, stream
+from minigpt.inference.generate import (
+    BatchDecoder,
+    Decoder,
+    Notes,
+    compiled_step,
+    decode_step,
+    stream,
+    stream_batch,
+)
 from minigpt.inference.sampling import Sampling
+from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from tests.parity.reference import assert_close
 
@@ -88,6 +97,51 @@ def test_beyond_the_context_the_newer_half_is_remembered(model):
 def test_a_prompt_beyond_the_context_keeps_its_end(model):
     prompt = torch.randint(0, 61, (40,)).tolist()
     assert minigpt.generate(model, prompt, 1, temperature=0) == plain_greedy(model, prompt[-24:], 1)
+
+
+PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8, 9], list(range(40))]
+GREEDY = Sampling(0.0)
+
+
+@pytest.mark.parametrize("form", [explicit_attention] + [fused_attention] * HAS_FUSED)
+def test_prompts_side_by_side_have_the_logits_they_have_alone(model, form):
+    """Through prefill, decoding, and the rows' outgrowing the context at different times."""
+    model.use_attention(form)
+    batch, alone = BatchDecoder(model, PROMPTS, 50), [Decoder(model, p, 1, 50) for p in PROMPTS]
+    for tokens in torch.randint(0, 61, (49, len(PROMPTS))):
+        assert_close(batch.logits, torch.cat([decoder.logits for decoder in alone]))
+        batch.append(tokens)
+        for decoder, token in zip(alone, tokens):
+            decoder.append(token[None])
+
+
+def test_prompts_side_by_side_continue_as_alone(model):
+    rows = zip(*stream_batch(model, PROMPTS, 30, [False] * 4, GREEDY))
+    assert [list(row) for row in rows] == [
+        minigpt.generate(model, prompt, 30, temperature=0) for prompt in PROMPTS
+    ]
+
+
+def test_side_by_side_each_row_ends_by_itself(model):
+    """One by a stop token, one by the reader; the others go on."""
+    whole = [minigpt.generate(model, prompt, 20, temperature=0) for prompt in PROMPTS]
+    stop = whole[2][6]
+    ended, found = [False] * 4, [[], [], [], []]
+    for number, row in enumerate(stream_batch(model, PROMPTS, 20, ended, GREEDY, stop)):
+        for texts, token in zip(found, row):
+            texts += [] if token is None else [token]
+        ended[1] = ended[1] or number == 2
+    for number, (text, alone) in enumerate(zip(found, whole)):
+        alone = alone[: alone.index(stop)] if stop in alone else alone
+        assert text == (alone[:3] if number == 1 else alone)
+    assert ended[1] and ended[2]
+
+
+def test_side_by_side_the_same_seed_gives_the_same(model):
+    first, again, other = (
+        list(stream_batch(model, PROMPTS, 9, [False] * 4, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first == again != other
 
 
 def test_what_is_unusual_is_said():

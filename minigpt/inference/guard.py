@@ -1,0 +1,209 @@
+"""Turns itself into a program that may touch nothing: the inner half of sandbox.py.
+
+It runs as a child of its own, `python -I -S guard.py`, and imports nothing of this project. It
+reads its orders, {"source", "python", "root", "parent", "readable", "memory", "seconds", "disk",
+"processes"}, as JSON from stdin. What goes wrong before the program starts is one line on stdout;
+what the program prints goes to stderr.
+
+    separate     own mounts, process numbers, network, IPC and host name (namespaces(7))
+    build_root   an empty file system: a scratch folder, Python, three devices, all else absent
+    fork         the child is process 1 of its world: when it ends, the kernel kills all the others
+    lock         no capabilities, none to be gained, a user of its own, limits (getrlimit(2))
+    execve       the program
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+from typing import Any, Dict, List, Optional
+
+Orders = Dict[str, Any]
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+# <sched.h>
+NEW_MOUNTS, NEW_HOST, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
+NEW_USER, NEW_PIDS, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
+# <sys/mount.h>
+READ_ONLY, NO_SUID, NO_DEV, NO_EXEC = 1, 2, 4, 8
+REMOUNT, BIND, RECURSIVE, PRIVATE = 32, 4096, 16384, 1 << 18
+# <sys/prctl.h>
+PARENT_DEATH_SIGNAL, DROP_BOUNDING, NO_NEW_PRIVILEGES = 1, 24, 38
+
+SCRATCH = "/tmp"
+PROGRAM = "/program.py"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+NOBODY = 65534
+# Real root starts programs as users that nobody is, one each, because the limit on processes
+# counts a user's. The range is below 65536, which is as far as many containers go.
+FIRST_USER, USERS = 60000, 5000
+
+
+def call(name: str, *arguments: object) -> None:
+    """A function of libc that returns 0, or OSError."""
+    if getattr(LIBC, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, "%s: %s" % (name, os.strerror(code)))
+
+
+def mount(
+    source: Optional[str], target: str, kind: Optional[str], flags: int, options: str = ""
+) -> None:
+    """mount(2)."""
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
+    call("mount", *words, ctypes.c_ulong(flags), options.encode())
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2)."""
+    call("prctl", option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3)
+
+
+def separate() -> None:
+    """Leaves the namespaces of the machine; without root, by way of a user namespace."""
+    uid, gid = os.getuid(), os.getgid()
+    user = 0 if uid == 0 else NEW_USER
+    call("unshare", NEW_MOUNTS | NEW_PIDS | NEW_NETWORK | NEW_IPC | NEW_HOST | user)
+    if user:
+        write("/proc/self/setgroups", "deny")
+        write("/proc/self/uid_map", "%d %d 1" % (NOBODY, uid))
+        write("/proc/self/gid_map", "%d %d 1" % (NOBODY, gid))
+    for name in ("shmall", "msgmni"):  # memory that no limit of a process counts
+        with contextlib.suppress(OSError):  # before Linux 5.19 only root may
+            write("/proc/sys/kernel/" + name, "0")
+    mount(None, "/", None, RECURSIVE | PRIVATE)
+
+
+def write(path: str, text: str) -> None:
+    """Makes `text` the contents of a file."""
+    with open(path, "w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+
+
+def build_root(orders: Orders) -> None:
+    """Mounts the program's whole file system on the empty folder `root`."""
+    root = orders["root"]
+    mount("tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=16m,nr_inodes=10000,mode=755")
+    os.mkdir(root + SCRATCH)
+    # First, because Python itself may be below /tmp.
+    size = "size=%d,nr_inodes=10000,mode=1777" % orders["disk"]
+    mount("tmpfs", root + SCRATCH, "tmpfs", NO_SUID | NO_DEV, size)
+    shown: List[str] = []
+    for path in [*orders["readable"], *DEVICES]:
+        if os.path.exists(path) and not any(path.startswith(above + "/") for above in shown):
+            show(path, root)
+            shown.append(path)
+    write(root + PROGRAM, orders["source"])
+    for place in [*mounts_below(root), root]:
+        if place != root + SCRATCH:
+            make_read_only(place, place.startswith(root + "/dev/"))
+
+
+def show(path: str, root: str) -> None:
+    """Makes the machine's `path` appear below `root`."""
+    if os.path.isdir(path):
+        os.makedirs(root + path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        write(root + path, "")
+    mount(path, root + path, None, BIND | RECURSIVE)  # not recursive would be refused to a user
+
+
+def mounts_below(root: str) -> List[str]:
+    """The mount points below `root`, those that came along with a folder included."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        places = [line.split()[4] for line in lines]
+    places = [place.replace("\\040", " ") for place in places]
+    return [place for place in places if place.startswith(root + "/")]
+
+
+def make_read_only(place: str, is_device: bool) -> None:
+    """Takes away the right to write, and to start anything with more rights."""
+    # A user may not take away the flags that root has given a mount.
+    kept = os.statvfs(place).f_flag & NO_EXEC
+    flags = kept | NO_SUID | (0 if is_device else NO_DEV)
+    mount(None, place, None, REMOUNT | BIND | READ_ONLY | flags)
+
+
+def lock(orders: Orders) -> None:
+    """Gives up, for good, whatever could undo the rest."""
+    os.chroot(orders["root"])  # the kernel gives no new user namespace to who is in a chroot
+    os.chdir(SCRATCH)
+    for capability in range(64):
+        try:
+            prctl(DROP_BOUNDING, capability)
+        except OSError:
+            break  # one more than this kernel knows
+    if os.getuid() == 0:
+        user = FIRST_USER + orders["guard"] % USERS
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    prctl(NO_NEW_PRIVILEGES, 1)
+    limits = {
+        resource.RLIMIT_AS: orders["memory"],
+        resource.RLIMIT_CPU: int(orders["seconds"]) + 1,
+        resource.RLIMIT_FSIZE: orders["disk"],
+        resource.RLIMIT_NPROC: orders["processes"],
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for name, value in limits.items():
+        most = resource.getrlimit(name)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(name, (value, value))
+
+
+def become(orders: Orders, lifeline: int) -> None:
+    """Ends as the program, process 1 of its world."""
+    lock(orders)
+    prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)  # last, because a change of user forgets it
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(1)  # the guard had died before
+    os.setsid()  # so that kill(0) means nobody outside
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": SCRATCH,
+        "TMPDIR": SCRATCH,
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+    }
+    python = orders["python"]
+    os.execve(python, [python, "-I", "-u", "-B", PROGRAM], environment)
+
+
+def guard(orders: Orders) -> int:
+    """Runs the program; its exit code, or 128 and the signal that ended it."""
+    prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != orders["parent"]:
+        return 1
+    separate()
+    build_root(orders)
+    orders["guard"] = os.getpid()
+    lifeline, held = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(held)
+        become(orders, lifeline)
+    status = os.waitpid(child, 0)[1]
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+if __name__ == "__main__":
+    report = os.dup(1)  # not inherited by the program
+    try:
+        code = guard(json.load(sys.stdin))
+    except Exception as error:
+        os.write(report, str(getattr(error, "strerror", None) or error).encode())
+        code = 1
+    os._exit(code)
