@@ -18,7 +18,7 @@ from typing import List, Optional, Tuple
 import torch
 
 from minigpt.devices.device import find_device, is_moai
-from minigpt.devices.flavors import find_flavor
+from minigpt.devices.flavors import GCD_MIB, find_flavor
 from minigpt.devices.smi import Accelerator, Smi, parse_gcds, read_smi, run_tool
 from minigpt.errors import DeviceError, UsageError
 from minigpt.text import size
@@ -96,7 +96,7 @@ def _memory() -> Tuple[Optional[int], Optional[int]]:
 
 def _gpus() -> Lines:
     if is_moai():
-        return [("cuda", "cuda:0 is the MoAI accelerator; asking it would allocate it")]
+        return [("cuda", "cuda:0 is the MoAI accelerator, not asked: some calls allocate it")]
     here, other = ("rocm", "cuda") if torch.version.hip else ("cuda", "rocm")
     if here == "cuda" and torch.version.cuda is None:
         return [("cuda", _NOT_BUILT), ("rocm", _NOT_BUILT)]
@@ -148,7 +148,7 @@ def _shown(tool: str, smi: Smi) -> List[str]:
     """What `tool` shows, and how to change it."""
     texts = ["%s: version %s, latest %s" % (tool, smi.version or "-", smi.latest or "-")]
     for device in smi.devices:
-        texts += [_accelerator(device), "    " + _flavor(device.flavor)]
+        texts += [_accelerator(device), *(["    " + _flavor(device)] if device.flavor else [])]
     for process in smi.processes:
         used, pid = _mib(process.used_mib), "-" if process.pid is None else process.pid
         what = (process.device, pid, process.job, used, process.command)
@@ -170,9 +170,11 @@ def _accelerator(device: Accelerator) -> str:
     return text + "%s used, %d%% busy" % (used, device.utilization)
 
 
-def _flavor(spelling: str) -> str:
-    flavor = find_flavor(spelling)
+def _flavor(device: Accelerator) -> str:
+    flavor = find_flavor(device.flavor)
     if flavor is None:
+        if device.total_mib and device.total_mib % GCD_MIB == 0:
+            return "%d GCDs, by the total memory" % (device.total_mib // GCD_MIB)
         return "how many GPUs that is, is not published"
     source = "inferred from the name" if flavor.inferred else "as on KT's cloud"
     what = (flavor.gcds, _mib(flavor.memory_mib), flavor.mi250, flavor.nodes, source)

@@ -169,14 +169,14 @@ def _rows(text: str) -> Iterator[Dict[str, str]]:
     """The cells of each row by their headings, in lower case. A header begins Device, Dev or #."""
     headings: List[str] = []
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip().split("|")[1:-1]]
-        if cells and cells[0].lower() in ("device", "dev", "#"):
-            headings = [cell.lower() for cell in cells]
+        cells = line.strip().split("|")[1:-1]
+        if cells and cells[0].strip().lower() in ("device", "dev", "#"):
+            headings = [cell.strip().lower() for cell in cells]
         elif headings and len(cells) >= len(headings):
             if "process" in headings:  # a command line may hold bars of its own
                 place, extra = headings.index("process"), len(cells) - len(headings)
                 cells[place : place + extra + 1] = ["|".join(cells[place : place + extra + 1])]
-            yield dict(zip(headings, cells))
+            yield {heading: cell.strip() for heading, cell in zip(headings, cells)}
 
 
 def _number(cell: str, unit: str = "%") -> Optional[int]:
