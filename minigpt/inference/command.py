@@ -49,7 +49,7 @@ class GenerateConfig:
     stop: Tuple[str, ...] = ()
     """Texts at which a sample ends; they are not printed."""
     compile: bool = False
-    """Compile first, for half a minute, then decode at twice the speed and more."""
+    """Compile first, for half a minute, then decode faster: how much depends on the processor."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
 

@@ -1,16 +1,19 @@
 """A linear layer that does not waste the memory's speed when it has only a row or a few to compute.
 
 Decoding multiplies every matrix of the model with one row at a time, so it is as fast as the
-weights can be read. Written as usual, y = x W^T, that is a matrix-vector product, and on CPUs
-BLAS was seen to read the weights for it at 12 GB/s, where the same weights times two columns, W
-[a b], came at 30 GB/s (docs/benchmarks.md). So a lone row is made into two columns: twice itself,
-or, for long rows, its two halves, to be multiplied with the two halves of each row of W. Under
-torch.compile the plain sum becomes a loop that reads as fast as the memory gives, in bfloat16 too.
+weights can be read. Written as usual, y = x W^T, that is a matrix-vector product, and some
+processors' libraries are poor at it: on one by AMD the weights came at 12 GB/s, where the same
+weights times two columns, W [a b], came at 30 GB/s; on one by Intel it was the other way round, 28
+to 12 (docs/benchmarks.md). So both are tried once. Where the library is slow, a lone row is made
+into two columns: twice itself, or, for long rows, its two halves, to be multiplied with the two
+halves of each row of W; and under torch.compile the plain sum becomes a loop that reads as fast as
+the memory gives, in bfloat16 too.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+import time
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from torch.nn import functional as F
 
 _FEW = 4  # rows up to which this was seen to win
 _LONG = 1024  # numbers in a row from which halves were seen to win
+_CLEARLY = 1.3  # or chance would choose, and the same seed give another rounding, another text
+_slow: Optional[bool] = None  # whether the library is slow at one row; None: not tried yet
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -25,13 +30,36 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     rows = x.numel() // weight.size(1)
     if rows > _FEW or torch.is_grad_enabled() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    if rows == 1 and compiling():
+    plain = x.dtype == weight.dtype == torch.float32
+    if rows == 1 and compiling() and (_slow or not plain):
         return _sum(x, weight, bias)
-    if not x.dtype == weight.dtype == torch.float32:
+    if not plain or not try_library():
         return F.linear(x, weight, bias)
     y = _one_row(x, weight) if rows == 1 else torch.mm(weight, x.reshape(rows, -1).t()).t()
     y = y.reshape(*x.shape[:-1], weight.size(0))
     return y if bias is None else y + bias
+
+
+def try_library() -> bool:
+    """Whether the library is slow at the product of one row: tried once, in some ten milliseconds,
+    and not while compiling (then: False).
+    """
+    global _slow
+    if _slow is None and not compiling():
+        weight, row = torch.zeros(4096, 1024), torch.zeros(1, 1024)
+        library, columns = lambda: F.linear(row, weight), lambda: _one_row(row, weight)
+        _slow = _seconds(library) > _CLEARLY * _seconds(columns)
+    return bool(_slow)
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """The best of five."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def compiling() -> bool:

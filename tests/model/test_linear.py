@@ -4,21 +4,33 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt.model.linear import linear
+from minigpt.model import linear as linear_module
+from minigpt.model.linear import linear, try_library
 from tests.parity.reference import assert_close
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("width", [64, 51, 1024, 3072, 1025])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_torch(rows, width, bias):
-    """Long rows and short, even and odd, with the shapes that decoding has."""
+@pytest.mark.parametrize("slow", [True, False])
+def test_equals_torch(rows, width, bias, slow, monkeypatch):
+    """Long rows and short, even and odd, with the shapes that decoding has; either way."""
+    monkeypatch.setattr("minigpt.model.linear._slow", slow)
     x, weight = torch.randn(rows, 1, width), torch.randn(37, width)
     b = torch.randn(37) if bias else None
     with torch.inference_mode():
         found = linear(x, weight, b)
     assert found.shape == (rows, 1, 37)
     assert_close(found, F.linear(x, weight, b))
+
+
+def test_the_library_is_tried_once(monkeypatch):
+    seconds = iter([3.0, 1.0])
+    monkeypatch.setattr("minigpt.model.linear._slow", None)
+    monkeypatch.setattr("minigpt.model.linear._seconds", lambda product: next(seconds))
+    assert try_library() and try_library()
+    seconds, linear_module._slow = iter([1.2, 1.0]), None
+    assert not try_library() and not try_library()
 
 
 def test_with_gradients_it_is_torchs_own():
