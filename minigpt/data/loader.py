@@ -46,16 +46,18 @@ class Batch:
     def micro_batches(self, rows: int) -> Iterator[Batch]:
         """The batch in parts of at most `rows`; the two counts stay those of the whole."""
         for start in range(0, self.tokens.size(0), rows):
-            yield self._each(itemgetter(slice(start, start + rows)))
+            yield self.map(itemgetter(slice(start, start + rows)))
 
     def to(self, device: torch.device, documents: bool = False) -> Batch:
         """On the device, but for `documents`, which GPT.features would rather have on the host:
         they follow only if asked to.
         """
-        moved = self._each(lambda tensor: tensor.to(device))
+        moved = self.map(lambda tensor: tensor.to(device))
         return moved if documents else replace(moved, documents=self.documents)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors changed."""
+
         def optional(field: Optional[Tensor]) -> Optional[Tensor]:
             return None if field is None else change(field)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ContextManager, Dict
+from typing import ContextManager, Dict, Optional
 
 import torch
 from torch import Tensor
 
 from minigpt.errors import DeviceError, UsageError
 
-PRECISIONS = ("fp32", "bf16-mixed")
+PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
+
+_PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
+_MOAI = "cuda"  # what PyTorch calls MoAI's one device
+_OUT_OF_MEMORY = ("out of memory", "out_of_memory", "memory not enough", "too big output tensor")
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,62 @@ class Device:
         return ""
 
     def autocast(self, precision: str) -> ContextManager[object]:
-        """The context a forward pass runs in: nothing for fp32, bfloat16 matmuls for bf16-mixed.
-
-        MoAI computes in bfloat16 by a switch of its own and takes no autocast.
-        """
-        if precision == "fp32" or self.kind == "moai":
+        """The context a forward pass runs in: in mixed precision, matmuls of 16 bits."""
+        if not precision.endswith("-mixed"):
             return contextlib.nullcontext()
-        return torch.autocast(self.torch_device.type, torch.bfloat16)
+        return torch.autocast(self.torch_device.type, self.product_dtype(precision))
 
     def product_dtype(self, precision: str) -> torch.dtype:
         """The dtype in which matrices are multiplied under `autocast(precision)`."""
-        plain = precision == "fp32" or self.kind == "moai"
-        return torch.float32 if plain else torch.bfloat16
+        return _PRODUCTS.get(precision, torch.float32)
+
+    def precision_missing(self, precision: str) -> str:
+        """Why `precision` is not to be had here; empty when it is."""
+        if precision == "fp32":
+            return ""
+        if self.kind == "moai":
+            return "MoAI keeps fp32 weights and computes in bfloat16 by a switch of its own"
+        if self.kind == "mps":
+            return "only fp32 is known to work on mps"
+        if self.kind == "cpu" and precision == "fp16-mixed":
+            return _no_float16()
+        if self.kind == "cuda" and precision != "fp16-mixed" and not torch.cuda.is_bf16_supported():
+            return "this GPU has no bfloat16, but it can do fp16-mixed"
+        return ""
+
+    def fused_backward_missing(self) -> str:
+        """Why the optimizer cannot step inside the backward pass here; empty when it can."""
+        if hasattr(Tensor, "register_post_accumulate_grad_hook"):
+            return ""
+        return "PyTorch %s has no hook for it (2.1 and later have)" % torch.__version__
+
+    def peak_memory(self) -> Optional[int]:
+        """The most bytes that tensors have taken on the device so far; None where nobody counts."""
+        if self.kind in ("cuda", "rocm"):
+            return int(torch.cuda.max_memory_allocated())
+        return None
 
     @property
     def static_shapes(self) -> bool:
         """Whether every new shape of a tensor costs the compilation of a new graph."""
         return self.kind == "moai"
+
+    @property
+    def loss_format(self) -> str:
+        """How a loss is printed: MoAI computes it in bfloat16, which has three digits."""
+        return "%.3g" if self.kind == "moai" else "%.4f"
+
+    def more_memory(self) -> str:
+        """What to do when it runs out."""
+        if self.kind == "moai":
+            return (
+                "use a smaller --batch-size or --block-size, a larger flavor (moreh-switch-model),"
+                " or --moai-distribute-parameter True"
+            )
+        return (
+            "use a smaller --micro-batch-size or --block-size, --recompute, or --precision bf16;"
+            " python -m minigpt plan says what fits"
+        )
 
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
@@ -95,4 +138,24 @@ def find_device(name: str = "auto") -> Device:
         )
     if name == "cuda" and torch.version.hip is not None:
         return Device("rocm", torch.device("cuda"))
-    return Device(name, torch.device("cuda" if name == "moai" else name))
+    return Device(name, torch.device(_MOAI if name == "moai" else name))
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """The dtype in which weights are kept: bfloat16 for bf16, float32 for all others."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, of whatever kind, says that it has no memory left."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _OUT_OF_MEMORY)
+
+
+def _no_float16() -> str:
+    ones = torch.ones(2, 2, dtype=torch.float16)
+    try:
+        torch.mm(ones, ones)
+    except RuntimeError:
+        return "PyTorch %s cannot multiply float16 on a CPU" % torch.__version__
+    return ""

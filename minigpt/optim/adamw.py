@@ -12,14 +12,19 @@ once, or, where there is no compiler, hands it slices that stay in the processor
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from minigpt.optim.rounding import round_by_chance, split
+
 # Slices of 1 MB: small enough for the cache, large enough that the call is not what one waits for.
 _SLICE = 256 * 1024
+# On other devices only bfloat16 needs slices: of the float32 copies that a step computes with.
+_WIDE_SLICE = 16 * 1024 * 1024
+_STATES = ("mean", "square", "carry")  # in the order of the functions' arguments
 # Below this size, checking whether a compiled function fits its arguments costs more than it saves.
 _WORTH_COMPILING = 64 * 1024
 
@@ -57,6 +62,20 @@ def adamw_step(
     weight.addcdiv_(mean, denominator, value=-1.0)
 
 
+def adamw_step_bf16(
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, carry: Tensor, *rest: Any
+) -> None:
+    """`adamw_step` on tensors that are all bfloat16, computed in float32. `rest` as there."""
+    wide = weight.float().add_(carry.float())
+    wide_mean, wide_square = mean.float(), square.float()
+    adamw_step(wide, gradient.float(), wide_mean, wide_square, *rest)
+    mean.copy_(round_by_chance(wide_mean))
+    square.copy_(round_by_chance(wide_square))
+    upper, lower = split(wide)
+    weight.copy_(upper)
+    carry.copy_(lower)
+
+
 def decay_groups(
     model: nn.Module, weight_decay: float, hidden_lr_scale: float = 1.0
 ) -> List[Dict[str, Any]]:
@@ -81,7 +100,7 @@ def decay_groups(
 
 class AdamW(torch.optim.Optimizer):
     """`adamw_step` over all parameters. State: `step` of each group; `mean` and `square` of each
-    weight.
+    weight, and of a bfloat16 one also `carry` (rounding.py).
     """
 
     def __init__(
@@ -93,11 +112,13 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         sliced: Optional[bool] = None,
         compiled: bool = False,
+        plain: bool = False,
     ) -> None:
         """`sliced`: in cache-sized slices (None: on the CPU). `compiled`: by torch.compile
-        instead (2.0 and later).
+        instead (2.0 and later). `plain`: in whole tensors and with numbers of Python's own, for
+        devices that record what they are asked to do.
         """
-        self.sliced, self.compiled = sliced, compiled
+        self.sliced, self.compiled, self.plain = sliced, compiled, plain
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "lr_scale": 1.0, "step": 0})
 
@@ -106,16 +127,42 @@ class AdamW(torch.optim.Optimizer):
         self, scale: Optional[Tensor] = None
     ) -> None:
         """Moves every parameter that has a gradient; `scale` as in `adamw_step`."""
-        for group in self.param_groups:
-            group["step"] += 1
-            constants = _constants(group)
+        self.begin_step()
+        for number, group in enumerate(self.param_groups):
             for weight in group["params"]:
                 if weight.grad is not None:
-                    update: Callable[..., None] = adamw_step
-                    if self._compiles(weight):
-                        update = _compiled()
-                    for pieces in self._pieces(weight):
-                        update(*pieces, *constants, scale)
+                    self._move(weight, number, scale)
+
+    def begin_step(self) -> None:
+        """Counts a step and works out what all its updates share."""
+        for group in self.param_groups:
+            group["step"] += 1
+        self._constants = [_constants(group, self.plain) for group in self.param_groups]
+
+    def fuse_into_backward(self) -> List[Tensor]:
+        """From now on (PyTorch 2.1 and later) each parameter moves in the backward pass that
+        follows `begin_step`, as soon as its gradient is there, and the gradient is freed. Returns
+        the list to which the norms of these gradients are added.
+        """
+        norms: List[Tensor] = []
+
+        @torch.no_grad()
+        def move(number: int, weight: Tensor) -> None:
+            assert weight.grad is not None
+            norms.append(torch.linalg.vector_norm(weight.grad))
+            self._move(weight, number)
+            weight.grad = None
+
+        for number, group in enumerate(self.param_groups):
+            for weight in group["params"]:
+                weight.register_post_accumulate_grad_hook(partial(move, number))
+        return norms
+
+    def _move(self, weight: Tensor, group: int, scale: Optional[Tensor] = None) -> None:
+        compiled = self._compiles(weight)
+        update = _update(weight.dtype, compiled)
+        for pieces in self._pieces(weight, compiled):
+            update(*pieces, *self._constants[group], scale)
 
     def set_lr(self, lr: float) -> None:
         """The rate of the next step, for all groups."""
@@ -127,37 +174,47 @@ class AdamW(torch.optim.Optimizer):
         if not state:
             state["mean"] = torch.zeros_like(weight)
             state["square"] = torch.zeros_like(weight)
+            if weight.dtype == torch.bfloat16:
+                state["carry"] = torch.zeros_like(weight)
         return state
 
     def _compiles(self, weight: Tensor) -> bool:
         return self.compiled and weight.numel() >= _WORTH_COMPILING
 
-    def _pieces(self, weight: Tensor) -> Iterable[Sequence[Tensor]]:
+    def _pieces(self, weight: Tensor, compiled: bool) -> Iterable[Sequence[Tensor]]:
         state, gradient = self._state(weight), weight.grad
         assert gradient is not None
-        tensors = [weight, gradient, state["mean"], state["square"]]
+        kept = [state[name] for name in _STATES if name in state]
+        tensors = [weight, gradient, *kept]
         if not all(tensor.is_contiguous() for tensor in tensors):
             return [tensors]
         # One dimension for all, so that one compiled function serves matrices of every shape.
         flat = [tensor.view(-1) for tensor in tensors]
-        sliced = weight.device.type == "cpu" if self.sliced is None else self.sliced
-        if not sliced or self._compiles(weight) or weight.numel() <= _SLICE:
+        size = self._slice(weight)
+        if compiled or size is None or weight.numel() <= size:
             return [flat]
-        return zip(*(torch.split(tensor, _SLICE) for tensor in flat))
+        return zip(*(torch.split(tensor, size) for tensor in flat))
+
+    def _slice(self, weight: Tensor) -> Optional[int]:
+        on_host = weight.device.type == "cpu" and not self.plain
+        if on_host if self.sliced is None else self.sliced:
+            return _SLICE
+        return _WIDE_SLICE if weight.dtype == torch.bfloat16 else None
 
 
-def _constants(group: Dict[str, Any]) -> Tuple[Any, ...]:
+def _constants(group: Dict[str, Any], plain: bool) -> Tuple[Any, ...]:
     (beta1, beta2), step = group["betas"], group["step"]
-    changing = (
+    changing: Tuple[Any, ...] = (
         group["lr"] * group["lr_scale"],
         1.0 - beta1**step,
         math.sqrt(1.0 - beta2**step),
     )
-    tensors = tuple(torch.tensor(value, dtype=torch.float32) for value in changing)
-    return (*tensors, beta1, beta2, group["eps"], group["weight_decay"])
+    if not plain:
+        changing = tuple(torch.tensor(value, dtype=torch.float32) for value in changing)
+    return (*changing, beta1, beta2, group["eps"], group["weight_decay"])
 
 
 @lru_cache(maxsize=None)
-def _compiled() -> Callable[..., None]:
-    compiled: Callable[..., None] = torch.compile(adamw_step, dynamic=True, fullgraph=True)
-    return compiled
+def _update(dtype: torch.dtype, compiled: bool) -> Callable[..., None]:
+    update: Callable[..., None] = adamw_step_bf16 if dtype == torch.bfloat16 else adamw_step
+    return torch.compile(update, dynamic=True, fullgraph=True) if compiled else update

@@ -49,14 +49,16 @@ if TYPE_CHECKING:
     OpenInt = int
     OpenFloat = float
     OpenStr = str
+    OpenBool = bool
 else:
     OpenInt = Annotated[Optional[int], _open("INT")]
     OpenFloat = Annotated[Optional[float], _open("FLOAT")]
     OpenStr = Annotated[Optional[str], _open("NAME")]
+    OpenBool = Annotated[Optional[bool], _open("BOOL")]
 
 _ABOVE_ZERO = (
     "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
-    "hidden_lr_scale",
+    "hidden_lr_scale", "moai_num_stages", "moai_num_micro_batches",
 )  # fmt: skip
 _AT_LEAST_ONE = ("log_every", "keep")
 _NOT_NEGATIVE = (
@@ -98,7 +100,17 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
     precision: str = "fp32"
-    """fp32, or bf16-mixed: fp32 weights, bfloat16 arithmetic."""
+    """fp32; bf16-mixed or fp16-mixed: fp32 weights, 16-bit arithmetic; bf16: weights, gradients and
+    optimizer in bfloat16, with what rounding drops carried on.
+    """
+    recompute: bool = False
+    """Keep each block's input only and compute the rest again in the backward pass: less memory, a
+    third more time.
+    """
+    fused_backward: bool = False
+    """Step on each weight in the backward pass and free its gradient: no copy of all gradients, no
+    clipping, no micro-batches (PyTorch 2.1 and later).
+    """
     compile: bool = False
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
     steps: OpenInt = OPEN
@@ -161,6 +173,24 @@ class TrainConfig:
     """Of the weights, the data order and dropout."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory (pip install "minigpt[track]")."""
+    moai_parallelization: bool = True
+    """On MoAI: let the platform divide the work among its GPUs."""
+    moai_num_stages: Annotated[OpenInt, _open("INT", "the platform's choice")] = OPEN
+    """On MoAI: pipeline stages at most."""
+    moai_num_micro_batches: Annotated[OpenInt, _open("INT", "the platform's choice")] = OPEN
+    """On MoAI: parts of a batch in the pipeline."""
+    moai_pipeline_parallel: Annotated[OpenBool, _open("BOOL", "the platform's choice")] = OPEN
+    """On MoAI: whether to cut the model into stages."""
+    moai_activation_recomputation: Annotated[OpenBool, _open("BOOL", "the platform's choice")] = (
+        OPEN
+    )
+    """On MoAI: what --recompute is elsewhere."""
+    moai_distribute_parameter: Annotated[OpenBool, _open("BOOL", "the platform's choice")] = OPEN
+    """On MoAI: spread weights and gradients over the GPUs of a stage."""
+    moai_mixed_precision: Annotated[OpenBool, _open("BOOL", "the platform's choice")] = OPEN
+    """On MoAI: compute in bfloat16."""
+    force: bool = False
+    """Start even if the plan says that it does not fit."""
     dry_run: bool = False
     """Resolve everything, build one batch, say what would be done, and stop."""
     debug: bool = False
@@ -180,10 +210,35 @@ class TrainConfig:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs both say when to stop", "give one of them")
         find_template(self.template)
+        self._check_fused_backward()
         if self.lora_rank and self.freeze_layers is not None:
             raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
         if self.lora_rank and self.init == "scratch" and not self.resume:
             raise UsageError("--lora-rank adapts a finished model", "name one with --init")
+
+    def _check_fused_backward(self) -> None:
+        if not self.fused_backward:
+            return
+        if self.grad_clip:
+            raise UsageError(
+                "--fused-backward is done with a gradient before all norms are known",
+                "use --grad-clip 0",
+            )
+        if _of(self, "micro_batch_size", 0) and self.micro_batch_size != self.batch_size:
+            raise UsageError(
+                "--fused-backward steps in the backward pass of the whole batch",
+                "leave out --micro-batch-size",
+            )
+        if self.precision == "fp16-mixed":
+            raise UsageError("--fused-backward cannot take back a step", "use another --precision")
+
+    def moai_options(self) -> Dict[str, Any]:
+        """The arguments for `devices.moai.enable`, None where the platform is to choose."""
+        names = (
+            "num_stages", "num_micro_batches", "pipeline_parallel", "activation_recomputation",
+            "distribute_parameter", "mixed_precision",
+        )  # fmt: skip
+        return {name: getattr(self, "moai_" + name) for name in names}
 
     def filled(self, recipe: Recipe, n_positions: int) -> TrainConfig:
         """This config with every open setting that `recipe` has an opinion on taken from it."""
@@ -191,6 +246,8 @@ class TrainConfig:
         values = {n: getattr(recipe, n) for n in names if getattr(self, n) is None}
         if self.epochs is not None:
             values.pop("steps", None)
+        if self.fused_backward:
+            values["grad_clip"] = 0.0
         if self.block_size is None:
             values["block_size"] = min(recipe.block_size, n_positions)
         if self.min_lr is None and self.lr is not None:
@@ -247,7 +304,7 @@ def write_config(path: Path, config: TrainConfig) -> None:
     write_text(path, "".join(line + "\n" for line in toml_lines(values)))
 
 
-_OF_ONE_START = ("config", "resume", "dry_run", "debug", "out")
+_OF_ONE_START = ("config", "resume", "dry_run", "debug", "out", "force")
 
 
 def toml_lines(values: Dict[str, Any]) -> List[str]:

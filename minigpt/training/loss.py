@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from minigpt.data.loader import IGNORE, Batch
 from minigpt.devices.device import Device
+from minigpt.model.linear import linear
 
 # Logits alive at a time. Larger pieces fall out of the cache and gain nothing.
 _LOGITS = 1 << 24
@@ -53,12 +54,15 @@ def batch_loss(
     features: Callable[..., Tensor], head: Tensor, batch: Batch, device: Device, precision: str
 ) -> Tensor:
     """The summed loss of a batch from the host, 0-d, on `device`: GPT.features, compiled or not,
-    then the head (V, C), only where something is to be learned.
+    then the head (V, C), only where something is to be learned. Where shapes must not change, the
+    head and the loss are the plain formula.
     """
     learned = None if device.static_shapes else _learned(batch.targets)
     batch = batch.to(device.torch_device, documents=device.static_shapes)
     with device.autocast(precision):
         x = features(batch.tokens, batch.positions, batch.documents)
+    if device.static_shapes:
+        return cross_entropy_sum(linear(x, head), batch.targets)
     x, targets = x.view(-1, x.size(-1)), batch.targets.view(-1)
     if learned is not None:
         learned = learned.to(device.torch_device)
@@ -81,7 +85,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cast_x, cast_weight = x.to(dtype), weight.to(dtype)
         loss = torch.zeros((), device=x.device)
         grad_x = torch.empty_like(x) if learns else None
-        grad_weight = torch.zeros_like(weight) if head_learns else None
+        # Of bfloat16 weights too: a sum of so many terms needs more digits.
+        wide = torch.float32
+        grad_weight = torch.zeros_like(weight, dtype=wide) if head_learns else None
         step = max(1, _LOGITS // weight.size(0))
         for start in range(0, x.size(0), step):
             rows = slice(start, start + step)
@@ -92,6 +98,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_x[rows] = slope @ cast_weight
                 if grad_weight is not None:
                     grad_weight += slope.t() @ cast_x[rows]
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_x, grad_weight)
         return loss
 

@@ -58,7 +58,9 @@ class Clock:
 class Reporter:
     """Takes records (a dictionary with "step") and shows them: file, terminal, TensorBoard."""
 
-    def __init__(self, run: Path, steps: int, done: int, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: Path, steps: int, done: int, tensorboard: bool = False, loss: str = "%.4f"
+    ) -> None:
         self._keep_until(run / METRICS, done)
         self.file = (run / METRICS).open("a", encoding="utf-8")
         self.events = _summary_writer(run) if tensorboard else None
@@ -66,7 +68,7 @@ class Reporter:
         self.bar = tqdm(
             total=steps, initial=done, disable=not self.live, unit="step", dynamic_ncols=True
         )
-        self.steps, self.printed = steps, 0.0
+        self.steps, self.printed, self.loss_format = steps, 0.0, loss
 
     def step(self) -> None:
         """One step is done; moves the bar and nothing else."""
@@ -76,7 +78,7 @@ class Reporter:
         """Writes a training record and refreshes the line on the terminal."""
         self._write(record)
         left = (self.steps - record["step"]) * record.get("step_seconds", 0.0)
-        text = "loss %.4f" % record["loss"]
+        text = "loss " + self.loss_format % record["loss"]
         if "tokens_per_second" in record:
             text += "  %s  ETA %s" % (_speed(record), duration(left))
         else:

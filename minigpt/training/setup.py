@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable, List, Optional
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from minigpt.checkpoint.adapter import Adapter, read_adapter
 from minigpt.checkpoint.model_files import load_adapted, load_model
@@ -20,11 +22,13 @@ from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.records import FUNCTIONS
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.devices.device import Device, find_device
-from minigpt.errors import CheckpointError, DataError, UsageError, storage_error
+from minigpt.devices import moai
+from minigpt.devices.device import Device, find_device, weight_dtype
+from minigpt.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
 from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
+from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW, decay_groups
@@ -34,6 +38,7 @@ from minigpt.training.trainer import Trainer
 
 # A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
 _LOGITS = 1_000_000_000 // 4
+_FIRST_LOSS_SCALE = 2.0**16
 _INTERVALS = ("eval_every", "sample_every", "save_every")
 
 
@@ -52,16 +57,18 @@ class Start:
 def build(config: TrainConfig) -> Trainer:
     """A Trainer ready to run. Every error of the user's shows here, before the first step."""
     run = _run_directory(config)
-    device = find_device(config.device)
+    device = _device(config)
     torch.manual_seed(config.seed)
     start = _start(config, device)
-    config = _fill(config, start)
+    config = _fill(config, start, device)
     data = _open_data(config, start)
     train = data.train
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
+    if start.resumes is None and config.precision == "fp16-mixed":
+        state.loss_scale = _FIRST_LOSS_SCALE
     freeze(start.model, config.freeze_layers)
-    optimizer = _optimizer(config, start.model)
+    optimizer = _optimizer(config, start.model, device)
     if start.resumes is not None:
         load_optimizer(start.resumes, start.model, optimizer, state.step)
         device.set_rng_state(state.kept_rng())
@@ -92,13 +99,35 @@ def create_run(trainer: Trainer) -> None:
         raise storage_error(error, trainer.run) from error
 
 
+def _device(config: TrainConfig) -> Device:
+    """The device, asked whether it can do what it will have to."""
+    device = find_device(config.device)
+    missing = device.precision_missing(config.precision)
+    if missing:
+        raise DeviceError("--precision %s: %s" % (config.precision, missing), "use another")
+    if config.fused_backward and device.fused_backward_missing():
+        raise DeviceError(
+            "--fused-backward: %s" % device.fused_backward_missing(), "train without it"
+        )
+    if device.kind == "moai":
+        if config.recompute:
+            raise UsageError(
+                "--recompute would hide the model from MoAI",
+                "use --moai-activation-recomputation True",
+            )
+        if config.moai_parallelization:
+            moai.enable(config.moai_options())
+    return device
+
+
 def _start(config: TrainConfig, device: Device) -> Start:
     if config.resume:
         checkpoint = resolve(config.resume, (LATEST,))
         adapter = read_adapter(checkpoint)
         if adapter is None:
-            return replace(_from_checkpoint(checkpoint, device), resumes=checkpoint)
-        model = load_adapted(checkpoint, device.torch_device, torch.float32)
+            return replace(_from_checkpoint(checkpoint, config, device), resumes=checkpoint)
+        dtype = weight_dtype(config.precision)
+        model = load_adapted(checkpoint, device.torch_device, dtype)
         start = Start(model, load_tokenizer(checkpoint), LORA_TUNING, str(checkpoint))
         return replace(start, resumes=checkpoint, adapter=adapter)
     if config.init == "scratch":
@@ -120,7 +149,7 @@ def _start(config: TrainConfig, device: Device) -> Start:
 
 def _tuned(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
     """A checkpoint to fine-tune: all of it, or with a fresh adapter."""
-    start = _from_checkpoint(checkpoint, device)
+    start = _from_checkpoint(checkpoint, config, device)
     lora = config.lora()
     if lora is None:
         return start
@@ -147,16 +176,16 @@ def _from_scratch(config: TrainConfig, device: Device) -> Start:
     shape = entry.config
     if entry.repo is None:  # a shape of ours takes any vocabulary; a published one has its own
         shape = replace(shape, vocab_size=tokenizer.vocab_size)
-    model = GPT(shape).to(device.torch_device)
+    model = GPT(shape).to(device.torch_device, weight_dtype(config.precision))
     return Start(model, tokenizer, entry.recipe, tokenizer.name)
 
 
-def _from_checkpoint(checkpoint: Path, device: Device) -> Start:
-    model = load_model(checkpoint, device.torch_device, torch.float32)
+def _from_checkpoint(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
+    model = load_model(checkpoint, device.torch_device, weight_dtype(config.precision))
     return Start(model, load_tokenizer(checkpoint), FINE_TUNING, str(checkpoint))
 
 
-def _fill(config: TrainConfig, start: Start) -> TrainConfig:
+def _fill(config: TrainConfig, start: Start, device: Device) -> TrainConfig:
     shape = start.model.config
     if start.tokenizer.vocab_size > shape.vocab_size:
         raise UsageError(
@@ -173,10 +202,23 @@ def _fill(config: TrainConfig, start: Start) -> TrainConfig:
             % (config.block_size, shape.n_positions),
             "use --block-size %d" % shape.n_positions,
         )
+    if config.fused_backward or device.static_shapes:
+        config = _whole_batches(config)
     if config.micro_batch_size is None:
         rows = max(1, _LOGITS // (config.block_size * shape.vocab_size))
         config = replace(config, micro_batch_size=min(rows, config.batch_size))
     return config
+
+
+def _whole_batches(config: TrainConfig) -> TrainConfig:
+    """The batch in one piece."""
+    if config.micro_batch_size not in (None, config.batch_size):
+        raise UsageError(
+            "the batch must be whole here, and --micro-batch-size is %d of %d"
+            % (config.micro_batch_size, config.batch_size),
+            "leave it out",
+        )
+    return replace(config, micro_batch_size=config.batch_size)
 
 
 def _open_data(config: TrainConfig, start: Start) -> Opened:
@@ -230,14 +272,21 @@ def _state(config: TrainConfig, start: Start, train: Dataset) -> RunState:
     return state
 
 
-def _optimizer(config: TrainConfig, model: GPT) -> AdamW:
+def _optimizer(config: TrainConfig, model: GPT, device: Device) -> AdamW:
     c = config
     groups = decay_groups(model, c.weight_decay, c.hidden_lr_scale)
-    compiled = c.compile and hasattr(torch, "compile")
-    return AdamW(groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay, compiled=compiled)
+    compiled = c.compile and not device.compiler_missing()
+    return AdamW(
+        groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay,
+        compiled=compiled, plain=device.static_shapes,
+    )  # fmt: skip
 
 
 def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:
+    if device.kind == "moai":
+        model.use_attention(explicit_attention)
+    if config.recompute:
+        _recompute(model)
     if not config.compile:
         return model.features
     missing = device.compiler_missing()
@@ -246,6 +295,13 @@ def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., 
         return model.features
     compiled: Callable[..., Tensor] = torch.compile(model.features)
     return compiled
+
+
+def _recompute(model: GPT) -> None:
+    """Activation checkpointing (Chen et al. 2016) around each block."""
+    for block in model.blocks:
+        plain = block.forward
+        block.forward = partial(checkpoint_activations, plain, use_reentrant=False)
 
 
 def _run_directory(config: TrainConfig) -> Path:

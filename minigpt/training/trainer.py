@@ -23,12 +23,12 @@ from minigpt.checkpoint.resume import RunState, save_checkpoint
 from minigpt.data.loader import Batch, Dataset, Loader
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.devices.device import Device
-from minigpt.errors import TrainingError, storage_error
+from minigpt.devices.device import Device, is_out_of_memory
+from minigpt.errors import DeviceError, TrainingError, storage_error
 from minigpt.inference.generate import generate
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale
+from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
 from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
@@ -62,11 +62,14 @@ class Trainer:
         saves in either case. Returns the exit code: 0, 130 or 143.
         """
         self.reporter = Reporter(
-            self.run, self.config.steps, self.state.step, self.config.tensorboard
-        )
+            self.run, self.config.steps, self.state.step, self.config.tensorboard,
+            self.device.loss_format,
+        )  # fmt: skip
         self.clock, self.unlogged = Clock(), 0
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
+        if self.config.fused_backward:
+            self.norms = self.optimizer.fuse_into_backward()
         first = self.state.step + 1
         self._point_at_best()
         try:
@@ -77,6 +80,13 @@ class Trainer:
             return interrupt.exit_code
         except OSError as error:
             raise storage_error(error, self.run) from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                "the %s has no memory left at step %d" % (self.device, self.state.step + 1),
+                self.device.more_memory(),
+            ) from error
         finally:
             self.loader.close()
             self.reporter.close()
@@ -91,12 +101,13 @@ class Trainer:
         batch = next(self.loader)
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
-        for micro in batch.micro_batches(self.config.micro_batch_size):
-            self._accumulate(micro)
-        self.grad_norm, scale = clip_scale(self.model.parameters(), self.config.grad_clip)
         self.optimizer.set_lr(self.lr())
-        self.optimizer.step(scale)
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.fused_backward:
+            self._step_in_backward(batch)
+        else:
+            for micro in batch.micro_batches(self.config.micro_batch_size):
+                self._accumulate(micro)
+            self._step_optimizer()
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
         self.unlogged += 1
@@ -110,8 +121,28 @@ class Trainer:
 
     def _accumulate(self, micro: Batch) -> None:
         loss = self._loss(micro) / micro.supervised
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled = loss * self.state.loss_scale if self.state.loss_scale != 1.0 else loss
+        scaled.backward()  # type: ignore[no-untyped-call]
         self.loss_total += loss.detach()
+
+    def _step_in_backward(self, batch: Batch) -> None:
+        self.optimizer.begin_step()
+        self._accumulate(batch)
+        self.grad_norm = torch.linalg.vector_norm(torch.stack(self.norms).float())
+        self.norms.clear()
+
+    def _step_optimizer(self) -> None:
+        state, parameters = self.state, self.model.parameters()
+        norm, scale = clip_scale(parameters, self.config.grad_clip, state.loss_scale)
+        # Only float16 overflows in a sound run, so only there is the device asked.
+        finite = self.config.precision != "fp16-mixed" or math.isfinite(norm.item())
+        if finite:
+            self.grad_norm = norm
+            self.optimizer.step(scale)
+        if self.config.precision == "fp16-mixed":
+            scales = next_loss_scale(state.loss_scale, state.clean_steps, finite)
+            state.loss_scale, state.clean_steps = scales
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _loss(self, batch: Batch) -> Tensor:
         head, precision = self.model.head_weight, self.config.precision
@@ -121,7 +152,8 @@ class Trainer:
         c, step = self.config, self.state.step
         last = step >= c.steps
         validating = last or _due(step, c.eval_every)
-        sampling = last or _due(step, c.sample_every)
+        # A text that grows is a new shape with every token.
+        sampling = not self.device.static_shapes and (last or _due(step, c.sample_every))
         saving = last or stopping or _due(step, c.save_every)
         pausing = validating or sampling or saving
         # Always before a pause: so the clock measures steps alone, and no ruined model is ever
@@ -145,6 +177,8 @@ class Trainer:
         record: Dict[str, Any] = {"step": self.state.step, "loss": loss, "grad_norm": norm}
         record.update(lr=self.optimizer.param_groups[0]["lr"], tokens=self._tokens(), **speeds)
         record["data_wait_seconds"] = round(self.loader.waited, 4)
+        if self.device.peak_memory() is not None:
+            record["peak_memory"] = self.device.peak_memory()
         self.reporter.log(record)
 
     def _pull(self) -> tuple[float, float]:
@@ -174,6 +208,7 @@ class Trainer:
             self.tokenizer.byte_lengths(),
             self.config.micro_batch_size,
             self.config.eval_tokens,
+            self.device.static_shapes,
         )
 
     def _validate(self) -> None:
@@ -188,7 +223,7 @@ class Trainer:
             self._point_at_best()
         else:
             self.state.worse += 1
-        if self.finished() and self.state.step < self.config.steps:
+        if 0 < self.config.patience <= self.state.worse:
             text = "step %d: no better for %d validations, stopping; the best was step %d"
             steps = self.state.step, self.state.worse, self.state.best_step
             self.reporter.note(text % steps)

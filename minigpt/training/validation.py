@@ -61,11 +61,13 @@ def validate(
     byte_lengths: np.ndarray,
     rows: int,
     max_tokens: int = 0,
+    same_shapes: bool = False,
 ) -> Validation:
     """Sums `loss_of` over `dataset`, `rows` windows at a time, with `model` in eval mode.
 
     At most `max_tokens` of it are used (0: all), evenly spread. `byte_lengths` (V,) are the bytes
-    each token stands for.
+    each token stands for. With `same_shapes` the last batch is filled up with rows that do not
+    count.
     """
     training = model.training
     model.eval()
@@ -75,11 +77,20 @@ def validate(
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
-        sums.append(loss_of(batch))
+        sums.append(loss_of(_filled_up(batch, rows) if same_shapes else batch))
     model.train(training)
     if tokens == 0:
         raise DataError("the validation set has no supervised token", "give --data more text")
     return Validation(math.fsum(torch.stack(sums).tolist()), tokens, size)
+
+
+def _filled_up(batch: Batch, rows: int) -> Batch:
+    missing = rows - batch.tokens.size(0)
+    if not missing:
+        return batch
+    filled = batch.map(lambda tensor: torch.cat([tensor, tensor[-1:].expand(missing, -1)]))
+    filled.targets[-missing:] = IGNORE
+    return filled
 
 
 def _batches(windows: int, block_size: int, rows: int, max_tokens: int) -> list[np.ndarray]:
