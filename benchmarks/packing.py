@@ -73,8 +73,7 @@ def main() -> None:
             # rows spread over the set: the packer puts the longest first
             dataset = sets[packed]
             batch = dataset.batch(np.linspace(0, len(dataset) - 1, flags.rows + 2, dtype=int)[1:-1])
-            share = dataset.token_count / len(dataset) * flags.rows
-            useful[way] = share
+            useful[way] = batch.tokens.numel() - batch.padding
             ways[way] = step(model, batch, flags.precision, masked)
         medians = side_by_side(ways, flags.rounds)
         speeds = {way: useful[way] / seconds for way, seconds in medians.items()}

@@ -18,36 +18,48 @@ question='def read_lines(path):
     """Return the lines of the file `path` as a list, without their ends."""'
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
-once() { # once DIRECTORY COMMAND...: unless DIRECTORY is there
+once() { # once DIRECTORY COMMAND...: unless DIRECTORY is there; for commands that leave all or nothing
   local result=$1
   shift
   [ -e "$result" ] || say "$@"
 }
+train() { # train RUN FLAGS...: to the end, however often it is interrupted
+  local run=$1
+  shift
+  [ ! -e "$run/finished" ] || return 0
+  if [ -e "$run/latest" ]; then
+    say "$python" train.py --resume "$run"
+  else
+    rm -rf "$run"
+    say "$python" train.py "$@" --out "$run"
+  fi
+  touch "$run/finished"
+}
 best() { echo "$1/$(cat "$1/best")"; }
 
-once "$job/base" "$python" train.py --model words --out "$job/base"
+train "$job/base" --model words
 
 once "$job/base-hf" "$python" convert_hf.py --to-hf "$job/base" --out "$job/base-hf"
 once "$job/start" "$python" convert_hf.py "$job/base-hf" --out "$job/start"
 say cmp "$(best "$job/base")/model.safetensors" "$job/start/model.safetensors"
 
 tuning="--data stdlib-functions --batch-size 8 --steps 300 --eval-every 50"
-once "$job/full" "$python" train.py --init "$job/start" $tuning --lr 1e-3 --out "$job/full"
-once "$job/lora" "$python" train.py --init "$job/start" $tuning --lr 5e-3 --lora-rank 16 \
-  --out "$job/lora"
+train "$job/full" --init "$job/start" $tuning --lr 1e-3
+train "$job/lora" --init "$job/start" $tuning --lr 5e-3 --lora-rank 16
 
 for model in start full lora; do
   say "$python" -m minigpt evaluate --checkpoint "$job/$model" --data stdlib-functions
 done
-say "$python" -m minigpt generate --checkpoint "$job/start" --temperature 0 --max-new-tokens 80 \
-  --prompt "[INST] $question [/INST]
+# Greedily, a model this small writes spaces.
+drawn="--temperature 0.7 --top-k 50 --seed 1 --max-new-tokens 80"
+say "$python" -m minigpt generate --checkpoint "$job/start" $drawn --prompt "[INST] $question [/INST]
 "
 for model in full lora; do
-  say "$python" -m minigpt generate --checkpoint "$job/$model" --temperature 0 \
-    --max-new-tokens 80 --instruct --prompt "$question"
+  say "$python" -m minigpt generate --checkpoint "$job/$model" $drawn --instruct \
+    --prompt "$question"
 done
 
 for model in full lora; do
   once "$job/$model-hf" "$python" convert_hf.py --to-hf "$job/$model" --out "$job/$model-hf"
-  say "$python" examples/compare_with_transformers.py "$job/$model" "$job/$model-hf"
+  say "$python" -m examples.compare_with_transformers "$job/$model" "$job/$model-hf"
 done

@@ -17,6 +17,7 @@ _COMMANDS = {
     "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
     "inspect": ("minigpt.data.inspect_batch", "InspectConfig", "inspect_command"),
     "merge": ("minigpt.checkpoint.merge", "MergeConfig", "merge_command"),
+    "plan": ("minigpt.training.plan_command", "PlanConfig", "plan_command"),
     "devices": ("minigpt.devices.command", "DevicesConfig", "devices_command"),
     "report": ("minigpt.training.report", "ReportConfig", "report_command"),
 }
@@ -29,6 +30,7 @@ _USAGE = """usage: minigpt COMMAND [-h] ...
   prepare    turn text into token shards
   inspect    print a batch in colour: what is prompt, what is learned, what is padding
   merge      make a whole checkpoint of a LoRA adapter and its base
+  plan       memory, what fits, and time of a step, before anything is loaded
   devices    what this machine computes on, and why not on something else
   report     summary and plot of a run"""
 

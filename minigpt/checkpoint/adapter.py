@@ -2,18 +2,23 @@
 
 adapter.safetensors  the thin matrices      adapter.json  how they are applied, and the base's
 path and sha256
+
+A base that a run may remove one day, because it is one of its checkpoints, is kept in the adapter's
+own run, as links to its files where the file system can, and named relative to it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, Optional
 
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.writer import FileRecord, TensorSpec, write_safetensors
-from minigpt.errors import CheckpointError
-from minigpt.files import write_json
+from minigpt.errors import CheckpointError, UsageError
+from minigpt.files import atomic_directory, write_json
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import LoRAConfig, adapter_tensors
 
@@ -39,10 +44,29 @@ def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, Fi
     """Writes both files, and the model's shape; returns what the manifest needs of them."""
     tensors = adapter_tensors(model)
     specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-    values = {"base": str(adapter.base), "base_sha256": adapter.base_sha256}
+    base = str(adapter.base)
+    if directory.resolve().parents[1] in adapter.base.parents:  # both in one run, which may move
+        base = os.path.relpath(base, str(directory.resolve()))
+    values = {"base": base, "base_sha256": adapter.base_sha256}
     write_json(directory / FILE, {**asdict(adapter.lora), **values})
     write_json(directory / "config.json", asdict(model.config))
     return {WEIGHTS: write_safetensors(directory / WEIGHTS, specs, tensors.__getitem__)}
+
+
+def keep_base(adapter: Adapter, run: Path) -> Adapter:
+    """The adapter on a base that stays: one that is a checkpoint of another run is linked into
+    `run`, or copied.
+    """
+    if adapter.base.parent.name != "checkpoints" or not adapter.base.name.startswith("step_"):
+        return adapter
+    kept = run.resolve() / "base"
+    with atomic_directory(kept) as partial:
+        for path in adapter.base.iterdir():
+            try:
+                os.link(str(path), str(partial / path.name))
+            except OSError:
+                shutil.copy2(str(path), str(partial / path.name))
+    return replace(adapter, base=kept)
 
 
 def read_adapter(directory: Path) -> Optional[Adapter]:
@@ -50,7 +74,14 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
     if not (directory / FILE).exists():
         return None
     values = manifest.read_json(directory / FILE)
-    base, digest = Path(values.pop("base")), str(values.pop("base_sha256"))
+    try:
+        base = (directory / values.pop("base")).resolve()
+        digest = str(values.pop("base_sha256"))
+        lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(
+            "%s is not as it was written: %r" % (directory / FILE, error), "use another checkpoint"
+        ) from None
     path = base / manifest.NAME
     if not path.is_file() or manifest.sha256(path) != digest:
         raise CheckpointError(
@@ -58,5 +89,4 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
             % (directory, base, "another one by now" if path.is_file() else "not there"),
             "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge",
         )
-    values["targets"] = tuple(values["targets"])
-    return Adapter(LoRAConfig(**values), base, digest)
+    return Adapter(lora, base, digest)

@@ -6,6 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.model_files import open_weights, read_config, write_model
@@ -15,6 +18,14 @@ from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.errors import UsageError
 from minigpt.files import atomic_directory
+from minigpt.text import nearest
+
+_DTYPES = {
+    "keep": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass
@@ -25,6 +36,12 @@ class MergeConfig:
     """A run with --lora-rank (its best checkpoint), or one of its checkpoints."""
     out: str
     """The directory to make."""
+    dtype: str = "keep"
+    """Of the weights: keep (the base's), fp32, bf16 or fp16."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise UsageError("--dtype is %r" % self.dtype, nearest(self.dtype, _DTYPES))
 
 
 def merge_command(config: MergeConfig) -> None:
@@ -36,11 +53,14 @@ def merge_command(config: MergeConfig) -> None:
         raise UsageError("--out %s exists" % out, "name another directory, or remove it")
     template = load_template(directory)
     with ExitStack() as stack, atomic_directory(out) as partial:
-        weights = open_weights(directory, stack)
-        specs = [TensorSpec(name, each.dtype, each.shape) for name, each in weights.items()]
-        records = write_model(
-            partial, read_config(directory), specs, lambda name: weights[name].read()
-        )
+        dtype = _DTYPES[config.dtype]
+        weights = open_weights(directory, stack, True, dtype)
+        specs = [TensorSpec(n, dtype or each.dtype, each.shape) for n, each in weights.items()]
+
+        def fetch(name: str) -> Tensor:
+            return weights[name].read().to(dtype)
+
+        records = write_model(partial, read_config(directory), specs, fetch)
         load_tokenizer(directory).save(partial)
         if template is not None:
             save_template(partial, template)

@@ -67,7 +67,7 @@ def load_model(
     model = GPT(read_config(directory), device=torch.device("meta"))
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with ExitStack() as stack:
-        for name, tensor in open_weights(directory, stack, verify).items():
+        for name, tensor in open_weights(directory, stack, verify, dtype).items():
             if expected.pop(name, None) != tensor.shape:
                 raise CheckpointError(
                     "%s: tensor %s does not belong to this model" % (directory, name),
@@ -105,9 +105,15 @@ def load_adapted(
     return model
 
 
-def open_weights(directory: Path, stack: ExitStack, verify: bool = True) -> Dict[str, LazyTensor]:
+def open_weights(
+    directory: Path,
+    stack: ExitStack,
+    verify: bool = True,
+    dtype: Optional[torch.dtype] = None,
+) -> Dict[str, LazyTensor]:
     """The weights of a checkpoint by name, none read yet. Those of a LoRA checkpoint are its
-    base's, and each matrix with an adapter is merged with it when it is read.
+    base's, and each matrix with an adapter is merged with it when it is read, in float32, and then
+    has `dtype` (None: the base's, so of a 16-bit base the sum is rounded).
     """
     manifest.check(directory, verify)
     adapter = read_adapter(directory)
@@ -116,20 +122,23 @@ def open_weights(directory: Path, stack: ExitStack, verify: bool = True) -> Dict
         for name in weight_files(directory):
             weights.update(open_safetensors(directory / name, stack))
         return weights
-    weights = open_weights(adapter.base, stack, verify)
+    weights = open_weights(adapter.base, stack, verify, dtype)
     thin = open_safetensors(directory / WEIGHTS, stack)
     for name in thin:
         matrix, _, leaf = name.rpartition(".")
         if leaf == "a":
             base = weights[matrix + ".weight"]
             pair = thin[name], thin[matrix + ".b"]
-            read = partial(_merge, base, *pair, adapter.lora)
-            weights[matrix + ".weight"] = LazyTensor(base.dtype, base.shape, read)
+            kind = dtype or base.dtype
+            read = partial(_merge, base, *pair, adapter.lora, kind)
+            weights[matrix + ".weight"] = LazyTensor(kind, base.shape, read)
     return weights
 
 
-def _merge(base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig) -> Tensor:
-    return merged(base.read(), a.read(), b.read(), config)
+def _merge(
+    base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig, dtype: torch.dtype
+) -> Tensor:
+    return merged(base.read(), a.read(), b.read(), config).to(dtype)
 
 
 def read_config(directory: Path) -> GPTConfig:

@@ -39,6 +39,7 @@ class RunState:
 
     step: int = 0
     samples_seen: int = 0
+    tokens_seen: int = 0  # without padding
     best_loss: Optional[float] = None
     best_step: Optional[int] = None
     worse: int = 0  # validations since the best

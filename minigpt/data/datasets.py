@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import List, Optional, Tuple, Union
 
 from minigpt.data.loader import Dataset, TokenDataset
-from minigpt.data.packing import split_datasets
+from minigpt.data.packing import in_words, split_datasets
 from minigpt.data.prepare import prepared
 from minigpt.data.records import LeftOut, holds_records, parse_keys, read_records
 from minigpt.data.template import Template, find_template
@@ -22,7 +22,7 @@ class Opened:
     validation: Dataset
     template: Optional[Template]
     prompt: List[int]  # the beginning of a held-out answer; empty for text
-    notes: List[str]  # what was left out, in words
+    notes: List[str]  # how many records, and what was left out, in words
 
 
 def open_datasets(
@@ -37,14 +37,16 @@ def open_datasets(
     """The datasets of --data `name`; DataError or UsageError when there is nothing to learn."""
     keys = parse_keys(record_keys)
     if not holds_records(name, keys):
-        if keys is not None:
-            raise UsageError("--record-keys is for records, and %s is text" % name, "leave it out")
+        for flag, given in (("--record-keys", keys is not None), ("--strict", strict)):
+            if given:
+                raise UsageError("%s is for records, and %s is text" % (flag, name), "leave it out")
         return Opened(*_windows(name, tokenizer, block_size), None, [], [])
     chosen = find_template(template) if isinstance(template, str) else template
     left_out = LeftOut(strict)
     records = read_records(name, keys, left_out)
     train, validation = split_datasets(records, chosen, tokenizer, block_size, packing, left_out)
-    return Opened(train, validation, chosen, validation.prompt(), left_out.lines())
+    notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
+    return Opened(train, validation, chosen, validation.prompt(), notes)
 
 
 def _windows(name: str, tokenizer: Tokenizer, block: int) -> Tuple[TokenDataset, TokenDataset]:

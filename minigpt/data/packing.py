@@ -138,6 +138,18 @@ def split_datasets(
     )
 
 
+def in_words(
+    train: RecordDataset, validation: RecordDataset, template: Template, left_out: LeftOut
+) -> str:
+    """How many of the records are used, and as what."""
+    used = len(train.examples) + len(validation.examples)
+    return "%s of %s records, as %s + %s %s rows, template %s" % (
+        format(used, ","), format(used + sum(left_out.counts.values()), ","),
+        format(len(train), ","), format(len(validation), ","),
+        "packed" if train.packed else "padded", template.name,
+    )  # fmt: skip
+
+
 def render(
     record: Record, template: Template, tokenizer: Tokenizer, block_size: int
 ) -> Optional[Example]:

@@ -205,7 +205,11 @@ def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
 
 
 def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
+    with file:
         for number, line in enumerate(file, 1):
             where = "%s:%d" % (path, number)
             if line.strip():

@@ -67,11 +67,11 @@ def describe(timeout: float) -> Lines:
 def _cpu() -> str:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    total, free = (size(count) if count else "unknown" for count in _memory())
+    total, free = (size(count) if count else "unknown" for count in host_memory())
     return "%s cores, %s of memory, %s free" % (cores or "unknown", total, free)
 
 
-def _memory() -> Tuple[Optional[int], Optional[int]]:
+def host_memory() -> Tuple[Optional[int], Optional[int]]:
     """Bytes in all, and bytes that a program may still take; None where nothing tells. The
     limit of a container (control groups, version 2) counts as all.
     """

@@ -67,6 +67,16 @@ class Job:
         return self.product_bytes != self.weight_bytes
 
     @property
+    def whole_batch(self) -> bool:
+        """Whether there can be no micro-batches."""
+        return self.fused_backward or self.whole_logits
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention is one kernel. PyTorch has none with dropout on the CPU."""
+        return not self.explicit and not (self.on_cpu and self.shape.dropout > 0)
+
+    @property
     def trained_layers(self) -> int:
         """Blocks with something to learn."""
         return max(0, self.shape.n_layer - (self.freeze_layers or 0))
@@ -112,7 +122,7 @@ def moments(job: Job) -> List[Memory]:
     kept = {"weights": shape.parameter_count() * job.weight_bytes, "states": states(job)}
     if job.lora is not None:
         kept["weights"] += trained_count(job) * job.weight_bytes
-    matrices, last = _copies(job), N * C * stream  # the final norm's input, and its output
+    copies, last = _copies(job), N * C * stream  # the final norm's input, and its output
     per_block = N * block_bytes(job)
     activations = job.trained_layers * (N * C * stream if job.recompute else per_block)
     recomputed = per_block if job.recompute else 0
@@ -120,18 +130,18 @@ def moments(job: Job) -> List[Memory]:
     ends = last + (head if job.head_learns and shape.tied_head else 0)
     if earlier or job.fused_backward:
         ends += head if job.head_learns else largest
-    ends += _update(job) if job.fused_backward else 0
+    inside, after = (_update(job), 0) if job.fused_backward else (0, _update(job))
     return [
-        Memory("forward", copies=matrices["forward"], gradients=earlier,
+        Memory("forward", copies=copies["forward"], gradients=earlier,
                activations=activations + last,
                work=last + (N * (2 * shape.inner + C) * product if job.recompute else 0), **kept),
-        Memory("loss", copies=matrices["loss"], gradients=earlier,
+        Memory("loss", copies=copies["loss"], gradients=earlier,
                activations=activations + last, loss=loss_bytes(job), **kept),
-        Memory("backward begins", copies=matrices["backward"], gradients=earlier,
+        Memory("backward begins", copies=copies["backward"], gradients=earlier,
                activations=activations, loss=_after_loss(job),
-               work=recomputed + N * _inside_block(job) + largest, **kept),
-        Memory("backward ends", gradients=all_gradients, work=ends, **kept),
-        Memory("step", gradients=all_gradients, work=0 if job.fused_backward else _update(job), **kept),
+               work=recomputed + N * _inside_block(job) + largest + inside, **kept),
+        Memory("backward ends", gradients=all_gradients, work=ends + inside, **kept),
+        Memory("step", gradients=all_gradients, work=after, **kept),
     ]  # fmt: skip
 
 
@@ -145,7 +155,7 @@ def trained_count(job: Job) -> int:
     if job.freeze_layers is None:
         return shape.parameter_count()
     frozen = (shape.vocab_size + shape.n_positions) * C
-    block = _matrices(shape) + 3 * C + C + I + C + 4 * C
+    block = matrices(shape) + 3 * C + C + I + C + 4 * C
     return shape.parameter_count() - frozen - job.freeze_layers * block
 
 
@@ -159,24 +169,25 @@ def block_bytes(job: Job) -> int:
     shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
     C, I = shape.n_embd, shape.inner
     kept = 2 * C * stream  # the inputs of both norms
-    kept += 4 * C * product + I * product  # q, k, v and what attention gives; the GELU's input
+    kept += 3 * C * product + I * product  # q, k and v; the GELU's input
     kept += _attention_bytes(job)
     if shape.dropout:
         kept += 2 * C * (product if job.on_cpu else 1)  # the masks of both residual branches
     if job.lora is None:
-        return kept + 2 * C * product + I * product  # inputs of qkv and up, and of down
+        kept += 2 * C * product + I * product  # inputs of qkv and up, and of down
+        return kept + (0 if job.fused else C * product)  # and of out, which else is kept already
     return kept + _adapter_bytes(job, job.lora)
 
 
 def _attention_bytes(job: Job) -> int:
-    """Fused: a normalizer per head. Explicit: the (T, T) weights, and under dropout its masks."""
+    """Beside q, k and v. Of the explicit form, the (T, T) weights, and under dropout its masks."""
     H, pairs, dropout = job.shape.n_head, job.shape.n_head * job.block, job.shape.dropout
-    if job.on_cpu and dropout and not job.explicit:  # PyTorch has no kernel for it there
+    if job.fused:  # what it gives, and a normalizer for each head
+        return job.shape.n_embd * job.product_bytes + 4 * H
+    if not job.explicit:
         # In mixed precision that substitute works in fp32, on copies of q, k and v.
         wide = 4 if job.mixed else job.product_bytes
         return 3 * pairs * wide + 3 * job.shape.n_embd * (wide - job.product_bytes)
-    if not job.explicit:
-        return 4 * H
     weights = pairs * job.product_bytes
     if job.mixed and not job.on_cpu:  # autocast takes a softmax in fp32
         weights += pairs * 4
@@ -194,7 +205,7 @@ def _adapter_bytes(job: Job, lora: LoRAConfig) -> int:
         width, before = inputs[name]
         if lora.dropout:
             kept += width * (product + (before if job.on_cpu else 1))  # after dropout; its mask
-        elif name != "out":  # that one's input is attention's output, which is kept
+        elif name != "out" or not job.fused:  # else that one's input is kept already
             kept += width * product
         kept += lora.rank * product
     return kept
@@ -238,7 +249,7 @@ def _inside_block(job: Job) -> int:
     mlp = (C * product if job.mixed and job.lora is None else 0) + I * product
     if job.lora is not None and "down" in job.lora.targets:
         mlp += I * product
-    pairs = 2 * job.shape.n_head * job.block * product if job.explicit else 0
+    pairs = 2 * job.shape.n_head * job.block * product if not job.fused else 0
     return C * job.weight_bytes + max(mlp, pairs - 2 * (C + I) * product)
 
 
@@ -262,13 +273,13 @@ def _copies(job: Job) -> Dict[str, int]:
     """
     if not job.mixed:
         return {"forward": 0, "loss": 0, "backward": 0}
-    one = _matrices(job.shape) * job.product_bytes
+    one = matrices(job.shape) * job.product_bytes
     every = one * job.trained_layers
     if not job.recompute:
         return {"forward": every, "loss": every, "backward": every}
     return {"forward": one if job.lora else every, "loss": 0, "backward": one}
 
 
-def _matrices(shape: GPTConfig) -> int:
+def matrices(shape: GPTConfig) -> int:
     """Weights in the four matrices of a block."""
     return 4 * shape.n_embd * shape.n_embd + 2 * shape.n_embd * shape.inner

@@ -19,6 +19,7 @@ from minigpt.checkpoint import manifest
 from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
+from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory
@@ -191,6 +192,9 @@ def convert(
         with atomic_directory(out) as partial:
             records = write_model(partial, made.config, specs, fetch, shard_bytes)
             made.notes.extend(_copy_tokenizer(directory, partial, made.config))
+            template = load_template(directory)  # of a tuned model that was exported
+            if template is not None:
+                save_template(partial, template)
             manifest.write_manifest(partial, records)
     return _summary(directory, out, made, specs)
 

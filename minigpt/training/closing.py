@@ -21,7 +21,7 @@ _YARDSTICK_BYTES = 20_000_000
 
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
-    lines = ["", _quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
+    lines = ["", *_quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
     lines += [
         "saved    %s" % trainer.save(),
         plot(trainer.run),
@@ -31,20 +31,21 @@ def closing_report(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def _quality(trainer: Trainer) -> str:
-    result = trainer.latest
+def _quality(trainer: Trainer) -> List[str]:
+    result, state = trainer.latest, trainer.state
     assert result is not None  # the last step always validates
     text = "held out %.3f bits per byte, loss %.4f, perplexity %.2f (%s tokens"
-    return (text + (" of answers)" if trainer.template else ")")) % (
-        result.bits_per_byte,
-        result.loss,
-        result.perplexity,
-        format(result.tokens, ","),
-    )
+    shown = (result.bits_per_byte, result.loss, result.perplexity, format(result.tokens, ","))
+    lines = [(text + (" of answers)" if trainer.answers else ")")) % shown]
+    if state.best_step != state.step:
+        assert state.best_loss is not None and state.best_step is not None
+        text = "best     step %d, loss %.4f: what --checkpoint %s means"
+        lines.append(text % (state.best_step, state.best_loss, trainer.run))
+    return lines
 
 
 def _yardsticks(trainer: Trainer) -> List[str]:
-    if trainer.template is not None:
+    if trainer.answers:
         return []  # an answer to a question is not a text to compress
     documents = validation_documents(trainer.config.data, _YARDSTICK_BYTES)
     if not documents:
@@ -76,7 +77,7 @@ def _xz(data: bytes) -> bytes:
 
 
 def _prompting(trainer: Trainer) -> str:
-    return '--instruct --prompt "..."' if trainer.template else '--prompt "def "'
+    return '--instruct --prompt "..."' if trainer.answers else '--prompt "def "'
 
 
 def _sample(trainer: Trainer) -> str:

@@ -11,7 +11,7 @@ from minigpt.cli import parse
 from minigpt.errors import UsageError
 from minigpt.text import duration
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig, read_config
+from minigpt.training.config import TrainConfig, flag, read_config
 from minigpt.training.setup import build, create_run
 from minigpt.training.trainer import Trainer
 
@@ -51,6 +51,9 @@ def _settings(arguments: List[str]) -> TrainConfig:
         default = read_config(path)
     elif source:
         default = read_config(Path(source))
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if any(word.split("=")[0] == flag(name) for word in arguments):
+            setattr(default, other, None)  # what is said here wins over what the file says
     return parse(TrainConfig, "train.py", arguments, default)
 
 
@@ -74,6 +77,7 @@ def _opening(trainer: Trainer) -> str:
                 shape.n_embd,
                 trainer.tokenizer.name,
             ),
+            *_learning(trainer),
             "data     %s: %s tokens to train on, %s to validate"
             % (c.data, format(data.token_count, ","), format(trainer.validation.token_count, ",")),
             *("         %s" % note for note in trainer.notes),
@@ -81,6 +85,17 @@ def _opening(trainer: Trainer) -> str:
             % (trainer.run, c.steps, c.batch_size, c.block_size, c.precision, trainer.device),
         )
     )
+
+
+def _learning(trainer: Trainer) -> List[str]:
+    """What is trained, where it is not the whole model."""
+    whole = trainer.model.parameter_count()
+    learned = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if learned == whole:
+        return []
+    adapter = trainer.adapter
+    what = "the rest is frozen" if adapter is None else "an adapter of rank %d" % adapter.lora.rank
+    return ["trained  %s parameters, %s" % (format(learned, ","), what)]
 
 
 def _dry_run(trainer: Trainer) -> str:

@@ -79,7 +79,7 @@ class TrainConfig:
     """What to learn from: stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a
     directory of texts. Records of instruction and answer are recognised.
     """
-    template: str = "instruct"
+    template: Annotated[OpenStr, _open("NAME", "the checkpoint's, or instruct")] = OPEN
     """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
     packing: bool = True
     """Put several records into a row, each attending to itself only."""
@@ -207,14 +207,34 @@ class TrainConfig:
             self._require(name, 0 <= _of(self, name, 0) < 1, "at least 0 and below 1")
         self._require_known("precision", PRECISIONS)
         self._require_known("schedule", SCHEDULES)
+        if self.template is not None:
+            find_template(self.template)
+        self.lora()
+
+    def check_together(self) -> None:
+        """UsageError when settings that are each possible make no sense together."""
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs both say when to stop", "give one of them")
-        find_template(self.template)
+        if self.patience and self.eval_every == 0:
+            raise UsageError("--patience counts validations, and there are none", "--eval-every N")
         self._check_fused_backward()
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        unused = {"lora_alpha", "lora_dropout", "lora_targets"}
+        unused = {name for name in unused if getattr(self, name) != getattr(TrainConfig, name)}
+        if unused and not self.lora_rank:
+            raise UsageError(
+                "%s without an adapter" % flag(sorted(unused)[0]), "give it a --lora-rank"
+            )
         if self.lora_rank and self.freeze_layers is not None:
             raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
-        if self.lora_rank and self.init == "scratch" and not self.resume:
+        if self.resume or self.init != "scratch":
+            return
+        if self.lora_rank:
             raise UsageError("--lora-rank adapts a finished model", "name one with --init")
+        if self.freeze_layers is not None:
+            raise UsageError("--freeze-layers keeps what a model knows", "name one with --init")
 
     def _check_fused_backward(self) -> None:
         if not self.fused_backward:
@@ -328,7 +348,7 @@ def _read_toml(path: Path) -> Dict[str, Any]:
 def _kind(annotation: str) -> str:
     """The TOML type of a setting, from its annotation."""
     for word, kind in (("bool", "true or false"), ("float", "a number"), ("int", "a whole number")):
-        if word in annotation.lower():
+        if word in annotation.split(",")[0].lower():  # what follows is prose
             return kind
     return "a string"
 

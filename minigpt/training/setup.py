@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
-from minigpt.checkpoint.adapter import Adapter, read_adapter
+from minigpt.checkpoint.adapter import Adapter, keep_base, read_adapter
 from minigpt.checkpoint.model_files import load_adapted, load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
 from minigpt.checkpoint.run_files import LATEST, resolve
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.records import FUNCTIONS
+from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
@@ -33,12 +34,21 @@ from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.text import nearest
-from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig, write_config
+from minigpt.training.config import (
+    FINE_TUNING,
+    LORA_TUNING,
+    TrainConfig,
+    flag,
+    read_config,
+    write_config,
+)
+from minigpt.training.plan_command import default_rows, one_line
 from minigpt.training.trainer import Trainer
 
-# A micro-batch is as large as keeps its logits (rows x block x vocabulary, fp32) under 1 GB.
-_LOGITS = 1_000_000_000 // 4
 _FIRST_LOSS_SCALE = 2.0**16
+_WHAT_IS_TRAINED = (
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "freeze_layers",
+)  # fmt: skip
 _INTERVALS = ("eval_every", "sample_every", "save_every")
 
 
@@ -52,17 +62,22 @@ class Start:
     origin: str  # what `prepare --tokenizer` calls this tokenizer
     resumes: Optional[Path] = None  # the checkpoint whose run goes on
     adapter: Optional[Adapter] = None  # what is trained instead of the weights
+    template: Optional[Template] = None  # that the checkpoint was tuned with
 
 
 def build(config: TrainConfig) -> Trainer:
     """A Trainer ready to run. Every error of the user's shows here, before the first step."""
+    config.check_together()
     run = _run_directory(config)
     device = _device(config)
+    _plan(config, device)
     torch.manual_seed(config.seed)
     start = _start(config, device)
     config = _fill(config, start, device)
     data = _open_data(config, start)
     train = data.train
+    if data.template is not None and data.template.name in TEMPLATES:
+        config = replace(config, template=data.template.name)
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
     if start.resumes is None and config.precision == "fp16-mixed":
@@ -83,7 +98,8 @@ def build(config: TrainConfig) -> Trainer:
         loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
         validation=data.validation,
         state=state,
-        template=data.template,
+        template=data.template or start.template,
+        answers=data.template is not None,
         adapter=start.adapter,
         prompt=data.prompt or _prompt(config, start.tokenizer),
         notes=data.notes,
@@ -95,6 +111,8 @@ def create_run(trainer: Trainer) -> None:
     try:
         trainer.run.mkdir(parents=True, exist_ok=True)
         write_config(trainer.run / "config.toml", trainer.config)
+        if trainer.adapter is not None and not (trainer.run / "base").exists():
+            trainer.adapter = keep_base(trainer.adapter, trainer.run)
     except OSError as error:
         raise storage_error(error, trainer.run) from error
 
@@ -120,16 +138,20 @@ def _device(config: TrainConfig) -> Device:
     return device
 
 
+def _plan(config: TrainConfig, device: Device) -> None:
+    """Says what the run will take, and stops when that is not there."""
+    plan = one_line(config, device)
+    print(plan.line, flush=True)
+    if not (plan.fits or config.force):
+        raise DeviceError(
+            "this run does not fit into what is free on the %s" % device,
+            "use %s, or start all the same with --force" % (plan.advice or "a smaller model"),
+        )
+
+
 def _start(config: TrainConfig, device: Device) -> Start:
     if config.resume:
-        checkpoint = resolve(config.resume, (LATEST,))
-        adapter = read_adapter(checkpoint)
-        if adapter is None:
-            return replace(_from_checkpoint(checkpoint, config, device), resumes=checkpoint)
-        dtype = weight_dtype(config.precision)
-        model = load_adapted(checkpoint, device.torch_device, dtype)
-        start = Start(model, load_tokenizer(checkpoint), LORA_TUNING, str(checkpoint))
-        return replace(start, resumes=checkpoint, adapter=adapter)
+        return _resumed(resolve(config.resume, (LATEST,)), config, device)
     if config.init == "scratch":
         return _from_scratch(config, device)
     if config.tokenizer is not None:
@@ -145,6 +167,30 @@ def _start(config: TrainConfig, device: Device) -> Start:
             nearest(config.init, [*zoo.ZOO, "scratch"]),
         )
     return _tuned(resolve(path), config, device)
+
+
+def _resumed(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
+    """The run that `checkpoint` is of, as it was."""
+    before = read_config(Path(config.resume or "") / "config.toml")
+    for name in _WHAT_IS_TRAINED:
+        if getattr(before, name) != getattr(config, name):
+            raise UsageError(
+                "%s was %s, and a run goes on with what it trains"
+                % (flag(name), getattr(before, name)),
+                "start a new one with --init %s" % config.resume,
+            )
+    if weight_dtype(before.precision) != weight_dtype(config.precision):
+        raise UsageError(
+            "--precision %s keeps other weights than %s" % (config.precision, before.precision),
+            "start a new run with --init %s" % config.resume,
+        )
+    adapter = read_adapter(checkpoint)
+    if adapter is None:
+        return replace(_from_checkpoint(checkpoint, config, device), resumes=checkpoint)
+    model = load_adapted(checkpoint, device.torch_device, weight_dtype(config.precision))
+    start = Start(model, load_tokenizer(checkpoint), LORA_TUNING, str(checkpoint))
+    template = load_template(checkpoint)
+    return replace(start, resumes=checkpoint, adapter=adapter, template=template)
 
 
 def _tuned(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
@@ -182,7 +228,8 @@ def _from_scratch(config: TrainConfig, device: Device) -> Start:
 
 def _from_checkpoint(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
     model = load_model(checkpoint, device.torch_device, weight_dtype(config.precision))
-    return Start(model, load_tokenizer(checkpoint), FINE_TUNING, str(checkpoint))
+    tokenizer, template = load_tokenizer(checkpoint), load_template(checkpoint)
+    return Start(model, tokenizer, FINE_TUNING, str(checkpoint), template=template)
 
 
 def _fill(config: TrainConfig, start: Start, device: Device) -> TrainConfig:
@@ -205,8 +252,7 @@ def _fill(config: TrainConfig, start: Start, device: Device) -> TrainConfig:
     if config.fused_backward or device.static_shapes:
         config = _whole_batches(config)
     if config.micro_batch_size is None:
-        rows = max(1, _LOGITS // (config.block_size * shape.vocab_size))
-        config = replace(config, micro_batch_size=min(rows, config.batch_size))
+        config = replace(config, micro_batch_size=default_rows(config, shape))
     return config
 
 
@@ -222,10 +268,12 @@ def _whole_batches(config: TrainConfig) -> TrainConfig:
 
 
 def _open_data(config: TrainConfig, start: Start) -> Opened:
-    c = config
+    c, template = config, config.template or start.template or "instruct"
     found = open_datasets(
-        c.data, start.tokenizer, c.block_size, c.template, c.packing, c.record_keys, c.strict
+        c.data, start.tokenizer, c.block_size, template, c.packing, c.record_keys, c.strict
     )
+    if found.template is None and config.template:
+        raise UsageError("--template is for records, and %s is text" % c.data, "leave it out")
     if found.train.tokenizer_fingerprint != start.tokenizer.fingerprint:
         raise DataError(
             "%s was prepared with another tokenizer than the model's" % c.data,
@@ -256,7 +304,8 @@ def _state(config: TrainConfig, start: Start, train: Dataset) -> RunState:
     state = load_state(start.resumes)
     if state.data != data:
         raise UsageError(
-            "the data, --block-size or --seed is not what %s was trained with" % config.resume,
+            "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
+            " %s was trained with" % config.resume,
             "resume with the same, or start a new run with --init %s" % config.resume,
         )
     if state.step >= config.steps:

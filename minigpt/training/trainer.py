@@ -52,7 +52,8 @@ class Trainer:
     validation: Dataset
     state: RunState
     prompt: List[int]  # what samples continue
-    template: Optional[Template] = None  # of the records, kept in every checkpoint
+    template: Optional[Template] = None  # kept in every checkpoint
+    answers: bool = False  # whether the data are instructions and answers
     adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
     notes: List[str] = field(default_factory=list)  # about the data
     latest: Optional[Validation] = None
@@ -110,6 +111,7 @@ class Trainer:
             self._step_optimizer()
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
+        self.state.tokens_seen += batch.tokens.numel() - batch.padding
         self.unlogged += 1
         self.clock.count(batch)
         self.reporter.step()
@@ -175,7 +177,9 @@ class Trainer:
         if warmup:
             speeds = {"warmup_seconds": speeds["step_seconds"]}
         record: Dict[str, Any] = {"step": self.state.step, "loss": loss, "grad_norm": norm}
-        record.update(lr=self.optimizer.param_groups[0]["lr"], tokens=self._tokens(), **speeds)
+        record.update(
+            lr=self.optimizer.param_groups[0]["lr"], tokens=self.state.tokens_seen, **speeds
+        )
         record["data_wait_seconds"] = round(self.loader.waited, 4)
         if self.device.peak_memory() is not None:
             record["peak_memory"] = self.device.peak_memory()
@@ -195,9 +199,6 @@ class Trainer:
         self.loss_total.zero_()
         self.unlogged = 0
         return mean, norm
-
-    def _tokens(self) -> int:
-        return self.state.samples_seen * self.config.block_size
 
     def validate(self) -> Validation:
         """The model's loss on the validation set."""
@@ -245,7 +246,7 @@ class Trainer:
         """The prompt continued, from a generator of its own: training does not notice."""
         ids = generate(
             self.model, self.prompt, count, temperature, 50,
-            stop_id=self.tokenizer.eos_id if self.template else None, seed=self.config.seed,
+            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.config.seed,
         )  # fmt: skip
         return self.tokenizer.decode(self.prompt + ids)
 

@@ -64,7 +64,7 @@ def test_training_and_validation_share_no_file(exercises):
 
 def test_as_training_data_with_the_long_ones_counted():
     opened = open_datasets(FUNCTIONS, BYTES, 512)
-    (note,) = opened.notes
+    _, note = opened.notes
     assert note.startswith("left out ") and "longer than --block-size 512 (" in note
     prompt = BYTES.decode(opened.prompt)
     assert prompt.startswith("[INST] ") and prompt.endswith(" [/INST]\n")

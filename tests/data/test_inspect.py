@@ -67,6 +67,7 @@ def test_a_row_to_the_letter(inspect, tmp_path):
         "  prompt           18   60.0%",
         "  supervised        2    6.7%",
         "  padding          10   33.3%",
+        "  2 of 2 records, as 1 + 1 packed rows, template instruct",
         "",
     ])  # fmt: skip
 

@@ -179,7 +179,7 @@ def test_strict_stops_at_the_first_of_them(tmp_path, number, line):
 def test_strict_stops_at_one_that_is_too_long(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(pair(n)) + "\n" for n in (1, 2, 10**50)))
-    assert "longer than --block-size" in open_datasets(str(path), BYTES, 40).notes[0]
+    assert "longer than --block-size" in open_datasets(str(path), BYTES, 40).notes[1]
     with pytest.raises(DataError, match=r"x\.jsonl:3: longer than --block-size 40"):
         open_datasets(str(path), BYTES, 40, strict=True)
 

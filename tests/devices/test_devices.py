@@ -59,10 +59,10 @@ def test_memory_without_proc(monkeypatch):
         raise FileNotFoundError(str(self))
 
     monkeypatch.setattr(Path, "read_text", missing)
-    total, free = command._memory()
+    total, free = command.host_memory()
     assert total > 1 << 20 and free is None
     monkeypatch.delattr(command.os, "sysconf")
-    assert command._memory() == (None, None)
+    assert command.host_memory() == (None, None)
 
 
 def test_a_container_has_what_it_is_allowed(monkeypatch):
@@ -73,9 +73,9 @@ def test_a_container_has_what_it_is_allowed(monkeypatch):
         "/sys/fs/cgroup/memory.stat": "active_file 7\ninactive_file 1024000\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda self: files[str(self)])
-    assert command._memory() == (4096000, 2048000)
+    assert command.host_memory() == (4096000, 2048000)
     files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert command._memory() == (8192000, 5120000)
+    assert command.host_memory() == (8192000, 5120000)
 
 
 @pytest.fixture

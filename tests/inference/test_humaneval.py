@@ -19,7 +19,7 @@ from minigpt.inference.humaneval import (
     summary,
 )
 from minigpt.inference.results import Results
-from minigpt.inference.sandbox import Limits, sandbox_missing
+from minigpt.inference.sandbox import Limits, run_program, sandbox_missing
 
 needs_sandbox = pytest.mark.skipif(bool(sandbox_missing()), reason=sandbox_missing())
 LIMITS = Limits(20.0)
@@ -192,3 +192,27 @@ def test_other_settings_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"has no own\.jsonl\.settings\.json beside it"):
         evaluate(tmp_path / "own.jsonl", solver())
     assert (tmp_path / "own.jsonl").read_text() == "mine\n"
+
+
+BODY = "    return a + b"
+WHOLE = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BODY,
+        BODY + "\n\nprint(add(1, 2))",
+        WHOLE,
+        "from typing import List\n\n" + WHOLE,
+        "```python\n%s```" % WHOLE,
+        "Here it is:\n\n```\n%s\n```\nIt adds." % BODY,
+        "```python\n%s" % WHOLE,
+    ],
+)
+def test_an_answer_counts_however_it_is_wrapped(answer):
+    problem = Problem("T/0", 'def add(a, b):\n    """Adds."""\n', "add", TEST)
+    assert run_program(problem.program(problem.completion(answer))).passed
+
+
+TEST = "def check(f):\n    assert f(1, 2) == 3"

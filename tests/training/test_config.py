@@ -62,6 +62,15 @@ WRONG = {
     "--schedule cosin": "--schedule is 'cosin'; did you mean cosine",
     "--precision fp8": "--precision is 'fp8'; known: fp32, bf16-mixed",
     "--steps 3 --epochs 1": "give one of them",
+    "--lora-rank 4": "name one with --init",
+    "--lora-alpha 16": "--lora-alpha without an adapter",
+    "--init x --lora-rank 4 --lora-alpha 0": "--lora-alpha is 0.0; it must be above 0",
+    "--init x --lora-rank 4 --lora-alpha nan": "it must be above 0",
+    "--init x --lora-rank 4 --lora-targets qvk": "did you mean qkv",
+    "--init x --lora-rank 4 --freeze-layers 1": "leave out --freeze-layers",
+    "--freeze-layers 1": "name one with --init",
+    "--patience 3 --eval-every 0": "--eval-every N",
+    "--template moay": "did you mean moai",
     "stdlib": "'stdlib' belongs to no flag",
 }
 
@@ -69,7 +78,7 @@ WRONG = {
 @pytest.mark.parametrize("line, words", WRONG.items())
 def test_a_wrong_flag_is_one_sentence(line, words):
     with pytest.raises(UsageError) as caught:
-        flags(*line.split())
+        flags(*line.split()).check_together()
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 

@@ -1,6 +1,7 @@
 """Instructions and answers: packed or not, all weights or an adapter, in one loop."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch
 
 from minigpt import load_model, load_tokenizer
 from minigpt.__main__ import command as minigpt
+from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
+from minigpt.checkpoint.model_files import save_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.datasets import open_datasets
 from minigpt.data.loader import IGNORE
 from minigpt.errors import CheckpointError, DataError, UsageError
+from minigpt.files import atomic_directory
 from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.training.loss import linear_cross_entropy
 from minigpt.training.setup import build, create_run
-from tests.training.runs import records, train
+from tests.training.runs import corpus, records, train
 from tests.training.tuning import base, instructions, run_to_the_end, tuning
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
@@ -213,7 +217,7 @@ def test_unusable_records_are_counted_and_strict_stops_at_the_first(tmp_path):
     base(tmp_path / "base")
     notes = tuning(tmp_path, packing=True).notes
     said = "\n".join(notes)
-    assert len(notes) == 3 and "functions.jsonl:1)" in said and "functions.jsonl:2)" in said
+    assert len(notes) == 4 and "functions.jsonl:1)" in said and "functions.jsonl:2)" in said
     with pytest.raises(DataError, match=r"functions.jsonl:1: .*--strict"):
         tuning(tmp_path, "other", strict=True)
 
@@ -229,3 +233,112 @@ def test_the_command_says_what_it_left_out_and_how_to_go_on(tmp_path):
     assert '--instruct --prompt "..."' in done.stdout and "gzip" not in done.stdout
     again = train(tmp_path, "--resume", tmp_path / "run", "--steps", 4, "--patience", 1)
     assert "step 4/4" in again.stdout
+
+
+def test_an_adapter_outlives_the_run_it_was_started_from_and_a_move(tmp_path):
+    """The base's run goes on and removes that checkpoint; then the adapter's run is moved."""
+    before = run_to_the_end(tuning(tmp_path, "before", steps=2, keep=1))
+    run = run_to_the_end(tuning(tmp_path, "tuned", init=str(before), lora_rank=2, steps=2))
+    expected = [p.clone() for p in load_model(run).parameters()]
+    shutil.rmtree(before)
+    run.rename(tmp_path / "elsewhere")
+    found = list(load_model(tmp_path / "elsewhere").parameters())
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected))
+    config = replace(tuning(tmp_path, "x", lora_rank=2, steps=4).config, out=None)
+    config = replace(config, init=str(before), resume=str(tmp_path / "elsewhere"))
+    assert build(config).train() == 0
+
+
+def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
+    """Merged into bfloat16 the sum is rounded; in float32 it is what was trained."""
+    start = base(tmp_path / "base")
+    half = tmp_path / "half"
+    with atomic_directory(half) as partial:
+        saved = save_model(partial, load_model(start, dtype=torch.bfloat16))
+        load_tokenizer(start).save(partial)
+        manifest.write_manifest(partial, saved)
+    instructions(tmp_path / "functions.jsonl")
+    trainer = tuning(tmp_path, init=str(half), lora_rank=4, lr=1e-2)
+    run = run_to_the_end(trainer)
+    tokens = torch.randint(0, 257, (2, 50))
+    expected, last = trainer.model.eval()(tokens), run / "checkpoints" / "step_00000006"
+    merge = ["merge", "--checkpoint", str(last), "--out", str(tmp_path / "merged")]
+    minigpt([*merge, "--dtype", "fp32"])
+    for model in (load_model(tmp_path / "merged"), load_model(last, dtype=torch.float32)):
+        assert (model(tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "before, after, says",
+    [
+        ({"lora_rank": 2}, {"lora_rank": 4}, "--lora-rank was 2"),
+        ({"lora_rank": 2}, {"lora_rank": 0}, "--lora-rank was 2"),
+        ({}, {"lora_rank": 4}, "--lora-rank was 0"),
+        ({}, {"freeze_layers": 1}, "--freeze-layers was None"),
+        ({}, {"precision": "bf16"}, "keeps other weights"),
+    ],
+)
+def test_a_resumed_run_trains_what_it_trained(tmp_path, before, after, says):
+    trainer = tuning(tmp_path, steps=2, **before)
+    run = run_to_the_end(trainer)
+    with pytest.raises(UsageError, match=says):
+        build(replace(trainer.config, steps=4, resume=str(run), **after))
+
+
+def test_going_on_keeps_the_template(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = run_to_the_end(tuning(tmp_path, "first", template="moai", steps=2))
+    again = tuning(tmp_path, "again", init=str(first), steps=2)
+    assert again.template.name == "moai" and again.config.template == "moai"
+    text = corpus(tmp_path / "corpus")
+    run = run_to_the_end(
+        tuning(tmp_path, "text", init=str(first), data=str(text), block_size=32, steps=2)
+    )
+    assert json.loads((resolve(run) / "template.json").read_text())["name"] == "moai"
+
+
+def test_what_text_has_no_use_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = {"data": str(corpus(tmp_path / "corpus")), "block_size": 32}
+    with pytest.raises(UsageError, match="--strict is for records"):
+        tuning(tmp_path, strict=True, **text)
+    with pytest.raises(UsageError, match="--template is for records"):
+        tuning(tmp_path, template="moai", **text)
+
+
+def test_several_samples_of_an_answer_do_not_repeat_the_question(tmp_path, capsys):
+    run = run_to_the_end(tuning(tmp_path, steps=2))
+    capsys.readouterr()
+    minigpt(
+        ["generate", "--checkpoint", str(run), "--instruct", "--prompt", "def what_is_asked():",
+         "--max-new-tokens", "4", "--samples", "2"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "sample 2 of 2" in printed and "what_is_asked" not in printed
+
+
+def test_tokens_are_counted_without_padding(tmp_path):
+    trainer = tuning(tmp_path, packing=False, steps=2)
+    run = run_to_the_end(trainer)
+    counted = list(records(run, "tokens").values())[-1]
+    assert counted == trainer.state.tokens_seen < 2 * 4 * 1024
+
+
+def test_a_damaged_adapter_file_is_one_sentence(tmp_path):
+    run = run_to_the_end(tuning(tmp_path, lora_rank=2, steps=2))
+    path = resolve(run) / "adapter.json"
+    path.write_text(path.read_text().replace('"base"', '"bass"'))
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        read_adapter(resolve(run))
+
+
+def test_flags_win_over_a_file_of_settings(tmp_path):
+    """Also where the file alone would make no sense, or says the same in another way."""
+    base(tmp_path / "base")
+    data = instructions(tmp_path / "functions.jsonl")
+    (tmp_path / "a.toml").write_text("lora_rank = 2\nsteps = 9\n")
+    done = train(
+        tmp_path, "--config", tmp_path / "a.toml", "--init", tmp_path / "base", "--data", data,
+        "--epochs", 1, "--block-size", 512, "--dry-run",
+    )  # fmt: skip
+    assert "an adapter of rank 2" in done.stdout and "dry run" in done.stdout
