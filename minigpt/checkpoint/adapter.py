@@ -1,10 +1,10 @@
 """A LoRA checkpoint is small: the adapter's tensors, and which checkpoint they belong to.
 
-adapter.safetensors  the thin matrices      adapter.json  how they are applied, and the base's
-path and sha256
+adapter.safetensors  the thin matrices      adapter.json  how they are applied, where the base is
+(from here, in case both move; and on this machine, in case only this does) and its sha256
 
 A base that a run may remove one day, because it is one of its checkpoints, is kept in the adapter's
-own run, as links to its files where the file system can, and named relative to it.
+own run, as links to its files where the file system can.
 """
 
 from __future__ import annotations
@@ -44,10 +44,8 @@ def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, Fi
     """Writes both files, and the model's shape; returns what the manifest needs of them."""
     tensors = adapter_tensors(model)
     specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-    base = str(adapter.base)
-    if directory.resolve().parents[1] in adapter.base.parents:  # both in one run, which may move
-        base = os.path.relpath(base, str(directory.resolve()))
-    values = {"base": base, "base_sha256": adapter.base_sha256}
+    places = [os.path.relpath(str(adapter.base), str(directory.resolve())), str(adapter.base)]
+    values = {"base": places, "base_sha256": adapter.base_sha256}
     write_json(directory / FILE, {**asdict(adapter.lora), **values})
     write_json(directory / "config.json", asdict(model.config))
     return {WEIGHTS: write_safetensors(directory / WEIGHTS, specs, tensors.__getitem__)}
@@ -75,18 +73,19 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         return None
     values = manifest.read_json(directory / FILE)
     try:
-        base = (directory / values.pop("base")).resolve()
+        places = [(directory / place).resolve() for place in values.pop("base")]
         digest = str(values.pop("base_sha256"))
         lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(
             "%s is not as it was written: %r" % (directory / FILE, error), "use another checkpoint"
         ) from None
-    path = base / manifest.NAME
-    if not path.is_file() or manifest.sha256(path) != digest:
-        raise CheckpointError(
-            "%s is an adapter for %s, which is %s"
-            % (directory, base, "another one by now" if path.is_file() else "not there"),
-            "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge",
-        )
-    return Adapter(lora, base, digest)
+    there = [place for place in places if (place / manifest.NAME).is_file()]
+    for base in there:
+        if manifest.sha256(base / manifest.NAME) == digest:
+            return Adapter(lora, base, digest)
+    raise CheckpointError(
+        "%s is an adapter for %s, which is %s"
+        % (directory, places[-1], "another one by now" if there else "not there"),
+        "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge",
+    )
