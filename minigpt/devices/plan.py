@@ -226,9 +226,10 @@ def loss_bytes(job: Job) -> int:
     piece, rest = rows * V, min(rows, N - rows) * V  # numbers of the first piece and of the next
     # A piece and its exponentials, while the slope of the piece before is still there.
     softmax = max(8 * piece, 8 * rest + job.product_bytes * piece if rest else 0)
-    slope = 4 * piece + head * job.product_bytes
+    slope = 4 * piece
     if job.product_bytes == 2:
-        slope += 2 * piece + (4 * head if job.on_cpu else 0)  # there, += widens it first
+        # The product of slope and features, which += widens first on a CPU.
+        slope += 2 * piece + 2 * head + (4 * head if job.on_cpu else 0)
         softmax = max(softmax, 6 * (piece + rest))  # the next one is made beside the one before
     return fixed + max(softmax, slope, 2 * head if job.precision == "bf16" else 0)
 
