@@ -102,6 +102,14 @@ def free_memory(device: Device) -> Optional[int]:
     return total if free is None else free
 
 
+def looked_up_peak(device: Device, product_bytes: int) -> Optional[float]:
+    """FLOP/s of the GPU here, by its data sheet; None of a device that is in no table."""
+    if device.kind not in ("cuda", "rocm"):
+        return None
+    known = _known(torch.cuda.get_device_name())
+    return None if known is None else known.flops(product_bytes)
+
+
 def here(device: Device, product_bytes: int) -> Accelerator:
     """The device of this machine: its free memory, and its peak, looked up or else measured."""
     known = _known(torch.cuda.get_device_name()) if device.kind in ("cuda", "rocm") else None

@@ -124,7 +124,9 @@ def _speed(record: Dict[str, Any]) -> str:
     """Padding is no work done, so it is named apart."""
     useful, padded = record["tokens_per_second"], record["padded_tokens_per_second"]
     text = "%s tokens/s" % format(int(useful), ",")
-    return text if useful == padded else text + " (%s with padding)" % format(int(padded), ",")
+    if useful != padded:
+        text += " (%s with padding)" % format(int(padded), ",")
+    return text + "  %.1f%% MFU" % (100 * record["mfu"]) if "mfu" in record else text
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:

@@ -25,6 +25,7 @@ from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
+from minigpt.devices.peaks import looked_up_peak
 from minigpt.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
 from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
@@ -100,6 +101,7 @@ def build(config: TrainConfig) -> Trainer:
         state=state,
         template=data.template or start.template,
         answers=data.template is not None,
+        peak=looked_up_peak(device, 4 if config.precision == "fp32" else 2),
         adapter=start.adapter,
         prompt=data.prompt or _prompt(config, start.tokenizer),
         notes=data.notes,

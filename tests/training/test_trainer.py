@@ -91,6 +91,19 @@ def test_nothing_leaves_the_device_between_log_lines(tmp_path, monkeypatch):
     assert run.state.step == 12 and pulls == []
 
 
+def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
+    run = trainer(tmp_path, monkeypatch)
+    assert run.peak is None  # no table has this CPU
+    run.peak = 1e12
+    create_run(run)
+    run.train()
+    line = (run.run / "metrics.jsonl").read_text().splitlines()[-2]
+    record = json.loads(line)
+    flops = run.model.config.flops_per_token(32)
+    assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
+    assert "% MFU" in capsys.readouterr().out
+
+
 def test_a_run_directory_has_what_the_contract_says(tmp_path):
     done = train(tmp_path, "--steps", 20, "--sample-every", 10, "--out", tmp_path / "run")
     run = tmp_path / "run"
