@@ -50,7 +50,7 @@ def test_a_timeout_that_is_none(timeout):
 
 
 def test_memory_that_nothing_tells_is_unknown(monkeypatch):
-    monkeypatch.setattr(command, "_memory", lambda: (None, None))
+    monkeypatch.setattr(command, "host_memory", lambda: (None, None))
     assert "unknown of memory, unknown free" in said()
 
 
