@@ -52,7 +52,7 @@ class Batch:
         """On the device, but for `documents`, which GPT.features would rather have on the host:
         they follow only if asked to.
         """
-        moved = self.map(lambda tensor: tensor.to(device))
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         return moved if documents else replace(moved, documents=self.documents)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -156,10 +156,12 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         prefetch: int = 2,
+        pinned: bool = False,
     ) -> None:
         """`batch_size` is that of all `world` processes together; this one, `rank`, gets its
-        share of each batch.
+        share of each batch. `pinned`: batches come in page-locked memory.
         """
+        self.pinned = pinned
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.samples_seen, self.rank, self.world = samples_seen, rank, world
         self.waited = 0.0  # seconds that the consumer has spent waiting
@@ -200,6 +202,7 @@ class Loader:
             item: Any
             try:
                 item = self.dataset.batch(self.indices(samples_seen))
+                item = item.map(Tensor.pin_memory) if self.pinned else item
             except Exception as error:  # the consumer raises it
                 item = error
             samples_seen += self.batch_size

@@ -75,6 +75,24 @@ class Device:
         return None
 
     @property
+    def fused_attention(self) -> bool:
+        """Whether PyTorch's scaled_dot_product_attention is known to work here."""
+        return self.kind != "moai" and hasattr(torch.nn.functional, "scaled_dot_product_attention")
+
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches in page-locked memory reach the device while the host goes on."""
+        return self.kind in ("cuda", "rocm")
+
+    @property
+    def generator_device(self) -> torch.device:
+        """Where random draws with a generator of their own are made: on the device, where it has
+        such generators.
+        """
+        own = self.kind in ("cpu", "cuda", "rocm")
+        return self.torch_device if own else torch.device("cpu")
+
+    @property
     def static_shapes(self) -> bool:
         """Whether every new shape of a tensor costs the compilation of a new graph."""
         return self.kind == "moai"
@@ -139,6 +157,14 @@ def find_device(name: str = "auto") -> Device:
     if name == "cuda" and torch.version.hip is not None:
         return Device("rocm", torch.device("cuda"))
     return Device(name, torch.device(_MOAI if name == "moai" else name))
+
+
+def device_of(place: torch.device) -> Device:
+    """The device that tensors on `place` are on."""
+    if place.type != "cuda":
+        return Device(place.type, place)
+    kind = "moai" if is_moai() else "cuda" if torch.version.hip is None else "rocm"
+    return Device(kind, place)
 
 
 def weight_dtype(precision: str) -> torch.dtype:

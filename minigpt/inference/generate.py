@@ -15,6 +15,7 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from minigpt.devices.device import device_of
 from minigpt.errors import UsageError
 from minigpt.inference.sampling import Sampling
 from minigpt.model.attention import KVCache
@@ -182,10 +183,12 @@ def _steps(
     model.eval()
     try:
         decoder = make_decoder()
-        generator = torch.Generator(device=decoder.logits.device)
+        device = decoder.logits.device
+        place = device_of(device).generator_device
+        generator = torch.Generator(device=place)
         generator.manual_seed(seed) if seed is not None else generator.seed()
         for left in reversed(range(max_new_tokens)):
-            tokens = sampling.draw(decoder.logits, generator)
+            tokens = sampling.draw(decoder.logits.to(place), generator)
             row = tokens.tolist()  # the one transfer a token needs
             ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
             if all(ended):
@@ -194,7 +197,7 @@ def _steps(
             if all(ended):
                 return
             if left:
-                decoder.append(tokens)
+                decoder.append(tokens.to(device))
     finally:
         model.train(training)
 

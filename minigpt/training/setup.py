@@ -96,7 +96,9 @@ def build(config: TrainConfig) -> Trainer:
         features=_features(config, start.model, device),
         tokenizer=start.tokenizer,
         optimizer=optimizer,
-        loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
+        loader=Loader(
+            train, config.batch_size, config.seed, state.samples_seen, pinned=device.pins_memory
+        ),
         validation=data.validation,
         state=state,
         template=data.template or start.template,
@@ -334,7 +336,7 @@ def _optimizer(config: TrainConfig, model: GPT, device: Device) -> AdamW:
 
 
 def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:
-    if device.kind == "moai":
+    if not device.fused_attention:
         model.use_attention(explicit_attention)
     if config.recompute:
         _recompute(model)

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minigpt.data.loader import Loader
+from minigpt.devices.device import device_of
 from minigpt.errors import DeviceError, UsageError
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
@@ -214,3 +216,33 @@ def test_weights_leave_the_device_one_tensor_at_a_time(trainer, monkeypatch):
     run.train()
     sizes = sorted(p.numel() for p in run.model.parameters())
     assert sorted(moved)[-1] == sizes[-1] and len(moved) == 3 * len(sizes)
+
+
+def test_what_each_kind_of_device_says_of_itself(monkeypatch):
+    monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: False)
+    monkeypatch.setattr(torch.version, "hip", None, raising=False)
+    cpu, cuda = device_of(torch.device("cpu")), device_of(torch.device("cuda"))
+    assert (cpu.kind, cpu.pins_memory, cpu.generator_device.type) == ("cpu", False, "cpu")
+    assert (cuda.kind, cuda.pins_memory, cuda.generator_device.type) == ("cuda", True, "cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.0", raising=False)
+    assert device_of(torch.device("cuda")).kind == "rocm"
+    monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: True)
+    moai = device_of(torch.device("cuda"))
+    assert (moai.kind, moai.pins_memory, moai.generator_device.type) == ("moai", False, "cpu")
+    assert not moai.fused_attention and moai.static_shapes
+    assert device_of(torch.device("mps")).generator_device.type == "cpu"
+
+
+def test_pinned_batches_are_the_same_batches(trainer, monkeypatch):
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    dataset = trainer().loader.dataset
+    plain, other = Loader(dataset, 4, 5), Loader(dataset, 4, 5, pinned=True)
+    assert torch.equal(next(plain).tokens, next(other).tokens) and len(pinned) >= 2
+    plain.close()
+    other.close()

@@ -39,10 +39,12 @@ def corpus(directory):
     return directory
 
 
-def command(tmp_path, *words):
+def command(tmp_path, *words, python=True):
+    """The command line of train.py with SMALL settings; without `python`, its flags alone."""
     data = corpus(tmp_path / "corpus")
     start = [] if "--resume" in words else ["--data", str(data), *SMALL]
-    return [sys.executable, str(ROOT / "train.py"), *start, *map(str, words)]
+    program = [sys.executable, str(ROOT / "train.py")] if python else []
+    return [*program, *start, *map(str, words)]
 
 
 def environment(tmp_path):

@@ -2,11 +2,13 @@
 traceback.
 """
 
-import os
+from types import SimpleNamespace
 
 import pytest
 
-from tests.training.runs import train
+from minigpt.cli import run
+from minigpt.training.command import train_command
+from tests.training.runs import command, environment, train
 
 
 def sentence(done):
@@ -72,11 +74,16 @@ def prepared(path):
 
 
 @pytest.mark.parametrize("code, words, expected", CASES.values(), ids=CASES.keys())
-def test_one_sentence(tmp_path, code, words, expected):
-    if os.name == "nt" and "/proc" in str(words):
-        pytest.skip("no /proc")
-    done = train(tmp_path, "--steps", 1, "--out", tmp_path / "run", *words(tmp_path), code=code)
-    assert expected in sentence(done)
+def test_one_sentence(tmp_path, code, words, expected, monkeypatch, capsys):
+    """The whole command line, but in this process: a new one would load PyTorch each time."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    line = command(
+        tmp_path, "--steps", 1, "--out", tmp_path / "run", *words(tmp_path), python=False
+    )
+    capsys.readouterr()
+    assert run(train_command, line) == code
+    assert expected in sentence(SimpleNamespace(stderr=capsys.readouterr().err))
 
 
 def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path):
