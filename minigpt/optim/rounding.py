@@ -12,6 +12,7 @@ thousandth a step, and rounded to the nearest it would never come down.
 
 from __future__ import annotations
 
+import math
 from typing import Tuple
 
 import torch
@@ -23,11 +24,20 @@ _LOW_BITS = 1 << 16  # of a float32 that a bfloat16 has not
 def round_by_chance(x: Tensor) -> Tensor:
     """x float32 -> bfloat16, one of the two neighbours of x, the nearer one more likely."""
     noise = torch.randint(_LOW_BITS, x.shape, dtype=torch.int32, device=x.device)
-    bits = x.contiguous().view(torch.int32) + noise  # carries into the upper half in proportion
-    return (bits & -_LOW_BITS).view(torch.float32).to(torch.bfloat16)
+    return _raised(x, noise).to(torch.bfloat16)  # carries into the upper half in proportion
 
 
 def split(x: Tensor) -> Tuple[Tensor, Tensor]:
     """x float32 -> two bfloat16 numbers whose sum is x to 16 bits of precision."""
-    upper = x.to(torch.bfloat16)
-    return upper, (x - upper.float()).to(torch.bfloat16)
+    # To the nearest, ties to even, in integers: of x - x.to(bfloat16).float() a compiler makes 0,
+    # since it goes on with the float32 number that it still has.
+    last_bit = (x.contiguous().view(torch.int32) >> 16) & 1
+    upper = _raised(x, last_bit + (_LOW_BITS // 2 - 1))
+    return upper.to(torch.bfloat16), (x - upper).to(torch.bfloat16)
+
+
+def _raised(x: Tensor, bits: Tensor) -> Tensor:
+    """x with `bits` added to its own, and the low half of them dropped."""
+    raised = (x.contiguous().view(torch.int32) + bits) & -_LOW_BITS
+    # What is no number has all bits set on some GPUs, and would come round to one.
+    return raised.view(torch.float32).masked_fill_(x != x, math.nan)

@@ -1,9 +1,12 @@
 """bfloat16 weights that move as float32 ones do:  weight + carry = the weight,  E[round(x)] = x"""
 
+import pytest
 import torch
 
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.rounding import round_by_chance, split
+
+needs_compiler = pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 and later")
 
 
 def test_rounding_by_chance_is_right_on_average():
@@ -32,6 +35,25 @@ def test_a_weight_and_its_carry_hold_sixteen_bits():
     assert ((upper.float() + lower.float()) - x).abs().max() <= 2**-16 * x.abs().max()
 
 
+def test_the_upper_half_is_the_nearest_bfloat16():
+    x = torch.randint(-(2**31), 2**31 - 1, (200_000,), dtype=torch.int32).view(torch.float32)
+    x = torch.cat([x[x.isfinite()], torch.tensor([0.0, -0.0, 3.4e38, -3.4e38, float("inf")])])
+    assert torch.equal(split(x)[0], x.bfloat16())
+
+
+def test_what_is_no_number_stays_none():
+    all_bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
+    assert split(all_bits)[0].isnan().all() and round_by_chance(all_bits).isnan().all()
+
+
+@needs_compiler
+def test_a_compiler_does_not_drop_what_is_carried():
+    x = torch.randn(1000)
+    compiled = torch.compile(split)(x)
+    for mine, reference in zip(compiled, split(x)):
+        assert torch.equal(mine, reference) and reference.any()
+
+
 def hundred_steps(optimizer, weight, start):
     """The path of a weight under gradients with a little signal in much noise."""
     generator = torch.Generator().manual_seed(7)
@@ -47,20 +69,21 @@ def cosine(a, b):
     return torch.nn.functional.cosine_similarity(a, b, 0).item()
 
 
-def test_a_hundred_small_steps_go_where_float32_goes():
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_hundred_small_steps_go_where_float32_goes(compiled):
     """lr 1e-5, weights of 0.02: plain bfloat16 moves one weight in six, and elsewhere."""
     torch.manual_seed(0)
     start = (0.02 * torch.randn(300, 300)).bfloat16().float()
     settings = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
-    def moved(kind, dtype):
+    def moved(kind, dtype, **form):
         weight = torch.nn.Parameter(start.to(dtype).clone())
-        optimizer = kind([weight], **settings)
+        optimizer = kind([weight], **settings, **form)
         return hundred_steps(optimizer, weight, start), optimizer.state[weight]
 
     exact, _ = moved(AdamW, torch.float32)
     plain, _ = moved(torch.optim.AdamW, torch.bfloat16)
-    ours, state = moved(AdamW, torch.bfloat16)
+    ours, state = moved(AdamW, torch.bfloat16, compiled=compiled)
     assert cosine(plain, exact) < 0.5 and (plain != 0).float().mean() < 0.2
     assert cosine(ours, exact) > 0.99 and (ours != 0).float().mean() > 0.8
     assert cosine(ours + state["carry"].float().flatten(), exact) > 0.9999
