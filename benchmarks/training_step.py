@@ -16,8 +16,9 @@ from benchmarks.side_by_side import report, side_by_side
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
-from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
+from minigpt.optim.groups import decay_groups
 from minigpt.training.loss import linear_cross_entropy
 
 

@@ -20,7 +20,8 @@ from typing_extensions import Annotated
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.datasets import Opened, open_datasets
-from minigpt.data.loader import IGNORE, Batch, shuffled
+from minigpt.data.loader import IGNORE, Batch
+from minigpt.data.shuffle import shuffled
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.errors import DataError, UsageError

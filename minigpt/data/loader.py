@@ -10,7 +10,6 @@ Letters: B rows, T positions (block size).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import queue
 import threading
@@ -18,13 +17,14 @@ import time
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Protocol
+from typing import Any, Callable, Iterator, Optional, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minigpt.data.shards import open_shards
+from minigpt.data.shuffle import shuffled
 from minigpt.errors import DataError
 
 IGNORE = -100  # the target of a position from which nothing is to be learned
@@ -47,13 +47,6 @@ class Batch:
         """The batch in parts of at most `rows`; the two counts stay those of the whole."""
         for start in range(0, self.tokens.size(0), rows):
             yield self.map(itemgetter(slice(start, start + rows)))
-
-    def to(self, device: torch.device, documents: bool = False) -> Batch:
-        """On the device, but for `documents`, which GPT.features would rather have on the host:
-        they follow only if asked to.
-        """
-        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved if documents else replace(moved, documents=self.documents)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
@@ -156,12 +149,10 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         prefetch: int = 2,
-        pinned: bool = False,
     ) -> None:
         """`batch_size` is that of all `world` processes together; this one, `rank`, gets its
-        share of each batch. `pinned`: batches come in page-locked memory.
+        share of each batch.
         """
-        self.pinned = pinned
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.samples_seen, self.rank, self.world = samples_seen, rank, world
         self.waited = 0.0  # seconds that the consumer has spent waiting
@@ -202,7 +193,6 @@ class Loader:
             item: Any
             try:
                 item = self.dataset.batch(self.indices(samples_seen))
-                item = item.map(Tensor.pin_memory) if self.pinned else item
             except Exception as error:  # the consumer raises it
                 item = error
             samples_seen += self.batch_size
@@ -212,53 +202,3 @@ class Loader:
                     break
                 except queue.Full:
                     continue
-
-
-def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The windows of the samples `numbers`, counted from the start of the first epoch over `size`
-    windows.
-    """
-    epochs, places = np.divmod(numbers, size)
-    result = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        result[chosen] = permute(places[chosen], size, seed, int(epoch))
-    return result
-
-
-def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a permutation of 0 ... size - 1, one for each (seed, epoch), sends each `index`; O(1)
-    and nothing stored.
-
-    A Feistel network of six rounds permutes the next power of four (Luby & Rackoff 1988); what
-    falls outside is sent through again until it is inside, which keeps it a permutation (cycle
-    walking, Black & Rogaway 2002).
-    """
-    bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = _round_keys(seed, epoch)
-    result = _feistel(index.astype(np.uint64), bits, keys)
-    outside = result >= size
-    while outside.any():
-        result[outside] = _feistel(result[outside], bits, keys)
-        outside = result >= size
-    return result.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, bits: int, keys: List[np.uint64]) -> np.ndarray:
-    half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
-    left, right = x >> half, x & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << half) | right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele et al. 2014): each input bit reaches all output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _round_keys(seed: int, epoch: int) -> List[np.uint64]:
-    digest = hashlib.blake2b(b"%d %d" % (seed, epoch), digest_size=48).digest()
-    return [np.uint64(key) for key in np.frombuffer(digest, "<u8")]

@@ -81,8 +81,13 @@ class Device:
 
     @property
     def pins_memory(self) -> bool:
-        """Whether batches in page-locked memory reach the device while the host goes on."""
+        """Whether tensors in page-locked memory reach the device while the host goes on."""
         return self.kind in ("cuda", "rocm")
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device, without waiting for what the device has to do."""
+        tensor = tensor.pin_memory() if self.pins_memory else tensor
+        return tensor.to(self.torch_device, non_blocking=True)
 
     @property
     def generator_device(self) -> torch.device:

@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt.devices.device import device_of
 from minigpt.errors import UsageError
 from minigpt.inference.sampling import Sampling
-from minigpt.model.attention import KVCache
+from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 from minigpt.model.linear import try_library
 

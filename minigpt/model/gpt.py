@@ -24,12 +24,12 @@ from minigpt.errors import UsageError
 from minigpt.model.attention import (
     Attend,
     Attention,
-    KVCache,
     Lengths,
     attention_mask,
     document_lengths,
     padded_mask,
 )
+from minigpt.model.cache import KVCache
 from minigpt.model.linear import Linear, compiling, linear
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a

@@ -58,14 +58,16 @@ def batch_loss(
     head and the loss are the plain formula.
     """
     learned = None if device.static_shapes else _learned(batch.targets)
-    batch = batch.to(device.torch_device, documents=device.static_shapes)
+    on_host, batch = batch, batch.map(device.send)
+    # On the host, GPT.features takes the documents apart without waiting for the device.
+    documents = batch.documents if device.static_shapes else on_host.documents
     with device.autocast(precision):
-        x = features(batch.tokens, batch.positions, batch.documents)
+        x = features(batch.tokens, batch.positions, documents)
     if device.static_shapes:
         return cross_entropy_sum(linear(x, head), batch.targets)
     x, targets = x.view(-1, x.size(-1)), batch.targets.view(-1)
     if learned is not None:
-        learned = learned.to(device.torch_device)
+        learned = device.send(learned)
         x, targets = x.index_select(0, learned), targets.index_select(0, learned)
     return linear_cross_entropy(x, head, targets, device.product_dtype(precision))
 

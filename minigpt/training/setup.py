@@ -33,7 +33,8 @@ from minigpt.model import zoo
 from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora, freeze
-from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.groups import decay_groups
 from minigpt.text import nearest
 from minigpt.training.config import (
     FINE_TUNING,
@@ -96,9 +97,7 @@ def build(config: TrainConfig) -> Trainer:
         features=_features(config, start.model, device),
         tokenizer=start.tokenizer,
         optimizer=optimizer,
-        loader=Loader(
-            train, config.batch_size, config.seed, state.samples_seen, pinned=device.pins_memory
-        ),
+        loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
         validation=data.validation,
         state=state,
         template=data.template or start.template,
@@ -347,7 +346,13 @@ def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., 
         print("--compile: %s; going on without" % missing, flush=True)
         return model.features
     compiled: Callable[..., Tensor] = torch.compile(model.features)
-    return compiled
+
+    def features(
+        tokens: Tensor, positions: Optional[Tensor] = None, documents: Optional[Tensor] = None
+    ) -> Tensor:  # one graph for all rows, so their documents are told apart on the device
+        return compiled(tokens, positions, None if documents is None else device.send(documents))
+
+    return features
 
 
 def _recompute(model: GPT) -> None:

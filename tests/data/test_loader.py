@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.loader import IGNORE, Batch, Loader, TokenDataset, permute
+from minigpt.data.loader import IGNORE, Batch, Loader, TokenDataset
 from minigpt.data.prepare import PrepareConfig, prepare
+from minigpt.data.shuffle import permute
 from minigpt.errors import DataError
 
 

@@ -7,11 +7,11 @@ import torch
 
 from minigpt.model.attention import (
     HAS_FUSED,
-    KVCache,
     attention_mask,
     explicit_attention,
     fused_attention,
 )
+from minigpt.model.cache import KVCache
 from tests.parity.reference import assert_close, every_shape, pair
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])

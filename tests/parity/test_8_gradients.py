@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.groups import decay_groups
 from minigpt.training.loss import cross_entropy_sum
 from tests.parity.reference import (
     assert_close,
