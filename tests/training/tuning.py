@@ -20,11 +20,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def base(directory, tokenizer="bytes", positions=1024):
+def base(directory, tokenizer="bytes", positions=1024, shape=None):
     """A checkpoint with random weights, large enough to learn something in a few steps."""
     torch.manual_seed(3)
     known = load_tokenizer(tokenizer)
-    model = GPT(GPTConfig(known.vocab_size, positions, 2, 2, 32, init_std=0.1))
+    model = GPT(shape or GPTConfig(known.vocab_size, positions, 2, 2, 32, init_std=0.1))
     with atomic_directory(directory) as partial:
         records = save_model(partial, model)
         known.save(partial)

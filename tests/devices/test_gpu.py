@@ -1,0 +1,237 @@
+"""What only a GPU can show: that it computes what the CPU does, that nothing in a step waits for
+it, and that the memory plan is true there. Skipped where there is no GPU.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minigpt import load_model
+from minigpt.devices.device import find_device, is_moai
+from minigpt.devices.plan import Job, memory
+from minigpt.errors import DeviceError
+from minigpt.inference.generate import generate
+from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
+from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.lora import LoRAConfig
+from minigpt.optim.adamw import AdamW
+from minigpt.training.config import TrainConfig
+from minigpt.training.loss import linear_cross_entropy
+from minigpt.training.setup import build
+from tests.training.runs import ROOT, corpus, files, records
+from tests.training.tuning import base, run_to_the_end, tuning
+
+PLACE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(is_moai() or not torch.cuda.is_available(), reason="no GPU is here"),
+]
+# Asked for before the first matrix product, or PyTorch refuses to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+SHAPE = GPTConfig(257, 128, 2, 4, 128, init_std=0.1)
+FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
+
+
+def close(mine, reference, tolerance=1e-4):
+    """Both on the host, within a share of the largest magnitude."""
+    mine, reference = mine.detach().float().cpu(), reference.detach().float().cpu()
+    return (mine - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+def started(tmp_path, name="run", **settings):
+    """A Trainer on the GPU, on real text."""
+    values = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / name)}
+    values.update(device=PLACE, batch_size=8, block_size=64, steps=8, warmup_steps=1, seed=5)
+    values.update(log_every=1, eval_every=4, eval_tokens=640, sample_every=0, save_every=4)
+    return build(TrainConfig(**{**values, **settings}))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# The same numbers as the CPU -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_loss_and_every_gradient_are_those_of_the_cpu(form):
+    tokens, targets = torch.randint(257, (2, 3, 64)).unbind()
+    results = []
+    model = GPT(SHAPE)
+    for place in ("cpu", PLACE):
+        there = copy.deepcopy(model).use_attention(form).to(place)
+        x = there.features(tokens.to(place))
+        loss = linear_cross_entropy(x, there.head_weight, targets.to(place))
+        results.append([loss, *torch.autograd.grad(loss, list(there.parameters()))])
+    assert all(close(mine, reference) for reference, mine in zip(*results))
+
+
+def test_packed_documents_are_the_same_one_by_one_and_under_a_mask(tmp_path):
+    trainer = tuning(tmp_path, device=PLACE)
+    batch = next(trainer.loader)
+    trainer.loader.close()
+    send, features = trainer.device.send, trainer.model.features
+    tokens, positions = send(batch.tokens), send(batch.positions)
+    one_by_one = features(tokens, positions, batch.documents)
+    assert close(features(tokens, positions, send(batch.documents)), one_by_one)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adamw_moves_weights_as_on_the_cpu(dtype, compiled):
+    if compiled and find_device(PLACE).compiler_missing():
+        pytest.skip("PyTorch 2.0 and later")
+    start, moved = torch.randn(300, 500).to(dtype), []
+    gradients = [torch.randn(300, 500).to(dtype) for _ in range(5)]
+    for place, fast in (("cpu", False), (PLACE, compiled)):
+        weight = torch.nn.Parameter(start.clone().to(place))
+        optimizer = AdamW([weight], lr=1e-2, compiled=fast)
+        for gradient in gradients:
+            weight.grad = gradient.to(place)
+            optimizer.step(torch.full((), 0.5, device=place))
+        carry = optimizer.state[weight].get("carry", torch.zeros(()))
+        moved.append(weight.detach().float().cpu() + carry.float().cpu() - start.float())
+    # Means of 16 bits are rounded by chance, and the chances of two devices differ.
+    assert close(moved[1], moved[0], 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_greedy_text_is_that_of_the_cpu():
+    model = GPT(SHAPE).eval()
+    prompt = list(b"def f(x):")
+    texts = [generate(model.to(place), prompt, 40, 0.0) for place in ("cpu", PLACE)]
+    assert texts[0] == texts[1]
+
+
+# Training --------------------------------------------------------------------------------------
+
+WAYS = {
+    "fp32": {},
+    "micro-batches": {"micro_batch_size": 2},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16": {"precision": "bf16"},
+    "recompute": {"recompute": True},
+    "all that saves memory": {
+        "precision": "bf16", "recompute": True, "fused_backward": True, "grad_clip": 0.0
+    },
+    "compiled": {"compile": True, "precision": "bf16-mixed"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_in_a_step_waits_for_the_device(way, tmp_path):
+    """PyTorch itself raises at every operation that would wait."""
+    nothing_waits(started(tmp_path, **WAYS[way]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}, {"packing": False}])
+def test_nothing_waits_in_fine_tuning(settings, tmp_path):
+    nothing_waits(tuning(tmp_path, device=PLACE, **settings))
+
+
+def nothing_waits(trainer):
+    step, strict = trainer.step, []
+
+    def watched():
+        # The first steps compile and allocate, and may wait.
+        watching = trainer.state.step >= 2
+        torch.cuda.set_sync_debug_mode("error" if watching else "default")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        strict.append(watching)
+
+    trainer.step = watched
+    run_to_the_end(trainer)
+    assert sum(strict) >= 4
+
+
+@pytest.mark.parametrize("way", [*WAYS, "fp16-mixed"])
+def test_every_way_of_training_learns(way, tmp_path):
+    settings = WAYS.get(way, {"precision": way})
+    trainer = started(tmp_path, steps=60, lr=3e-3, eval_every=0, save_every=0, **settings)
+    losses = list(records(run_to_the_end(trainer)).values())
+    assert losses[-1] < losses[0] - 1.5
+
+
+@pytest.mark.parametrize("way", ["fp32", "bf16-mixed", "bf16"])
+def test_a_resumed_run_is_the_same_to_the_last_bit(way, tmp_path):
+    torch.use_deterministic_algorithms(True)
+    try:
+        settings = {**WAYS[way], "init": str(base(tmp_path / "base"))}
+        whole = run_to_the_end(started(tmp_path, "whole", **settings))
+        half = started(tmp_path, "half", **settings)
+        real = half.finished
+        half.finished = lambda: real() or half.state.step >= 4
+        run_to_the_end(half)
+        config = TrainConfig(**{**vars(half.config), "resume": str(half.run)})
+        assert build(config).train() == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    last = "checkpoints/step_00000008"
+    assert files(whole / last) == files(half.run / last)
+
+
+def test_a_run_from_the_command_line_reports_memory_and_loads_on_a_cpu(tmp_path):
+    run = tmp_path / "run"
+    words = ["--device", PLACE, "--steps", "3", "--out", str(run), "--log-every", "1"]
+    words += ["--data", str(corpus(tmp_path / "corpus"))]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    assert lines[0]["peak_memory"] > 4 * load_model(run).parameter_count()
+
+
+# Memory ----------------------------------------------------------------------------------------
+
+WEIGHTS = GPTConfig(257, 256, 4, 16, 1024)
+TOKENS = GPTConfig(50257, 512, 2, 8, 512)
+LONG = GPTConfig(257, 512, 8, 8, 512)
+# Large enough that what the allocator rounds up does not count.
+MEMORY = {
+    "weights": (WEIGHTS, 4, 8, {}),
+    "vocabulary": (TOKENS, 8, 8, {}),
+    "activations": (LONG, 8, 8, {}),
+    "activations, bf16-mixed": (LONG, 8, 8, {"precision": "bf16-mixed"}),
+    "activations, recomputed": (LONG, 8, 8, {"recompute": True}),
+    "weights, bf16": (WEIGHTS, 4, 4, {"precision": "bf16", "fused_backward": True}),
+    "adapter": (LONG, 8, 8, {"precision": "bf16", "lora": LoRAConfig(16)}),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_a_run_takes_what_was_planned(case, tmp_path):
+    shape, rows, batch, changes = MEMORY[case]
+    job = Job(shape, rows, batch, shape.n_positions, explicit=not HAS_FUSED, **changes)
+    settings = {name: value for name, value in changes.items() if name != "lora"}
+    if job.lora:
+        settings["lora_rank"] = job.lora.rank
+    start, before = base(tmp_path / "base", shape=shape), torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer = started(
+        tmp_path, init=str(start), batch_size=batch, micro_batch_size=rows, block_size=job.block,
+        grad_clip=0.0, steps=3, save_every=0, eval_tokens=job.block, **settings,
+    )  # fmt: skip
+    run_to_the_end(trainer)
+    measured, planned = torch.cuda.max_memory_allocated() - before, memory(job).total
+    print("%s: measured %.1f MB, planned %.1f MB" % (case, measured / 1e6, planned / 1e6))
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_no_memory_is_one_sentence(tmp_path):
+    trainer = started(tmp_path, batch_size=512, micro_batch_size=512, block_size=96)
+    torch.cuda.set_per_process_memory_fraction(0.001)
+    try:
+        with pytest.raises(DeviceError, match="no memory left at step 1; use a smaller"):
+            run_to_the_end(trainer)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
