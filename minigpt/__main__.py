@@ -27,7 +27,7 @@ _USAGE = """usage: minigpt COMMAND [-h] ...
   train      train a GPT; the same as python train.py
   generate   continue a prompt
   evaluate   loss, perplexity and bits per byte of a checkpoint, or HumanEval
-  prepare    turn text into token shards
+  prepare    turn text or records into token shards
   inspect    print a batch in colour: what is prompt, what is learned, what is padding
   merge      make a whole checkpoint of a LoRA adapter and its base
   plan       memory, what fits, and time of a step, before anything is loaded

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import List, Optional, Tuple, Union
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
 
 from minigpt.data.loader import Dataset, TokenDataset
-from minigpt.data.packing import in_words, split_datasets
-from minigpt.data.prepare import prepared
-from minigpt.data.records import LeftOut, holds_records, parse_keys, read_records
+from minigpt.data.packing import Records, in_words, split_datasets
+from minigpt.data.prepare import DATASET, RECORDS, prepared
+from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
+from minigpt.data.shards import open_records
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.errors import UsageError
+from minigpt.errors import DataError
+from minigpt.files import read_object
 
 
 @dataclass
@@ -36,22 +39,47 @@ def open_datasets(
 ) -> Opened:
     """The datasets of --data `name`; DataError or UsageError when there is nothing to learn."""
     keys = parse_keys(record_keys)
-    if not holds_records(name, keys):
-        for flag, given in (("--record-keys", keys is not None), ("--strict", strict)):
-            if given:
-                raise UsageError("%s is for records, and %s is text" % (flag, name), "leave it out")
-        return Opened(*_windows(name, tokenizer, block_size), None, [], [])
+    content = None if keys else _prepared_records(Path(name))
+    if content is None and not holds_records(name, keys, strict=strict):
+        directory = prepared(name, tokenizer)
+        split = [TokenDataset(directory, s, block_size) for s in ("train", "validation")]
+        return Opened(split[0], split[1], None, [], [])
     chosen = find_template(template) if isinstance(template, str) else template
-    left_out = LeftOut(strict)
-    records = read_records(name, keys, left_out)
-    train, validation = split_datasets(records, chosen, tokenizer, block_size, packing, left_out)
+    left_out, held_out = LeftOut(strict), HELD_OUT
+    records: Records
+    if content is None:
+        found = read_records(name, keys, left_out)
+        records = ((record.where, render(record, chosen, tokenizer)) for record in found)
+    else:
+        left_out = replace(LeftOut(**content["left_out"]), strict=strict)
+        for reason in left_out.places if strict else ():
+            left_out.add(reason, left_out.places[reason][0])  # raises
+        held_out, records = content["validation"], _rendered(Path(name), content, chosen)
+    given = (chosen, tokenizer, block_size, packing, left_out, held_out)
+    train, validation = split_datasets(records, *given)
+    if content is not None:  # made by which tokenizer: the caller compares
+        train.tokenizer_fingerprint = validation.tokenizer_fingerprint = content["tokenizer_sha256"]
     notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
     return Opened(train, validation, chosen, validation.prompt(), notes)
 
 
-def _windows(name: str, tokenizer: Tokenizer, block: int) -> Tuple[TokenDataset, TokenDataset]:
-    directory = prepared(name, tokenizer)
-    return (
-        TokenDataset(directory, "train", block),
-        TokenDataset(directory, "validation", block),
-    )
+def _prepared_records(directory: Path) -> Optional[Dict[str, Any]]:
+    """What a directory of prepared records says of itself; None when it is something else."""
+    try:
+        content = read_object(directory / DATASET)
+    except (OSError, ValueError):
+        return None
+    return content if content.get("format") == RECORDS else None
+
+
+def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> Records:
+    """The records of a prepared directory; DataError when another template rendered them."""
+    made_by, (split,) = content["template"], content["splits"].values()
+    if made_by != asdict(template):
+        raise DataError(
+            "%s was prepared with --template %s" % (directory, made_by["name"]),
+            "add --template %s, or make it again with: python -m minigpt prepare %s --out DIR"
+            " --template %s" % (made_by["name"], content["source"], template.name),
+        )
+    records = open_records(directory, split["shards"], split["sha256"])
+    return (("%s, record %d" % (directory, n), record) for n, record in enumerate(records, 1))

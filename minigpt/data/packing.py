@@ -17,19 +17,19 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Iterable, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from minigpt.data.corpus import draw
 from minigpt.data.loader import IGNORE, Batch
-from minigpt.data.records import LeftOut, Record
+from minigpt.data.records import HELD_OUT, LeftOut
+from minigpt.data.shards import Encoded
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.errors import DataError
 
-_HELD_OUT = 0.03  # the part of the records kept for validation
+Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ class RecordDataset:
             padding += self.block_size - start
         given = [torch.from_numpy(array) for array in (tokens, targets, positions, documents)]
         supervised = int((targets != IGNORE).sum())
-        if not self.packed:  # one a row and padding behind it: plain causal attention
-            return Batch(given[0], given[1], supervised, padding)
-        return Batch(given[0], given[1], supervised, padding, given[2], given[3])
+        apart = given[2:] if self.packed else []  # one and its padding: plain causal attention
+        return Batch(given[0], given[1], supervised, padding, *apart)
 
     def prompt(self) -> List[int]:
         """The ids up to the first answer of the first example: something to try the model on."""
@@ -107,22 +106,23 @@ def pack(lengths: Sequence[int], room: int) -> List[List[int]]:
 
 
 def split_datasets(
-    records: Iterable[Record],
+    records: Records,
     template: Template,
     tokenizer: Tokenizer,
     block_size: int,
     packed: bool,
     left_out: LeftOut,
+    held_out: float = HELD_OUT,
 ) -> Tuple[RecordDataset, RecordDataset]:
     """(train, validation). DataError when one of them would be empty."""
     examples: List[Tuple[float, Example]] = []
-    for record in records:
-        example = render(record, template, tokenizer, block_size)
+    for where, record in records:
+        example = fit(record, template, tokenizer.eos_id, block_size)
         if example is None:
-            left_out.add("longer than --block-size %d" % block_size, record.where)
+            left_out.add("longer than --block-size %d" % block_size, where)
         else:
-            examples.append((draw(record.key), example))
-    border = _border([drawn for drawn, _ in examples])
+            examples.append((record.drawn, example))
+    border = _border([drawn for drawn, _ in examples], held_out)
     train = [example for drawn, example in examples if drawn >= border]
     validation = [example for drawn, example in examples if drawn < border]
     if not train or not validation:
@@ -150,22 +150,21 @@ def in_words(
     )  # fmt: skip
 
 
-def render(
-    record: Record, template: Template, tokenizer: Tokenizer, block_size: int
-) -> Optional[Example]:
-    """The example of a record, or None when it is longer than a row."""
-    ids, learned = template.render(tokenizer, record.turns)
-    asked = len(tokenizer.encode(template.prompt(record.turns[0][0])))
-    array = np.array(ids, np.int32)
-    targets = np.where(learned[1:], array[1:], np.int32(IGNORE))
+def fit(record: Encoded, template: Template, eos_id: int, block_size: int) -> Optional[Example]:
+    """The example of a rendered record, or None when it is longer than a row."""
+    ids, turns = record.tokens, record.turns
+    assert turns is not None  # every record has an answer
+    turn = np.searchsorted(turns, np.arange(len(ids)), "right")  # odd in an answer
+    learned = ids != eos_id if template.whole else turn % 2 == 1
+    targets, asked = np.where(learned[1:], ids[1:], np.int32(IGNORE)), int(turns[0])
     if template.whole:  # the tutorial's way: cut at the block, the last token has no next one
         last = np.int32(IGNORE)
-        return Example(array[:block_size], np.append(targets[: block_size - 1], last), asked)
-    return Example(array[:-1], targets, asked) if len(targets) <= block_size else None
+        return Example(ids[:block_size], np.append(targets[: block_size - 1], last), asked)
+    return Example(ids[:-1], targets, asked) if len(targets) <= block_size else None
 
 
-def _border(draws: List[float]) -> float:
-    """What is drawn below it is held out: about 3%, and of two or more records at least one."""
-    if not draws or min(draws) < _HELD_OUT:
-        return _HELD_OUT
+def _border(draws: List[float], held_out: float) -> float:
+    """What is drawn below it is held out, and of two or more records at least one."""
+    if not draws or min(draws) < held_out:
+        return held_out
     return min(draws) + 1e-12

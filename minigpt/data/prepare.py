@@ -1,9 +1,10 @@
-"""`python -m minigpt prepare SOURCE --out DIR`: text is turned into tokens once, and mapped ever
-after.
+"""`python -m minigpt prepare SOURCE --out DIR`: text or records are turned into tokens once, and
+mapped ever after.
 
 The source is read in pieces, the pieces are tokenized by several processes, and what comes back
 is written in the order it was read: memory does not grow with the source, and the result does not
-depend on the number of processes. The directory appears when it is complete.
+depend on the number of processes. The directory appears when it is complete. Records are rendered
+but neither cut, packed nor split: what fits into a row is not known before training.
 """
 
 from __future__ import annotations
@@ -13,39 +14,51 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import tyro
 from tqdm import tqdm
+from typing_extensions import Annotated
 
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
-from minigpt.data.shards import ShardWriter
+from minigpt.data.records import LeftOut, Record, holds_records, parse_keys, read_records, render
+from minigpt.data.shards import Encoded, ShardWriter
+from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.errors import DataError, UsageError
 from minigpt.files import atomic_directory, write_json
 
 DATASET = "dataset.json"
-FORMAT = 1
+FORMAT, RECORDS = 1, 2  # the two formats: of text, and of records
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
+_TEMPLATE = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: instruct)")
+_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: recognised)")
 
 
 @dataclass
 class PrepareConfig:
-    """Turns text into token shards, for training on it many times or on much of it."""
+    """Turns text or records into token shards, for training on them many times or on many."""
 
     source: tyro.conf.Positional[str]
-    """stdlib, a .txt, .py or .jsonl file, or a directory of them."""
+    """stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a directory of texts."""
     out: str
     """The directory to make."""
     tokenizer: str = "gpt2"
     """bytes, gpt2, or a checkpoint directory whose tokenizer to use."""
+    template: Annotated[Optional[str], _TEMPLATE] = None
+    """How records become text: instruct or moai."""
+    record_keys: Annotated[Optional[str], _KEYS] = None
+    """The names of instruction and answer in the records, as for training."""
+    strict: bool = False
+    """Stop at the first unusable record instead of leaving it out."""
     validation: float = 0.03
-    """The part of the documents held out for validation."""
+    """The part of the documents or records held out for validation."""
     workers: int = 0
     """Processes that tokenize, 0 for as many as there are cores."""
     shard_tokens: int = 100_000_000
@@ -71,9 +84,11 @@ def prepare(config: PrepareConfig) -> Path:
     out = Path(config.out)
     if out.exists():
         raise DataError("%s exists" % out, "name another directory, or remove it")
-    source = find_source(config.source, config.validation)
     workers = config.workers or len(os.sched_getaffinity(0))
-    _make(source, load_tokenizer(config.tokenizer), out, workers, config.shard_tokens)
+    tokenizer, left_out = load_tokenizer(config.tokenizer), LeftOut(config.strict)
+    _make(_work(config, tokenizer, left_out), tokenizer, out, workers, config.shard_tokens)
+    for line in left_out.lines():
+        print("note: %s" % line, file=sys.stderr)
     return out
 
 
@@ -89,39 +104,77 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
     name = Path(source).resolve().name or "data"
     out = cache / ("%s-%s-%s" % (name, tokenizer.name, key))
     if not (out / DATASET).is_file():
-        _make(found, tokenizer, out, os.cpu_count() or 1, PrepareConfig.shard_tokens)
+        workers, shard = os.cpu_count() or 1, PrepareConfig.shard_tokens
+        _make(_text(found, tokenizer), tokenizer, out, workers, shard)
     return out
 
 
-def _make(source: Source, tokenizer: Tokenizer, out: Path, workers: int, shard: int) -> None:
-    if source.size() < _WORTH_PROCESSES:
+_Item = Union[Piece, Record]
+
+
+@dataclass
+class _Work:
+    """What is to be tokenized, and how."""
+
+    items: Iterable[_Item]
+    size: int  # of them all, in bytes, of records about
+    encode: Callable[[Any], Encoded]
+    splits: Tuple[str, ...]
+    facts: Dict[str, Any]  # for dataset.json
+
+
+def _text(source: Source, tokenizer: Tokenizer) -> _Work:
+    facts = {"format": FORMAT, "source": source.name}
+    encode = partial(_encode_piece, tokenizer=tokenizer)
+    return _Work(source.pieces(), source.size(), encode, (TRAIN, VALIDATION), facts)
+
+
+def _encode_piece(piece: Piece, tokenizer: Tokenizer) -> Encoded:
+    tokens = tokenizer.encode_array(piece.text)
+    if piece.ends_document:
+        tokens = np.append(tokens, tokens.dtype.type(tokenizer.eos_id))
+    return Encoded(tokens, piece.ends_document)
+
+
+def _work(config: PrepareConfig, tokenizer: Tokenizer, left_out: LeftOut) -> _Work:
+    name, keys = config.source, parse_keys(config.record_keys)
+    if not holds_records(name, keys, template=config.template, strict=config.strict):
+        return _text(find_source(name, config.validation), tokenizer)
+    template = find_template(config.template or "instruct")
+    facts = {"format": RECORDS, "source": name, "template": asdict(template)}
+    facts["validation"] = config.validation
+    facts["left_out"] = vars(left_out)  # itself: it is written when all records are read
+    encode = partial(render, template=template, tokenizer=tokenizer)
+    size = os.path.getsize(name) if os.path.isfile(name) else 0
+    return _Work(read_records(name, keys, left_out), size, encode, (Record.split,), facts)
+
+
+def _make(work: _Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) -> None:
+    if work.size < _WORTH_PROCESSES:
         workers = 1
-    with atomic_directory(out) as partial:
-        writers = {
-            split: _SplitWriter(partial, split, tokenizer, shard) for split in (TRAIN, VALIDATION)
-        }
-        with tqdm(total=source.size(), unit="B", unit_scale=True, delay=2.0,
+    with atomic_directory(out) as unfinished:
+        writers = {s: _SplitWriter(unfinished, s, tokenizer, shard) for s in work.splits}
+        with tqdm(total=work.size, unit="B", unit_scale=True, delay=2.0,
                   disable=not sys.stderr.isatty(), desc="tokenizing") as bar:  # fmt: skip
-            for piece, tokens in _tokenized(source.pieces(), tokenizer, workers):
-                writers[piece.split].write(piece, tokens)
-                bar.update(piece.size)
+            for item, encoded in _encoded(work, workers):
+                writers[item.split].write(encoded, item.size)
+                bar.update(item.size)
         splits = {split: writer.close() for split, writer in writers.items()}
-        _require_both(splits, source)
-        tokenizer.save(partial)
-        write_json(partial / DATASET, {
-            "format": FORMAT,
-            "source": source.name,
+        _require_all(splits, work.facts["source"])
+        tokenizer.save(unfinished)
+        write_json(unfinished / DATASET, {
+            **work.facts,
             "tokenizer": tokenizer.name,
             "tokenizer_sha256": tokenizer.fingerprint,
             "splits": splits,
         })  # fmt: skip
 
 
-def _require_both(splits: Dict[str, Any], source: Source) -> None:
+def _require_all(splits: Dict[str, Any], source: str) -> None:
     for split, content in splits.items():
         if content["tokens"] == 0:
             raise DataError(
-                "%s has too few documents: none fell to %s" % (source.name, split),
+                "%s has too few documents: none fell to %s" % (source, split),
                 "give more, or prepare it with a larger --validation",
             )
 
@@ -137,20 +190,18 @@ class _SplitWriter:
         self.digest = hashlib.sha256()
         self._next()
 
-    def write(self, piece: Piece, tokens: np.ndarray) -> None:
-        if piece.ends_document:
-            tokens = np.append(tokens, tokens.dtype.type(self.tokenizer.eos_id))
+    def write(self, document: Encoded, size: int) -> None:
         if self.writer.tokens >= self.shard:
-            self.writer.close()
+            self.digest.update(self.writer.close())
             self._next()
-        self.digest.update(self.writer.write(tokens, piece.ends_document))
-        self.tokens += len(tokens)
-        self.bytes += piece.size
-        self.documents += piece.ends_document
+        self.digest.update(self.writer.write(document))
+        self.tokens += len(document.tokens)
+        self.bytes += size
+        self.documents += document.ends_document
 
     def close(self) -> Dict[str, Any]:
         """Ends the last shard; returns what dataset.json says of the split."""
-        self.writer.close()
+        self.digest.update(self.writer.close())
         return {
             "shards": self.names,
             "tokens": self.tokens,
@@ -165,37 +216,35 @@ class _SplitWriter:
         self.writer = ShardWriter(path, self.width, self.tokenizer.fingerprint)
 
 
-Tokenized = Iterator[Tuple[Piece, np.ndarray]]
+_Pairs = Iterator[Tuple[_Item, Encoded]]
 
 
-def _tokenized(pieces: Iterable[Piece], tokenizer: Tokenizer, workers: int) -> Tokenized:
+def _encoded(work: _Work, workers: int) -> _Pairs:
     if workers == 1:
-        for piece in pieces:
-            yield piece, tokenizer.encode_array(piece.text)
+        yield from ((item, work.encode(item)) for item in work.items)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start_worker, (tokenizer,)) as pool:
-        under_way: Deque[Tuple[List[Piece], Any]] = deque()
-        for batch in _batches(pieces):
-            texts = [piece.text for piece in batch]
-            under_way.append((batch, pool.apply_async(_encode_all, (texts,))))
+    with context.Pool(workers, _start_worker, (work.encode,)) as pool:
+        under_way: Deque[Tuple[List[_Item], Any]] = deque()
+        for batch in _batches(work.items):
+            under_way.append((batch, pool.apply_async(_encode_all, (batch,))))
             if len(under_way) > 2 * workers:
                 yield from _finished(under_way)
         while under_way:
             yield from _finished(under_way)
 
 
-def _finished(under_way: Deque[Tuple[List[Piece], Any]]) -> Tokenized:
+def _finished(under_way: Deque[Tuple[List[_Item], Any]]) -> _Pairs:
     batch, result = under_way.popleft()
     return zip(batch, result.get())
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[List[Piece]]:
-    batch: List[Piece] = []
+def _batches(items: Iterable[_Item]) -> Iterator[List[_Item]]:
+    batch: List[_Item] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
+    for item in items:
+        batch.append(item)
+        size += item.size
         if size >= _BATCH:
             yield batch
             batch, size = [], 0
@@ -203,13 +252,13 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[List[Piece]]:
         yield batch
 
 
-_worker_tokenizer: Tokenizer
+_encode: Callable[[Any], Encoded]  # of a worker
 
 
-def _start_worker(tokenizer: Tokenizer) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
+def _start_worker(encode: Callable[[Any], Encoded]) -> None:
+    global _encode
+    _encode = encode
 
 
-def _encode_all(texts: List[str]) -> List[np.ndarray]:
-    return [_worker_tokenizer.encode_array(text) for text in texts]
+def _encode_all(items: List[_Item]) -> List[Encoded]:
+    return [_encode(item) for item in items]

@@ -17,11 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
+import numpy as np
+
+from minigpt.data.corpus import draw
 from minigpt.data.functions import library_functions
-from minigpt.data.template import Turns
+from minigpt.data.shards import Encoded
+from minigpt.data.template import Template, Turns
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.errors import DataError, UsageError
 
 FUNCTIONS = "stdlib-functions"
+HELD_OUT = 0.03  # the part of the records kept for validation
 
 Keys = Tuple[str, ...]  # of the instruction, of what may be added to it, of the answer
 
@@ -47,6 +53,11 @@ class Record:
     where: str
     key: str
     turns: Turns
+    split = "records"  # one until they are trained on: which are held out depends on which fit
+
+    @property
+    def size(self) -> int:
+        return sum(len(text.encode("utf-8", "replace")) for turn in self.turns for text in turn)
 
 
 @dataclass
@@ -78,10 +89,20 @@ class LeftOut:
         return "left out %s: %s (%s%s)" % (format(count, ","), reason, places, more)
 
 
-def holds_records(name: str, keys: Optional[Keys] = None) -> bool:
+def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bool:
     """Whether --data `name` is made of records rather than of text. Of a .jsonl file the first
-    JSON object decides.
+    JSON object decides. UsageError when it is not and `keys` or another of the `flags` is given.
     """
+    if _holds_records(name, keys):
+        return True
+    for flag, given in (("record_keys", keys), *flags.items()):
+        if given:
+            what = "--%s is for records, and %s is no file of them" % (flag.replace("_", "-"), name)
+            raise UsageError(what, "leave it out")
+    return False
+
+
+def _holds_records(name: str, keys: Optional[Keys]) -> bool:
     path = Path(name)
     if name == FUNCTIONS or path.suffix in (".json", ".parquet"):
         return not path.is_dir()
@@ -89,7 +110,7 @@ def holds_records(name: str, keys: Optional[Keys] = None) -> bool:
         return False
     if keys is not None or not path.exists():
         return True
-    first = next((value for _, value in _jsonl(path, LeftOut()) if isinstance(value, dict)), {})
+    first = next((value for _, value in _values(path, LeftOut()) if isinstance(value, dict)), {})
     return _form(first) is not None or not any(key in first for key in _TEXT_KEYS)
 
 
@@ -189,6 +210,16 @@ def _conversation(messages: Any) -> Union[Turns, str]:
     return tuple(turns) or "no answer among its messages"
 
 
+def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
+    """A record as int32 tokens, of any length."""
+    ids, learned = template.render(tokenizer, record.turns)
+    turns = np.flatnonzero(np.diff(learned, prepend=False))
+    if template.whole:  # one text: where its first answer begins, had its prompt stood alone
+        asked = len(tokenizer.encode(template.prompt(record.turns[0][0])))
+        turns = np.array([min(asked, len(ids) - 1)])
+    return Encoded(np.array(ids, np.int32), True, turns, draw(record.key))
+
+
 def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
     """(where, value) of everything in a file that may be a record."""
     if not path.is_file():
@@ -205,11 +236,7 @@ def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
 
 
 def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
-    with file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = "%s:%d" % (path, number)
             if line.strip():

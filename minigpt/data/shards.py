@@ -1,18 +1,23 @@
 """Token shards: a file of tokens that says what it is, mapped into memory rather than read.
 
 0   magic     8 bytes "minigpt\\0"        32  documents  u64, how many
-8   version   u32                         40  tokenizer  32 bytes, sha256 of what defines the
-ids 12  width     u32, bytes per token        72  tokens     `tokens` numbers, little-endian
-16  tokens    u64, how many               ... index      `documents` u64, where each document
-begins 24  reserved  u64
+8   version   u32, 1 text, 2 records      40  tokenizer  32 bytes, sha256 of what defines the ids
+12  width     u32, bytes per token        72  tokens     `tokens` numbers, little-endian
+16  tokens    u64, how many               ... starts     `documents` u64, where each begins
+24  turns     u64, how many, 0 of text    ... turns      `turns` u64, where an answer begins or ends
+                                          ... draws      of records `documents` u64, below 2^56
+
+A record begins with its prompt, and its end is no turn. Its draw decides whether it is held out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import List, Optional, Type
+from typing import Iterator, List, Optional
 
 import numpy as np
 
@@ -20,53 +25,62 @@ from minigpt.errors import DataError
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
-_VERSION = 1
+_TEXT, _RECORDS = 1, 2  # versions
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document, or a part of one, as a shard keeps it."""
+
+    tokens: np.ndarray  # (n,)
+    ends_document: bool = True
+    turns: Optional[np.ndarray] = None  # of a record: where in it answers begin and end
+    drawn: float = 0.0  # of a record: what decides whether it is held out, in [0, 1)
 
 
 class ShardWriter:
-    """Appends documents to a shard; the header, which counts them, is written when it is closed."""
+    """Appends documents, all of them records or none, to a shard; the header, which counts them, is
+    written when it is closed.
+    """
 
     def __init__(self, path: Path, width: int, tokenizer: str) -> None:
         self.width, self.tokenizer = width, tokenizer
         self.tokens, self.starts = 0, [0]
+        self.turns: List[int] = []
+        self.draws: List[int] = []
         self._open_document = False
         self.file = path.open("wb")
         self.file.write(b"\0" * _HEADER.size)
 
-    def write(self, tokens: np.ndarray, ends_document: bool = True) -> bytes:
-        """Appends `tokens`, all or a part of a document; returns the bytes written."""
-        data = tokens.astype("<u%d" % self.width, copy=False).tobytes()
+    def write(self, document: Encoded) -> bytes:
+        """Appends all or a part of a document; returns the bytes of its tokens."""
+        data = document.tokens.astype("<u%d" % self.width, copy=False).tobytes()
         self.file.write(data)
-        self.tokens += len(tokens)
-        if ends_document:
+        if document.turns is not None:
+            self.turns += (document.turns + self.tokens).tolist()
+            self.draws.append(int(document.drawn * 2**56))
+        self.tokens += len(document.tokens)
+        if document.ends_document:
             self.starts.append(self.tokens)
-        self._open_document = not ends_document
+        self._open_document = not document.ends_document
         return data
 
-    def close(self) -> None:
+    def close(self) -> bytes:
+        """Writes the index and the header; returns the bytes of an index of records."""
         starts = self.starts if self._open_document else self.starts[:-1]
-        self.file.write(np.array(starts, dtype="<u8").tobytes())
+        index = np.array(starts + self.turns + self.draws, "<u8").tobytes()
+        self.file.write(index)
         self.file.seek(0)
-        digest = bytes.fromhex(self.tokenizer)
-        header = (_MAGIC, _VERSION, self.width, self.tokens, 0, len(starts), digest)
-        self.file.write(_HEADER.pack(*header))
+        version, digest = _RECORDS if self.draws else _TEXT, bytes.fromhex(self.tokenizer)
+        counts = (self.tokens, len(self.turns), len(starts))
+        self.file.write(_HEADER.pack(_MAGIC, version, self.width, *counts, digest))
         self.file.close()
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
+        return index if self.draws else b""
 
 
 class Shard:
-    """A shard, mapped: `tokens` (count,) and `starts` (documents,) cost memory only where they
-    are touched.
+    """A shard, mapped: `tokens` (count,) and `starts` (documents,), and of records `turns` and
+    `draws`, cost memory only where they are touched.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,16 +89,27 @@ class Shard:
         header = path.open("rb").read(_HEADER.size) if size >= 0 else b""
         if len(header) < _HEADER.size or header[:8] != _MAGIC:
             raise DataError("%s is no token shard" % path, _PREPARE)
-        _, version, width, count, _, documents, digest = _HEADER.unpack(header)
-        if version != _VERSION or width not in (2, 4):
+        _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
+        if version not in (_TEXT, _RECORDS) or width not in (2, 4):
             raise DataError("%s is a shard of version %d, unknown here" % (path, version), _PREPARE)
+        indexed = documents * version + turns
         end = _HEADER.size + width * count
-        if size != end + 8 * documents:
-            what = "is cut short" if size < end + 8 * documents else "has bytes behind its end"
+        if size != end + 8 * indexed:
+            what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
             raise DataError("%s %s" % (path, what), _PREPARE)
         self.tokenizer: str = digest.hex()
         self.tokens = _map(path, "<u%d" % width, _HEADER.size, count)
-        self.starts = _map(path, "<u8", end, documents)
+        self.index = _map(path, "<u8", end, indexed)
+        self.starts, self.turns, self.draws = np.split(self.index, [documents, documents + turns])
+
+    def records(self) -> Iterator[Encoded]:
+        """The documents of a shard of records, their tokens as int32."""
+        starts = [*self.starts.tolist(), len(self.tokens)]
+        places = np.searchsorted(self.turns, np.array(starts, "<u8"))
+        for i, drawn in enumerate(self.draws.tolist()):
+            tokens = self.tokens[starts[i] : starts[i + 1]].astype(np.int32)
+            turns = self.turns[places[i] : places[i + 1]].astype(np.int64) - starts[i]
+            yield Encoded(tokens, True, turns, drawn / 2**56)
 
 
 _PREPARE = "make it again with: python -m minigpt prepare SOURCE --out DIR"
@@ -99,3 +124,13 @@ def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
 def open_shards(directory: Path, names: List[str]) -> List[Shard]:
     """The shards `names` of a prepared directory."""
     return [Shard(directory / name) for name in names]
+
+
+def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:
+    """The records in the shards `names`; DataError unless these are as they were written."""
+    shards, digest = open_shards(directory, names), hashlib.sha256()
+    for part in (part for shard in shards for part in (shard.tokens, shard.index)):
+        digest.update(part.data)
+    if digest.hexdigest() != sha256:
+        raise DataError("%s is damaged: its sha256 is another" % directory, _PREPARE)
+    return chain.from_iterable(shard.records() for shard in shards)

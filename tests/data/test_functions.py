@@ -8,7 +8,7 @@ import pytest
 from minigpt.data.datasets import open_datasets
 from minigpt.data.functions import functions, library_functions
 from minigpt.data.packing import split_datasets
-from minigpt.data.records import FUNCTIONS, LeftOut, Record, read_records
+from minigpt.data.records import FUNCTIONS, LeftOut, Record, read_records, render
 from minigpt.data.template import TEMPLATES
 from minigpt.data.tokenizer import load_tokenizer
 
@@ -52,8 +52,10 @@ def test_training_and_validation_share_no_file(exercises):
     """An example does not say which record it was, so each record has its file for an answer."""
     first = next(read_records(FUNCTIONS, None, LeftOut()))
     assert first.key == exercises[0].file
+    template = TEMPLATES["instruct"]
     marked = [Record(e.where, e.file, (("", e.file),)) for e in exercises]
-    datasets = split_datasets(marked, TEMPLATES["instruct"], BYTES, 200, True, LeftOut())
+    rendered = ((record.where, render(record, template, BYTES)) for record in marked)
+    datasets = split_datasets(rendered, template, BYTES, 200, True, LeftOut())
     train, validation = (
         {BYTES.decode(e.tokens[e.asked :]) for e in dataset.examples} for dataset in datasets
     )

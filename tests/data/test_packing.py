@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data.loader import IGNORE, Loader
-from minigpt.data.packing import Example, RecordDataset, pack, render, split_datasets
-from minigpt.data.records import LeftOut, Record
+from minigpt.data.packing import Example, RecordDataset, fit, pack, split_datasets
+from minigpt.data.records import LeftOut, Record, render
 from minigpt.data.template import TEMPLATES
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.errors import DataError
@@ -115,17 +115,41 @@ def records(count, answer="o"):
     return [Record("line %d" % n, str(n), (("i%d" % n, answer),)) for n in range(count)]
 
 
+def split(given, template=INSTRUCT, block=64, packed=True):
+    rendered = ((record.where, render(record, template, BYTES)) for record in given)
+    return split_datasets(rendered, template, BYTES, block, packed, LeftOut())
+
+
 def test_the_longest_record_that_fits_and_the_first_that_does_not():
     tokens = INSTRUCT.render(BYTES, [("i", "answer")])[0]
-    record = Record("", "", (("i", "answer"),))
-    example = render(record, INSTRUCT, BYTES, len(tokens) - 1)
+    record = render(Record("", "", (("i", "answer"),)), INSTRUCT, BYTES)
+    example = fit(record, INSTRUCT, BYTES.eos_id, len(tokens) - 1)
     assert example.tokens.tolist() == tokens[:-1]
     assert example.targets[-1] == BYTES.eos_id and example.targets[-8] == IGNORE
-    assert render(record, INSTRUCT, BYTES, len(tokens) - 2) is None
+    assert fit(record, INSTRUCT, BYTES.eos_id, len(tokens) - 2) is None
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=4))
+def test_what_is_learned_of_a_record_is_kept_by_its_turns(turns):
+    ids, learned = INSTRUCT.render(BYTES, turns)
+    record = render(Record("", "", turns), INSTRUCT, BYTES)
+    example = fit(record, INSTRUCT, BYTES.eos_id, len(ids))
+    assert record.tokens.tolist() == ids
+    assert example.targets.tolist() == [
+        token if known else IGNORE for token, known in zip(ids[1:], learned[1:])
+    ]
+    assert example.asked == learned.index(True)
+
+
+def test_a_prompt_longer_than_its_record_ends_before_it():
+    """The tutorial's template has an EOS where the prompt alone has the thirteen bytes of its
+    name."""
+    record = render(Record("", "", (("<|endoftext|>" * 9, "a"),)), MOAI, BYTES)
+    assert fit(record, MOAI, BYTES.eos_id, 64).asked == len(record.tokens) - 1
 
 
 def test_padding_and_prompt_alone_are_unlearned():
-    train, _ = split_datasets(records(9), INSTRUCT, BYTES, 64, True, LeftOut())
+    train, _ = split(records(9))
     batch = train.batch(np.arange(len(train)))
     assert batch.supervised == 2 * len(train.examples)
     assert set(batch.targets.unique().tolist()) == {IGNORE, ord("o"), BYTES.eos_id}
@@ -136,32 +160,28 @@ def test_both_splits_have_records_and_keep_them_when_others_are_added(count):
     def answers(dataset):
         return {example.tokens.tobytes() for example in dataset.examples}
 
-    def split(records):
-        return [answers(d) for d in split_datasets(records, INSTRUCT, BYTES, 64, True, LeftOut())]
-
-    train, validation = split(records(count))
+    train, validation = map(answers, split(records(count)))
     assert train and validation and len(train) + len(validation) == count
     assert train.isdisjoint(validation)
     if count >= 500:  # of few, the one held out is the first by its hash among those there are
-        assert validation <= split(records(2 * count))[1]
+        assert validation <= answers(split(records(2 * count))[1])
 
 
 @pytest.mark.parametrize("count, answer", [(0, "o"), (1, "o"), (5, "o" * 100)])
 def test_too_few_records_are_one_sentence(count, answer):
     with pytest.raises(DataError, match=r"records [01] are usable") as caught:
-        split_datasets(records(count, answer), INSTRUCT, BYTES, 64, True, LeftOut())
+        split(records(count, answer))
     assert ("left out 5: longer than --block-size 64" in str(caught.value)) == (count == 5)
 
 
 def test_the_tutorials_rows_are_never_packed():
-    train, _ = split_datasets(records(9), MOAI, BYTES, 64, True, LeftOut())
+    train, _ = split(records(9), MOAI)
     assert len(train) == len(train.examples) and train.batch(np.arange(2)).documents is None
 
 
 def test_the_fingerprint_knows_all_that_changes_a_run():
     def fingerprint(answer="o", template=INSTRUCT, block=64, packed=True):
-        given = records(9, answer), template, BYTES, block, packed, LeftOut()
-        return split_datasets(*given)[0].fingerprint
+        return split(records(9, answer), template, block, packed)[0].fingerprint
 
     others = [fingerprint("p"), fingerprint(template=MOAI), fingerprint(block=65),
               fingerprint(packed=False)]  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 
 from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import PrepareConfig, prepare, prepared
-from minigpt.data.shards import Shard, ShardWriter
+from minigpt.data.shards import Encoded, Shard, ShardWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 from minigpt.errors import DataError, UsageError
 
@@ -127,9 +127,10 @@ def test_the_cache_is_used_again_until_a_file_changes(corpus, tmp_path, monkeypa
 
 
 def shard(path, tokens=(1, 2, 3, 4), width=2):
-    with ShardWriter(path, width, "ab" * 32) as writer:
-        writer.write(np.array(tokens[:2]), ends_document=True)
-        writer.write(np.array(tokens[2:]), ends_document=True)
+    writer = ShardWriter(path, width, "ab" * 32)
+    writer.write(Encoded(np.array(tokens[:2])))
+    writer.write(Encoded(np.array(tokens[2:])))
+    writer.close()
     return path
 
 
@@ -140,6 +141,21 @@ def test_a_shard_says_what_it_is(tmp_path, width, tokens):
     assert read.starts.tolist() == [0, 2]
     assert read.tokenizer == "ab" * 32
     assert isinstance(read.tokens, np.memmap)
+    assert not len(read.turns) and not len(read.draws)
+
+
+def test_a_shard_of_text_is_what_it_always_was(tmp_path):
+    numbers = [
+        (1, 4),
+        (2, 4),
+        (4, 8),
+        (0, 8),
+        (2, 8),
+    ]  # version, width, tokens, turns, documents
+    header = b"minigpt\0" + b"".join(n.to_bytes(size, "little") for n, size in numbers)
+    index = b"".join(n.to_bytes(8, "little") for n in (0, 2))
+    expected = header + b"\xab" * 32 + bytes([1, 0, 2, 0, 3, 0, 4, 0]) + index
+    assert shard(tmp_path / "x").read_bytes() == expected
 
 
 @pytest.mark.parametrize(
@@ -149,6 +165,7 @@ def test_a_shard_says_what_it_is(tmp_path, width, tokens):
         (lambda data: b"PK" + data[2:], "is no token shard"),
         (lambda data: data[:30], "is no token shard"),
         (lambda data: data[:8] + b"\x09" + data[9:], "of version 9"),
+        (lambda data: data[:8] + b"\x02" + data[9:], "is cut short"),
         (lambda data: data[:-1], "is cut short"),
         (lambda data: data + b"x", "has bytes behind its end"),
         (None, "is no token shard"),

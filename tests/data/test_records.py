@@ -136,7 +136,7 @@ class TestKeys:
 
     def test_for_text_they_are_refused(self, tmp_path):
         (tmp_path / "x.txt").write_text("text\n")
-        with pytest.raises(UsageError, match="is text; leave it out"):
+        with pytest.raises(UsageError, match="is no file of them; leave it out"):
             open_datasets(str(tmp_path / "x.txt"), BYTES, 8, record_keys="a,b")
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data.loader import IGNORE
-from minigpt.data.packing import RecordDataset, render
-from minigpt.data.records import Record
+from minigpt.data.packing import RecordDataset, fit
+from minigpt.data.records import Record, render
 from minigpt.data.template import TEMPLATES, Template, find_template, load_template, save_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.errors import CheckpointError, UsageError
@@ -88,7 +88,8 @@ def test_moai_is_the_tutorials_batch_to_the_token(theirs, instruction, output):
     shifted.
     """
     ids, labels = theirs(instruction, output)
-    example = render(Record("", "", ((instruction, output),)), MOAI, GPT2, BLOCK)
+    record = render(Record("", "", ((instruction, output),)), MOAI, GPT2)
+    example = fit(record, MOAI, GPT2.eos_id, BLOCK)
     batch = RecordDataset([example], BLOCK, False, GPT2).batch(np.array([0]))
     assert batch.tokens[0].tolist() == ids.tolist()
     assert batch.targets[0].tolist() == [*labels[1:], IGNORE]
