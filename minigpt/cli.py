@@ -52,6 +52,14 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
             raise
         print("error: %s" % error, file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        from minigpt.devices.device import is_out_of_memory  # not for every --help
+
+        if debug or not is_out_of_memory(error):
+            raise
+        what = "the device has no memory left; python -m minigpt plan says what fits, and"
+        print("error: %s --device cpu has the host's" % what, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

@@ -8,6 +8,8 @@ else.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 from dataclasses import dataclass
 from typing import ContextManager, Dict, Optional
 
@@ -36,6 +38,8 @@ class Device:
             return "PyTorch %s has no torch.compile (2.0 and later have)" % torch.__version__
         if self.kind in ("moai", "mps"):
             return "torch.compile is not known to work on %s" % self.kind
+        if self.kind in ("cuda", "rocm") and importlib.util.find_spec("triton") is None:
+            return "torch.compile needs the triton package for a GPU"
         return ""
 
     def autocast(self, precision: str) -> ContextManager[object]:
@@ -58,7 +62,9 @@ class Device:
             return "only fp32 is known to work on mps"
         if self.kind == "cpu" and precision == "fp16-mixed":
             return _no_float16()
-        if self.kind == "cuda" and precision != "fp16-mixed" and not torch.cuda.is_bf16_supported():
+        # torch.cuda.is_bf16_supported() counts emulation, which is slow and has no fused attention.
+        old = self.kind == "cuda" and torch.cuda.get_device_capability()[0] < 8
+        if old and precision != "fp16-mixed":
             return "this GPU has no bfloat16, but it can do fp16-mixed"
         return ""
 
@@ -119,6 +125,14 @@ class Device:
             " python -m minigpt plan says what fits"
         )
 
+    def be_deterministic(self) -> None:
+        """From now on, PyTorch uses only kernels that repeat themselves to the last bit, and raises
+        where it has none. To be called before the first matrix product.
+        """
+        if self.kind in ("cuda", "rocm"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
         states = {"cpu": torch.get_rng_state()}
@@ -159,6 +173,9 @@ def find_device(name: str = "auto") -> Device:
         raise DeviceError(
             "PyTorch %s finds no %s device here" % (torch.__version__, name), "use --device cpu"
         )
+    if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        # It plans anew for every length, and texts have many; and it is never deterministic.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "cuda" and torch.version.hip is not None:
         return Device("rocm", torch.device("cuda"))
     return Device(name, torch.device(_MOAI if name == "moai" else name))

@@ -23,6 +23,7 @@ from minigpt.errors import UsageError
 from minigpt.text import nearest
 
 GB, TERA = 10**9, 1e12
+_USABLE = 0.96  # of a GPU's free memory
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ def of_flavor(flavor: Flavor) -> Accelerator:
 
 def _known(name: str) -> Optional[Accelerator]:
     """The entry for `name` as a person or as PyTorch writes it."""
-    word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*|[ _-]", "", name.lower())
-    word = word.replace("mi250x", "mi250").replace("a100pcie", "a100")
+    word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*| vf$|[ _-]", "", name.lower())
+    word = word.replace("mi250x", "mi250")
+    if word.startswith("a100"):
+        word = word.replace("pcie", "")
     entries = {entry.replace("-", ""): found for entry, found in ACCELERATORS.items()}
     return entries.get(word) or entries.get(re.sub(r"(?<!a100)(80|141|128|192)gb$", "", word))
 
@@ -95,7 +98,8 @@ def free_memory(device: Device) -> Optional[int]:
     asked, since asking allocates the cluster.
     """
     if device.kind in ("cuda", "rocm"):
-        return int(torch.cuda.mem_get_info()[0])
+        # Kernels are loaded, libraries take workspaces, and the allocator leaves gaps.
+        return int(_USABLE * torch.cuda.mem_get_info()[0])
     if device.kind == "moai":
         return None
     total, free = command.host_memory()
@@ -126,6 +130,8 @@ def measured_peak(
     """FLOP/s of a matrix product, the best of those tried in about `seconds`: small ones, then ones
     large enough to keep the device busy.
     """
+    # The libraries load with the first.
+    _product_seconds(torch.ones(256, 256, dtype=dtype, device=device.torch_device))
     best, width, took, ends = 0.0, 256, 0.0, time.perf_counter() + seconds
     while width <= 8192 and time.perf_counter() + 3 * 8 * took < ends:
         factor = torch.ones(width, width, dtype=dtype, device=device.torch_device)

@@ -34,32 +34,30 @@ def adamw_step(
     gradient: Tensor,
     mean: Tensor,
     square: Tensor,
-    lr: Tensor,
-    mean_correction: Tensor,
-    root_correction: Tensor,
+    floor: Tensor,
+    slowness: Tensor,
+    kept: Optional[Tensor],
     beta1: float,
     beta2: float,
-    eps: float,
-    weight_decay: float,
     scale: Optional[Tensor] = None,
 ) -> None:
     """One step on `weight`, `mean` and `square` in place; these and `gradient` are of one shape.
 
-    What changes from step to step comes as 0-d tensors, so that a compiled or recorded graph
-    stays valid:
-    `lr`, `mean_correction` = 1 - beta1^t, `root_correction` = sqrt(1 - beta2^t), and `scale`,
-    which multiplies the gradient first (clipping, without a pass over memory of its own).
+    With c = sqrt(1 - beta2^t), all of the formula that is the same for every element is in
+
+        floor = eps c,  slowness = (1 - beta1^t) / (lr c),  kept = 1 - lr weight_decay (None: 1)
+
+    which change from step to step, and so come as 0-d tensors: a compiled or recorded graph stays
+    valid. So does `scale`, which multiplies the gradient first (clipping, without a pass over
+    memory of its own).
     """
     if scale is not None:
         gradient = gradient * scale
     mean.lerp_(gradient, 1.0 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-    # The quotient of the formula, with all that does not vary by element gathered into one factor.
-    denominator = square.sqrt().add_(eps * root_correction)
-    denominator.mul_(mean_correction / (lr * root_correction))
-    if weight_decay:
-        weight.mul_(1.0 - lr * weight_decay)
-    weight.addcdiv_(mean, denominator, value=-1.0)
+    if kept is not None:
+        weight.mul_(kept)
+    weight.addcdiv_(mean, square.sqrt().add_(floor).mul_(slowness), value=-1.0)
 
 
 def adamw_step_bf16(
@@ -181,15 +179,15 @@ class AdamW(torch.optim.Optimizer):
 
 
 def _constants(group: Dict[str, Any], plain: bool) -> Tuple[Any, ...]:
+    """What `adamw_step` is given for a group."""
     (beta1, beta2), step = group["betas"], group["step"]
-    changing: Tuple[Any, ...] = (
-        group["lr"] * group["lr_scale"],
-        1.0 - beta1**step,
-        math.sqrt(1.0 - beta2**step),
-    )
+    lr, root = group["lr"] * group["lr_scale"], math.sqrt(1.0 - beta2**step)
+    slowness = (1.0 - beta1**step) / (lr * root) if lr else math.inf
+    kept = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
+    changing: Tuple[Any, ...] = (group["eps"] * root, slowness, kept)
     if not plain:
-        changing = tuple(torch.tensor(value, dtype=torch.float32) for value in changing)
-    return (*changing, beta1, beta2, group["eps"], group["weight_decay"])
+        changing = tuple(None if value is None else torch.tensor(value) for value in changing)
+    return (*changing, beta1, beta2)
 
 
 @lru_cache(maxsize=None)

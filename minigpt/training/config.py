@@ -113,6 +113,10 @@ class TrainConfig:
     """
     compile: bool = False
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits every time, so that a resumed run does. CPUs
+    always do.
+    """
     steps: OpenInt = OPEN
     """Optimizer steps."""
     epochs: Annotated[Optional[float], _open("FLOAT", "none")] = None

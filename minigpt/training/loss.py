@@ -44,6 +44,8 @@ def linear_cross_entropy(
     x (..., C) features, weight (V, C), targets (...) int64 -> 0-d, fp32. Gradients flow to x and
     weight; they are computed on the way, from each piece of the logits while it is there.
     """
+    if not torch.is_grad_enabled():  # which a Function is not told
+        x, weight = x.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.size(-1)), weight, targets.reshape(-1), dtype
     )

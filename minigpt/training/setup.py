@@ -25,13 +25,15 @@ from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
+from minigpt.devices.fit import flops
 from minigpt.devices.peaks import looked_up_peak
+from minigpt.devices.plan import Job
 from minigpt.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
 from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
 from minigpt.model.attention import explicit_attention
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
@@ -72,6 +74,8 @@ def build(config: TrainConfig) -> Trainer:
     config.check_together()
     run = _run_directory(config)
     device = _device(config)
+    if config.deterministic:
+        device.be_deterministic()
     _plan(config, device)
     torch.manual_seed(config.seed)
     start = _start(config, device)
@@ -102,7 +106,7 @@ def build(config: TrainConfig) -> Trainer:
         state=state,
         template=data.template or start.template,
         answers=data.template is not None,
-        peak=looked_up_peak(device, 4 if config.precision == "fp32" else 2),
+        peak=_peak(config, start.model.config, device),
         adapter=start.adapter,
         prompt=data.prompt or _prompt(config, start.tokenizer),
         notes=data.notes,
@@ -278,10 +282,12 @@ def _open_data(config: TrainConfig, start: Start) -> Opened:
     if found.template is None and config.template:
         raise UsageError("--template is for records, and %s is text" % c.data, "leave it out")
     if found.train.tokenizer_fingerprint != start.tokenizer.fingerprint:
+        how = "--tokenizer %s" % start.origin
+        if found.template is not None:
+            how += " --template %s" % found.template.name
         raise DataError(
             "%s was prepared with another tokenizer than the model's" % c.data,
-            "prepare it again with: python -m minigpt prepare SOURCE --out DIR --tokenizer %s"
-            % start.origin,
+            "prepare it again with: python -m minigpt prepare SOURCE --out DIR %s" % how,
         )
     return found
 
@@ -334,6 +340,18 @@ def _optimizer(config: TrainConfig, model: GPT, device: Device) -> AdamW:
     )  # fmt: skip
 
 
+def _peak(config: TrainConfig, shape: GPTConfig, device: Device) -> Optional[float]:
+    """Tokens a second if the device reached the FLOP/s of its data sheet; what is recomputed is no
+    use and does not count (Chowdhery et al. 2022, appendix B).
+    """
+    c = config
+    peak = looked_up_peak(device, 4 if c.precision == "fp32" else 2)
+    if peak is None:
+        return None
+    job = Job(shape, 1, 1, c.block_size, lora=c.lora(), freeze_layers=c.freeze_layers)
+    return peak * c.block_size / flops(job)
+
+
 def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:
     if not device.fused_attention:
         model.use_attention(explicit_attention)
@@ -344,6 +362,10 @@ def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., 
     missing = device.compiler_missing()
     if missing:
         print("--compile: %s; going on without" % missing, flush=True)
+        return model.features
+    if config.fused_backward:
+        # A compiled backward pass hands out all gradients together, at its end.
+        print("--compile: the optimizer alone, for the sake of --fused-backward", flush=True)
         return model.features
     compiled: Callable[..., Tensor] = torch.compile(model.features)
 

@@ -53,7 +53,7 @@ class Trainer:
     state: RunState
     prompt: List[int]  # what samples continue
     template: Optional[Template] = None  # kept in every checkpoint
-    peak: Optional[float] = None  # FLOP/s of the device, where it is known
+    peak: Optional[float] = None  # tokens/s at all FLOP/s of the device, where those are known
     answers: bool = False  # whether the data are instructions and answers
     adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
     notes: List[str] = field(default_factory=list)  # about the data
@@ -182,8 +182,7 @@ class Trainer:
             lr=self.optimizer.param_groups[0]["lr"], tokens=self.state.tokens_seen, **speeds
         )
         if self.peak and "tokens_per_second" in speeds:
-            flops = self.model.config.flops_per_token(self.config.block_size)
-            record["mfu"] = speeds["tokens_per_second"] * flops / self.peak
+            record["mfu"] = speeds["tokens_per_second"] / self.peak
         record["data_wait_seconds"] = round(self.loader.waited, 4)
         if self.device.peak_memory() is not None:
             record["peak_memory"] = self.device.peak_memory()

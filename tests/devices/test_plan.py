@@ -315,6 +315,7 @@ def test_largest_rows_are_the_largest(job, room):
         ("h200", "H200 SXM"), ("H100-80GB", "H100 SXM"), ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
         ("NVIDIA A100-PCIE-40GB", "A100 40GB"), ("a100", "A100 80GB"), ("MI300X", "MI300X"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB"), ("AMD Instinct MI300X VF", "MI300X"),
         ("AMD Instinct MI250X/MI250", "MI250 (one of its two GCDs)"), ("4xlarge", "4xLarge.2048GB"),
     ],
 )  # fmt: skip

@@ -57,6 +57,18 @@ def test_in_pieces_it_is_the_same_with_the_same_gradients(monkeypatch, rows_at_a
         assert_close(mine, other)
 
 
+def test_without_gradients_none_are_computed(monkeypatch):
+    """Validation would wait longer for the head's gradient than for all the rest."""
+    x, weight = torch.randn(5, 33), torch.randn(VOCABULARY, 33, requires_grad=True)
+    targets = torch.randint(0, VOCABULARY, (5,))
+    learning = linear_cross_entropy(x, weight, targets)
+    monkeypatch.setattr(torch.Tensor, "addmm_", None)
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(x, weight, targets), learning.detach())
+    with pytest.raises(TypeError):
+        linear_cross_entropy(x, weight, targets)
+
+
 def test_ignored_positions_give_no_gradient():
     logits = torch.randn(1, 4, VOCABULARY, requires_grad=True)
     targets = torch.tensor([[5, IGNORE, 7, IGNORE]])

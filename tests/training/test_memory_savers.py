@@ -99,6 +99,15 @@ def test_gradients_are_not_all_alive_at_once(trainer):
 
 
 @needs_hook
+def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
+    """A compiled backward pass would hand out all gradients at once."""
+    run = trainer("fused", fused_backward=True, compile=True)
+    assert run.features == run.model.features and run.optimizer.compiled
+    assert "--compile: the optimizer alone" in capsys.readouterr().out
+    run_to_the_end(run)
+
+
+@needs_hook
 def test_a_resumed_run_steps_inside_the_backward_pass_too(trainer, tmp_path):
     whole = run_to_the_end(trainer("whole", fused_backward=True, precision="bf16"))
     half = trainer("half", fused_backward=True, precision="bf16")

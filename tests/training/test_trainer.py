@@ -1,13 +1,14 @@
 """The loop: what a step computes, what it writes, and what it does not do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from minigpt.checkpoint.model_files import load_model
 from minigpt.training.config import TrainConfig
-from minigpt.training.setup import build, create_run
+from minigpt.training.setup import _peak, build, create_run
 from tests.training.runs import corpus, files, records, train
 
 
@@ -94,7 +95,8 @@ def test_nothing_leaves_the_device_between_log_lines(tmp_path, monkeypatch):
 def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     run = trainer(tmp_path, monkeypatch)
     assert run.peak is None  # no table has this CPU
-    run.peak = 1e12
+    monkeypatch.setattr("minigpt.training.setup.looked_up_peak", lambda device, size: 1e12)
+    run.peak = _peak(run.config, run.model.config, run.device)
     create_run(run)
     run.train()
     line = (run.run / "metrics.jsonl").read_text().splitlines()[-2]
@@ -102,6 +104,8 @@ def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     flops = run.model.config.flops_per_token(32)
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
     assert "% MFU" in capsys.readouterr().out
+    adapter = replace(run.config, lora_rank=4)  # its frozen matrices have no gradients
+    assert 1.2 < _peak(adapter, run.model.config, run.device) / run.peak < 1.5
 
 
 def test_a_run_directory_has_what_the_contract_says(tmp_path):
