@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 import tyro
 from tqdm import tqdm
@@ -59,25 +58,33 @@ class ConvertConfig:
 
 def parse_size(text: str) -> int:
     """5GB, 500MB, 2e9 -> bytes."""
-    match = re.match(r"^([0-9.e]+) *(k|m|g|t)?b?$", text.strip().lower())
-    powers = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-    try:
-        count = int(float(match.group(1)) * powers.get(match.group(2), 1)) if match else 0
-    except ValueError:
-        count = 0
+    match = re.fullmatch(r"(\d*\.?\d+(?:e\d\d?)?) *([kmgt]?)b?", text.strip().lower())
+    powers = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+    count = int(float(match[1]) * powers[match[2]]) if match else 0
     if count < 1:
         raise UsageError("--shard-size is %r" % text, "write a size such as 5GB or 500MB")
     return count
 
 
-def convert_command(arguments: List[str]) -> int:
-    """Does what `arguments` say; returns the exit code."""
+def convert_command(arguments: List[str]) -> None:
+    """Does what `arguments` say."""
     config = parse(ConvertConfig, "convert_hf.py", arguments)
-    if config.to_hf is not None:
-        return _export(config)
+    if config.to_hf is None:
+        _convert(config)
+    elif config.out is None or config.source:
+        raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
+    else:
+        checkpoint, out = Path(config.to_hf), Path(config.out)
+        print("\n".join(export(checkpoint, out, config.fold_mup, config.shard_bytes)))
+
+
+def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
-    directory, out = _source(config)
+    directory, name = Path(config.source), Path(config.source).resolve().name
+    if not directory.is_dir():
+        directory, name = fetch_model(config.source, config.revision), config.source
+    out = Path(config.out or Path("checkpoints") / name)
     with _bar("converting") as bar:
 
         def progress(written: int, total: int) -> None:
@@ -90,51 +97,25 @@ def convert_command(arguments: List[str]) -> int:
         print("\n".join(verify(out, directory)))
     print("next     python train.py --init %s, or: python -m minigpt generate --checkpoint %s" % (
         out, out))  # fmt: skip
-    return 0
-
-
-def _export(config: ConvertConfig) -> int:
-    if config.out is None or config.source:
-        raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
-    assert config.to_hf is not None
-    print(
-        "\n".join(export(Path(config.to_hf), Path(config.out), config.fold_mup, config.shard_bytes))
-    )
-    return 0
-
-
-def _source(config: ConvertConfig) -> Tuple[Path, Path]:
-    """(the directory to read, the one to write); a zoo name is downloaded."""
-    if Path(config.source).is_dir():
-        name = Path(config.source).resolve().name
-        return Path(config.source), Path(config.out or Path("checkpoints") / name)
-    entry = zoo.ZOO.get(config.source)
-    if entry is None or entry.repo is None:
-        published = [name for name, each in zoo.ZOO.items() if each.repo]
-        raise UsageError(
-            "%s is neither a directory nor a published model" % config.source,
-            nearest(config.source, published),
-        )
-    out = Path(config.out or Path("checkpoints") / config.source)
-    return fetch_model(config.source, config.revision), out
 
 
 def fetch_model(name: str, revision: str = "main") -> Path:
     """Downloads a published model; returns the directory its files are in."""
-    entry = zoo.find(name)
-    assert entry.repo is not None
+    entry = zoo.ZOO.get(name)
+    if entry is None or entry.repo is None:
+        raise UsageError(
+            "%s is neither a directory nor a published model" % name,
+            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
+        )
     hub = Hub.from_environment(entry.repo, revision, entry.subfolder)
     directory = Path("downloads") / name
-    print(
-        "download %s to %s: about %s"
-        % (hub.url(""), directory, size(4 * entry.config.parameter_count())),
-        flush=True,
-    )
-    with _bar("downloading", 4 * entry.config.parameter_count()) as bar:
+    about = 4 * entry.config.parameter_count()
+    print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
+    with _bar("downloading", about) as bar:
         download(hub, directory, bar.update)
     return directory
 
 
 def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:
-    live = sys.stderr.isatty()
-    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not live)
+    # disable=None: only where somebody watches
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)

@@ -43,9 +43,8 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
         raise _refuse(where, "has the activation %r" % activation)
     notes: List[str] = []
     try:
-        shape = {**_shape(values), "activation": _ACTIVATIONS[activation]}
-        scales: Dict[str, Any] = _mup_scales(values, notes) if kind == "btlm" else {}
-        config = GPTConfig(**shape, **scales)
+        scales = _mup_scales(values, notes) if kind == "btlm" else {}
+        config = GPTConfig(activation=_ACTIVATIONS[activation], **_shape(values), **scales)
     except (KeyError, TypeError, ValueError) as error:
         raise _refuse(where, "lacks or garbles %s" % error) from None
     return config, notes
@@ -53,24 +52,21 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
 
 def _shape(values: Dict[str, Any]) -> Dict[str, Any]:
     n_embd = int(values["n_embd"])
-    inner = values.get("n_inner")
     return {
         "vocab_size": int(values.get("vocab_size", 50257)),
         "n_positions": int(values.get("n_positions", 1024)),
         "n_layer": int(values["n_layer"]),
         "n_head": int(values["n_head"]),
         "n_embd": n_embd,
-        "n_inner": None if inner is None or int(inner) == 4 * n_embd else int(inner),
+        "n_inner": int(values.get("n_inner") or 4 * n_embd),
         "layer_norm_eps": float(values.get("layer_norm_epsilon", 1e-5)),
         "dropout": float(values.get("resid_pdrop", 0.1)),
         "tied_head": bool(values.get("tie_word_embeddings", True)),
     }
 
 
-def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, float]:
-    """muP's three numbers. The first 111M upload forgot the width scale, which is 256 / n_embd in
-    all of them.
-    """
+def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, Any]:
+    """muP's three numbers. The first 111M upload forgot the width scale: always 256 / n_embd."""
     width = values.get("mup_width_scale")
     if width is None:
         width = 256 / int(values["n_embd"])
@@ -85,9 +81,7 @@ def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, float]:
 
 
 def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
-    """The config.json that transformers reads for `config` (a plain GPT-2: scales must have been
-    folded).
-    """
+    """The config.json that transformers reads for `config`, a GPT-2 (muP's scales are folded)."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

@@ -8,9 +8,9 @@ appears when it is whole.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
-from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import MERGES, VOCAB, load_tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory
 from minigpt.hf import config as hf_config
@@ -40,128 +40,69 @@ class Plan:
     """What a conversion will do: for each of our tensors, the one of theirs it is made from."""
 
     config: GPTConfig
-    tensors: Dict[str, LazyTensor]  # by our name
-    dropped: List[str] = field(default_factory=list)
-    notes: List[str] = field(default_factory=list)
-    room: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-
-    def specs(self, dtype: Optional[torch.dtype]) -> List[TensorSpec]:
-        """Shapes and dtypes in our layout, in the model's order."""
-        return [
-            TensorSpec(name, dtype or tensor.dtype, _turned(name, tensor.shape))
-            for name, tensor in self.tensors.items()
-        ]
-
-    def read(self, name: str, dtype: Optional[torch.dtype]) -> Tensor:
-        """Our tensor `name`, valid until the next is read; CheckpointError if `dtype` cannot hold
-        it.
-        """
-        source = layout.turn(name, self.tensors[name].read())
-        if source.is_contiguous() and dtype in (None, source.dtype):
-            return source
-        tensor = self._room(dtype or source.dtype, source.numel()).view(source.shape)
-        tensor.copy_(source)  # turns and casts in one pass
-        if dtype == torch.float16 and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                "%s has numbers beyond what fp16 can hold (65504)" % name, "use --dtype bf16"
-            )
-        return tensor
-
-    def _room(self, dtype: torch.dtype, numel: int) -> Tensor:
-        """Memory used for one tensor after the other: new pages cost more than the copying
-        itself.
-        """
-        size = numel * torch.empty(0, dtype=dtype).element_size()
-        if self.room.numel() < size:
-            self.room = torch.empty(size, dtype=torch.uint8)
-        return self.room[:size].view(dtype)
+    tensors: Dict[str, LazyTensor]  # by our name, in the model's order
+    masks: int  # buffers that are dropped
+    notes: List[str]
 
 
 def plan(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Plan:
-    """Reads config and headers of `directory`, and decides; CheckpointError for what does not fit
-    together.
-    """
-    config, notes = hf_config.read(
-        read_json(directory / "config.json"), str(directory / "config.json")
-    )
+    """Decides from config and headers alone; CheckpointError for what does not fit together."""
+    path = directory / "config.json"
+    config, notes = hf_config.read(read_json(path), str(path))
     theirs = open_tensors(find_files(directory, weights), stack)
-    dropped = [name for name in theirs if layout.is_buffer(name)]
-    ours: Dict[str, Tuple[str, LazyTensor]] = {}
-    for name, tensor in theirs.items():
-        if layout.is_buffer(name):
-            continue
+    kept = [name for name in theirs if not layout.is_buffer(name)]
+    ours: Dict[str, LazyTensor] = {}
+    for name in kept:
         mine = layout.to_ours(name)
         if mine is None or mine in ours:
             what = "is no tensor of a GPT-2" if mine is None else "comes with and without prefix"
             raise CheckpointError("%s: %s %s" % (directory, name, what), "check where it is from")
-        ours[mine] = (name, tensor)
-    config = _settle_head(directory, config, ours, notes)
-    return Plan(config, _in_order(directory, config, ours), dropped, notes)
+        ours[mine] = theirs[name]
+    if config.tied_head and layout.HEAD in ours:
+        notes.append(_tie(directory, ours))
+    return Plan(config, _in_order(directory, config, ours), len(theirs) - len(kept), notes)
 
 
-def _settle_head(
-    directory: Path, config: GPTConfig, ours: Dict[str, Tuple[str, LazyTensor]], notes: List[str]
-) -> GPTConfig:
-    """A tied head may be stored as the embedding, as the head, or as both. Two that differ are
-    not tied.
-    """
-    head, embedding = ours.get(layout.HEAD), ours.get(layout.EMBEDDING)
-    if not config.tied_head:
-        return config
-    if head is None:
-        return config
-    if embedding is None:
-        notes.append("the tied head %s is the token embedding too" % head[0])
-        ours[layout.EMBEDDING] = ours.pop(layout.HEAD)
-        return config
-    if not _equal(head[1], embedding[1]):
+def _tie(directory: Path, ours: Dict[str, LazyTensor]) -> str:
+    """A tied head may be stored as the embedding, the head, or both, which must then be equal."""
+    head = ours.pop(layout.HEAD)
+    embedding = ours.setdefault(layout.EMBEDDING, head)
+    if embedding is head:
+        return "the tied head lm_head.weight is the token embedding too"
+    if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
         raise CheckpointError(
-            "%s: %s and %s differ, yet config.json ties them" % (directory, head[0], embedding[0]),
+            "%s: lm_head.weight and wte.weight differ, yet config.json ties them" % directory,
             'set "tie_word_embeddings": false there if both are meant',
         )
-    notes.append("%s equals the token embedding and is kept once" % head[0])
-    del ours[layout.HEAD]
-    return config
-
-
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.read(), b.read())
+    return "lm_head.weight equals the token embedding and is kept once"
 
 
 def _in_order(
-    directory: Path, config: GPTConfig, ours: Dict[str, Tuple[str, LazyTensor]]
+    directory: Path, config: GPTConfig, ours: Dict[str, LazyTensor]
 ) -> Dict[str, LazyTensor]:
     """All of the model's tensors, in its order, with exactly its shapes."""
-    model = GPT(config, device=torch.device("meta"))
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in GPT(config, device=torch.device("meta")).named_parameters():
+        theirs = layout.to_theirs(name)
         if name not in ours:
+            raise CheckpointError("%s lacks %s" % (directory, theirs), "get all files again")
+        tensor, shape = ours.pop(name), layout.turned(name, tuple(parameter.shape))
+        if tensor.shape != shape or not tensor.dtype.is_floating_point:
             raise CheckpointError(
-                "%s lacks %s" % (directory, layout.to_theirs(name)), "get all files again"
-            )
-        theirs, tensor = ours.pop(name)
-        if _turned(name, tensor.shape) != tuple(parameter.shape):
-            raise CheckpointError(
-                "%s: %s is %s and config.json makes it %s"
-                % (directory, theirs, [*tensor.shape], [*_turned(name, tuple(parameter.shape))]),
-                "the weights and config.json are of different models",
-            )
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(
-                "%s: %s is %s" % (directory, theirs, tensor.dtype), "get it again"
+                "%s: %s is %s of %s and config.json makes it %s of floats"
+                % (directory, theirs, [*tensor.shape], tensor.dtype, [*shape]),
+                _OF_TWO_MODELS,
             )
         found[name] = tensor
     if ours:
-        extra = sorted(theirs for theirs, _ in ours.values())
+        extra = ", ".join(map(layout.to_theirs, sorted(ours)[:3]))
         raise CheckpointError(
-            "%s has tensors beyond its config.json: %s" % (directory, ", ".join(extra[:3])),
-            "the weights and config.json are of different models",
+            "%s has tensors beyond its config.json: %s" % (directory, extra), _OF_TWO_MODELS
         )
     return found
 
 
-def _turned(name: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
-    return shape[::-1] if layout.is_transposed(name) else shape
+_OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
 def convert(
@@ -177,60 +118,76 @@ def convert(
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
     written.
     """
-    target = DTYPES.get(dtype)
     with ExitStack() as stack:
         made = plan(directory, stack, weights)
-        specs = made.specs(target)
-        total = sum(spec.nbytes for spec in specs)
+        specs = {
+            name: TensorSpec(name, DTYPES.get(dtype, t.dtype), layout.turned(name, t.shape))
+            for name, t in made.tensors.items()
+        }
+        total = sum(spec.nbytes for spec in specs.values())
+        # For one tensor after the other: new pages cost more than the copying itself.
+        room = torch.empty(max(spec.nbytes for spec in specs.values()), dtype=torch.uint8)
 
         def fetch(name: str) -> Tensor:
-            tensor = made.read(name, target)
+            tensor = _read(made.tensors[name], specs[name], room)
             if progress is not None:
-                progress(tensor.numel() * tensor.element_size(), total)
+                progress(specs[name].nbytes, total)
             return tensor
 
         with atomic_directory(out) as partial:
-            records = write_model(partial, made.config, specs, fetch, shard_bytes)
+            records = write_model(partial, made.config, [*specs.values()], fetch, shard_bytes)
             made.notes.extend(_copy_tokenizer(directory, partial, made.config))
             template = load_template(directory)  # of a tuned model that was exported
             if template is not None:
                 save_template(partial, template)
             manifest.write_manifest(partial, records)
-    return _summary(directory, out, made, specs)
+    return _summary(directory, out, made, total)
+
+
+def _read(theirs: LazyTensor, spec: TensorSpec, room: Tensor) -> Tensor:
+    """Our tensor, in `room` where it has to be turned or cast, so valid until the next is read;
+    CheckpointError if its dtype cannot hold it.
+    """
+    source = layout.turn(spec.name, theirs.read())
+    if source.is_contiguous() and source.dtype == spec.dtype:
+        return source
+    tensor = room[: spec.nbytes].view(spec.dtype).view(spec.shape)
+    tensor.copy_(source)  # turns and casts in one pass
+    narrowed = spec.dtype == torch.float16 and source.dtype != torch.float16
+    if narrowed and not torch.isfinite(tensor).all():
+        raise CheckpointError(
+            "%s has numbers beyond what fp16 can hold (65504)" % spec.name, "use --dtype bf16"
+        )
+    return tensor
 
 
 def _copy_tokenizer(directory: Path, out: Path, config: GPTConfig) -> List[str]:
     """The vocabulary beside the weights or, for GPT-2's own, wherever it is found."""
-    if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
-        tokenizer = GPT2Tokenizer(
-            (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
+    note = "there is no vocabulary beside the weights"
+    beside = (directory / VOCAB).is_file() and (directory / MERGES).is_file()
+    if not beside and config.vocab_size < _GPT2_TOKENS:
+        return [note + ", and GPT-2's own is too large: none kept"]
+    tokenizer = load_tokenizer(directory if beside else "gpt2")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            "%s has %d tokens and the model %d"
+            % (directory / VOCAB, tokenizer.vocab_size, config.vocab_size),
+            "get the vocabulary that belongs to the weights",
         )
-        tokenizer.save(out)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                "%s has %d tokens and the model %d"
-                % (directory / VOCAB, tokenizer.vocab_size, config.vocab_size),
-                "get the vocabulary that belongs to the weights",
-            )
-        return []
-    if config.vocab_size < _GPT2_TOKENS:
-        return [
-            "there is no vocabulary beside the weights, and GPT-2's own is too large: none kept"
-        ]
-    load_tokenizer("gpt2").save(out)
-    return ["there is no vocabulary beside the weights: GPT-2's own is used"]
+    tokenizer.save(out)
+    return [] if beside else [note + ": GPT-2's own is used"]
 
 
-def _summary(directory: Path, out: Path, made: Plan, specs: List[TensorSpec]) -> List[str]:
-    turned = sum(layout.is_transposed(spec.name) for spec in specs)
+def _summary(directory: Path, out: Path, made: Plan, total: int) -> List[str]:
     config = made.config
     count = format(config.parameter_count(), ",")
     shape = (config.n_layer, config.n_head, config.n_embd, config.activation, count)
+    turned = sum(map(layout.is_transposed, made.tensors))
     return [
         "read     %s: %d layers, %d heads, %d wide, %s, %s parameters" % (directory, *shape),
         "kept     %d tensors, %d of them transposed, all renamed; head %s"
-        % (len(specs), turned, "tied" if config.tied_head else "of its own"),
-        "dropped  %s" % ("%d mask buffers" % len(made.dropped) if made.dropped else "nothing"),
+        % (len(made.tensors), turned, "tied" if config.tied_head else "of its own"),
+        "dropped  %s" % ("%d mask buffers" % made.masks if made.masks else "nothing"),
         *("note     %s" % note for note in made.notes),
-        "wrote    %s: %s" % (out, size(sum(spec.nbytes for spec in specs))),
+        "wrote    %s: %s" % (out, size(total)),
     ]

@@ -8,35 +8,35 @@ already are kept.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import socket
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional
+from urllib.error import HTTPError, URLError
 
+from minigpt.checkpoint.manifest import sha256
+from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.errors import CheckpointError, storage_error
 from minigpt.files import fsync, require_space
+from minigpt.hf.source import WEIGHT_FILES, shard_names
 
 _BLOCK = 1 << 20
 _TRIES = 6
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_OPTIONAL = ("vocab.json", "merges.txt")
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where files come from: `endpoint`/`repo`/resolve/`revision`/FILE, with a token if there is
-    one.
-    """
+    """Where files come from: `endpoint`/`repo`/resolve/`revision`/FILE, perhaps with a token."""
 
     repo: str
     revision: str = "main"
@@ -60,46 +60,28 @@ class Hub:
 
 
 def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> List[Path]:
-    """Config, vocabulary and weights of `hub` into `directory`; CheckpointError says what stopped
-    it.
-    """
+    """Config, vocabulary and weights into `directory`; CheckpointError says what stopped it."""
+
+    def there(name: str) -> bool:
+        return head(hub, name) is not None
+
+    def get(*names: str) -> List[Path]:
+        return [fetch(hub, name, directory, progress) for name in names]
+
     require_https(hub.endpoint)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files = [fetch(hub, "config.json", directory, progress)]
-        files += [p for p in (_maybe(hub, n, directory, progress) for n in _OPTIONAL) if p]
-        names = _weight_names(hub, directory, progress)
-        return files + [fetch(hub, name, directory, progress) for name in names]
+        files = get("config.json")
+        files += get(*filter(there, (VOCAB, MERGES)))
+        for single, index in WEIGHT_FILES:
+            if there(index):
+                get(index)
+                return files + get(*shard_names(directory / index))
+            if there(single):
+                return files + get(single)
     except OSError as error:
         raise storage_error(error, directory) from error
-
-
-def _weight_names(hub: Hub, directory: Path, progress: Optional[Progress]) -> List[str]:
-    """The weight files: an index's shards or a single file, safetensors before pickles."""
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
-        path = _maybe(hub, index, directory, progress)
-        if path is not None:
-            return _shards(path)
-        if head(hub, single) is not None:
-            return [single]
     raise CheckpointError("%s has no weights that can be read" % hub.repo, "check the name")
-
-
-def _shards(index: Path) -> List[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        names = []
-    if not names or any(Path(str(n)).name != n or n in (".", "..") for n in names):
-        raise CheckpointError("%s lists no proper file names" % index, "do not trust this source")
-    return names
-
-
-def _maybe(hub: Hub, name: str, directory: Path, progress: Optional[Progress]) -> Optional[Path]:
-    return None if head(hub, name) is None else fetch(hub, name, directory, progress)
 
 
 @dataclass(frozen=True)
@@ -112,19 +94,25 @@ class Remote:
 
 def head(hub: Hub, name: str) -> Optional[Remote]:
     """Asks for a file without fetching it; None when the server has none of that name."""
-    try:
-        with _again(hub, name, lambda: _open(hub, name, method="HEAD")) as answer:
-            return _remote(answer.headers)
-    except _Missing:
-        return None
+
+    def ask() -> Optional[Remote]:
+        try:
+            with _open(hub, name, method="HEAD") as answer:
+                return _remote(answer.headers)
+        except HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    return _again(hub, name, ask)
 
 
 def _remote(headers: Message) -> Remote:
     """Large files are named by their sha256, in an ETag that redirects keep by another name."""
     tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").strip('W/"')
     size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-    digest = tag if len(tag) == 64 and set(tag) <= set("0123456789abcdef") else ""
-    return Remote(int(size) if size and size.isdigit() else None, digest)
+    digest = tag if re.fullmatch("[0-9a-f]{64}", tag) else ""
+    return Remote(int(size) if size and size.isdecimal() else None, digest)
 
 
 def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = None) -> Path:
@@ -135,108 +123,77 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
         raise CheckpointError("%s has no %s" % (hub.repo, name), "check the name and --revision")
     if target.exists() and remote.size in (None, target.stat().st_size):
         return target
+    part.touch()
     if remote.size is not None:
-        require_space(directory, remote.size - (part.stat().st_size if part.exists() else 0))
-    for attempt in range(2):
+        require_space(directory, remote.size - part.stat().st_size)
+    for _ in range(2):
         _again(hub, name, lambda: _continue(hub, name, part, remote, progress))
-        if not remote.sha256 or _sha256(part) == remote.sha256:
-            break
-        part.unlink()  # perhaps the rest of an older file: once more from the start
-        if attempt:
-            raise CheckpointError(
-                "%s arrived, and is not what the server says it is (sha256)" % hub.url(name),
-                "try again, or another endpoint by HF_ENDPOINT",
-            )
-    fsync(part)
-    os.replace(str(part), str(target))
-    return target
+        if not remote.sha256 or sha256(part) == remote.sha256:
+            fsync(part)
+            os.replace(str(part), str(target))
+            return target
+        part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
+    raise CheckpointError(
+        "%s arrived, and is not what the server says it is (sha256)" % hub.url(name),
+        "try again, or another endpoint by HF_ENDPOINT",
+    )
 
 
 def _continue(
     hub: Hub, name: str, part: Path, remote: Remote, progress: Optional[Progress]
 ) -> None:
-    """Appends what is missing of a file; raises ConnectionError when the line breaks before its
-    end.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    if remote.size is not None and have > remote.size:
-        part.unlink()
-        have = 0
-    if remote.size is not None and have == remote.size and part.exists():
+    """Appends what is missing of a file; ConnectionError when the line breaks before its end."""
+    have = part.stat().st_size
+    if have == remote.size:
         return
+    if remote.size is not None and have > remote.size:
+        have = 0  # it is of another file
     with _open(hub, name, start=have) as answer:
-        resumed = getattr(answer, "status", 200) == 206
+        resumed = have > 0 and answer.status == 206
         with part.open("ab" if resumed else "wb") as file:
-            _copy(answer, file, progress)
-    if remote.size is not None and part.stat().st_size != remote.size:
+            for block in iter(lambda: answer.read(_BLOCK), b""):
+                file.write(block)
+                if progress is not None:
+                    progress(len(block))
+    if remote.size not in (None, part.stat().st_size):
         raise ConnectionError("%d of %d bytes" % (part.stat().st_size, remote.size))
-
-
-def _copy(answer: IO[bytes], file: IO[bytes], progress: Optional[Progress]) -> None:
-    while True:
-        block = answer.read(_BLOCK)
-        if not block:
-            return
-        file.write(block)
-        if progress is not None:
-            progress(len(block))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class _Missing(Exception):
-    """The server has no such file."""
 
 
 def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
     """`action`, tried again after every failure that may pass, a little later each time."""
     wait = hub.wait
-    for left in reversed(range(_TRIES)):
+    for attempt in range(1, _TRIES + 1):
         try:
             return action()
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                raise _Missing(name) from None
-            if error.code in (401, 403):
+        except (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException) as error:
+            if isinstance(error, HTTPError) and error.code in (401, 403):
                 raise CheckpointError(
                     "%s answers %d: not allowed" % (hub.url(name), error.code),
                     "set HF_TOKEN to a token that may read %s" % hub.repo,
                 ) from None
-            if (error.code not in (408, 429) and error.code < 500) or not left:
-                raise _unreachable(hub, name, error) from None
-            wait = max(wait, _retry_after(error.headers))
-        except (ConnectionError, TimeoutError, urllib.error.URLError, EOFError) as error:
-            if not left or (_nobody_there(error) and left < _TRIES - 1):
-                raise _unreachable(hub, name, error) from None
-        except OSError as error:
-            raise storage_error(error, name) from error
-        time.sleep(wait)
+            if attempt == _TRIES or not _may_pass(error, attempt):
+                raise CheckpointError(
+                    "%s cannot be fetched: %s" % (hub.url(name), error),
+                    "run the same command again to go on where it stopped",
+                ) from None
+            time.sleep(max(wait, _retry_after(error)))
         wait *= 2
     raise AssertionError("the last try returns or raises")
 
 
-def _nobody_there(error: Exception) -> bool:
-    """No such host, or nobody listening: on a machine without a network, waiting does not help."""
+def _may_pass(error: Exception, attempt: int) -> bool:
+    """Whether waiting may help. Where there is no such host, or nobody listens, there may be no
+    network at all, so that is tried once more only.
+    """
+    if isinstance(error, HTTPError):
+        return error.code in (408, 429) or error.code >= 500
     reason = getattr(error, "reason", error)
-    return isinstance(reason, (socket.gaierror, ConnectionRefusedError))
+    return attempt == 1 or not isinstance(reason, (socket.gaierror, ConnectionRefusedError))
 
 
-def _retry_after(headers: Optional[Message]) -> float:
-    value = headers.get("Retry-After", "") if headers is not None else ""
-    return min(60.0, float(value)) if value.isdigit() else 0.0
-
-
-def _unreachable(hub: Hub, name: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        "%s cannot be fetched: %s" % (hub.url(name), error),
-        "run the same command again to go on where it stopped",
-    )
+def _retry_after(error: Exception) -> float:
+    seconds = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
+    return min(60.0, float(seconds)) if seconds.isdecimal() else 0.0
 
 
 def require_https(url: str) -> None:

@@ -12,17 +12,15 @@ import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List
 
-import torch
 from torch import Tensor
 
-from minigpt.checkpoint.lazy import LazyTensor
-from minigpt.checkpoint.model_files import open_weights, read_config
+from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import TensorSpec, write_sharded
 from minigpt.data.template import load_template, save_template
-from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory, write_json
 from minigpt.hf import config as hf_config
@@ -30,23 +28,9 @@ from minigpt.hf import layout
 from minigpt.model.gpt import GPTConfig
 from minigpt.text import size
 
-_DTYPE_NAMES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.float64: "float64",
-}
-_SHARD_BYTES = 5_000_000_000
-
-
-def is_plain(config: GPTConfig) -> bool:
-    """Whether GPT-2 itself can represent the model: no scale differs from its own."""
-    usual = math.isclose(config.qk_scale, config.head_dim**-0.5)
-    return usual and config.embedding_scale == 1.0 and config.output_scale == 1.0
-
 
 def export(
-    checkpoint: Path, out: Path, fold: bool = False, shard_bytes: int = _SHARD_BYTES
+    checkpoint: Path, out: Path, fold: bool = False, shard_bytes: int = SHARD_BYTES
 ) -> List[str]:
     """Writes the Hugging Face directory of a checkpoint of ours to `out`; returns the lines of a
     summary.
@@ -55,26 +39,41 @@ def export(
     """
     directory = resolve(checkpoint)
     config = read_config(directory)
-    tokenizer = _tokenizer(directory)
-    if not is_plain(config) and not fold:
+    plain = _without_scales(config)
+    if (directory / MARKER).exists():
+        raise CheckpointError(
+            "%s has the bytes tokenizer, which transformers does not know" % directory,
+            "train with --tokenizer gpt2 to export a model",
+        )
+    if plain != config and not fold:
         raise CheckpointError(
             "%s is a muP model, whose scales GPT-2 has not" % directory,
             "fold them into the weights with --fold-mup",
         )
     with ExitStack() as stack:
         ours = open_weights(directory, stack)
-        folded = config if is_plain(config) else _folded_config(config)
-        specs = _specs(ours, folded)
+        if not plain.tied_head:
+            ours.setdefault(layout.HEAD, ours[layout.EMBEDDING])
+        specs = [
+            TensorSpec(layout.to_theirs(name), tensor.dtype, layout.turned(name, tensor.shape))
+            for name, tensor in ours.items()
+        ]
 
         def fetch(theirs: str) -> Tensor:
-            return _read(ours, theirs, config)
+            name = layout.to_ours(theirs)
+            assert name is not None
+            tensor = ours[name].read()
+            if plain != config:
+                tensor = _fold(name, tensor, config)
+            return layout.turn(name, tensor).contiguous()
 
         with atomic_directory(out) as partial:
+            if (directory / VOCAB).exists():  # not where what was converted had none
+                load_tokenizer(directory).save(partial)
+                write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
             write_sharded(partial, specs, fetch, shard_bytes)
-            dtype = _DTYPE_NAMES[specs[0].dtype]
-            write_json(partial / "config.json", hf_config.write(folded, dtype))
-            if tokenizer is not None:
-                _write_tokenizer(partial, tokenizer, folded)
+            dtype = str(specs[0].dtype).replace("torch.", "")
+            write_json(partial / "config.json", hf_config.write(plain, dtype))
             template = load_template(directory)
             if template is not None:  # of no use to others, and needed on the way back
                 save_template(partial, template)
@@ -84,47 +83,18 @@ def export(
     ]
 
 
-def _tokenizer(directory: Path) -> Optional[GPT2Tokenizer]:
-    if not any((directory / name).exists() for name in (VOCAB, MARKER)):
-        return None  # converted from a directory that had none
-    tokenizer = load_tokenizer(directory)
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return tokenizer
-    raise CheckpointError(
-        "%s has the bytes tokenizer, which transformers does not know" % directory,
-        "train with --tokenizer gpt2 to export a model",
-    )
-
-
-def _folded_config(config: GPTConfig) -> GPTConfig:
+def _without_scales(config: GPTConfig) -> GPTConfig:
+    """The GPT-2 that computes the same: `config` itself if no scale differs from GPT-2's own."""
+    usual = math.isclose(config.qk_scale, config.head_dim**-0.5)
+    if usual and config.embedding_scale == 1.0 and config.output_scale == 1.0:
+        return config
     return replace(
         config, tied_head=False, embedding_scale=1.0, output_scale=1.0, attention_scale=None
     )
 
 
-def _specs(ours: Dict[str, LazyTensor], folded: GPTConfig) -> List[TensorSpec]:
-    specs = []
-    for name, tensor in ours.items():
-        shape = tensor.shape[::-1] if layout.is_transposed(name) else tensor.shape
-        specs.append(TensorSpec(layout.to_theirs(name), tensor.dtype, shape))
-    if not folded.tied_head and layout.HEAD not in ours:
-        embedding = ours[layout.EMBEDDING]
-        specs.append(TensorSpec(layout.THEIR_HEAD, embedding.dtype, embedding.shape))
-    return specs
-
-
-def _read(ours: Dict[str, LazyTensor], theirs: str, config: GPTConfig) -> Tensor:
-    name = layout.to_ours(theirs)
-    assert name is not None
-    source = name if name in ours else layout.EMBEDDING
-    tensor = _fold(name, ours[source].read(), config)
-    return layout.turn(name, tensor).contiguous()
-
-
 def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
-    if is_plain(config):
-        return tensor
-    if name in ("token_embedding.weight", "position_embedding.weight"):
+    if name in (layout.EMBEDDING, "position_embedding.weight"):
         return tensor * config.embedding_scale
     if name == layout.HEAD:
         return tensor * config.output_scale
@@ -135,16 +105,12 @@ def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
     return tensor
 
 
-def _write_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, config: GPTConfig) -> None:
-    tokenizer.save(directory)
-    write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "GPT2Tokenizer",
-            "bos_token": "<|endoftext|>",
-            "eos_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-            "add_prefix_space": False,
-            "model_max_length": config.n_positions,
-        },
-    )
+def _tokenizer_config(config: GPTConfig) -> Dict[str, Any]:
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "add_prefix_space": False,
+        "model_max_length": config.n_positions,
+    }

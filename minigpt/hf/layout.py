@@ -7,30 +7,27 @@ Embeddings and the head lie alike on both sides.
 from __future__ import annotations
 
 import re
-from typing import Optional
+from typing import Optional, Tuple
 
 from torch import Tensor
 
-_OUTSIDE = {
-    "token_embedding.weight": "wte.weight",
-    "position_embedding.weight": "wpe.weight",
-    "final_norm.weight": "ln_f.weight",
-    "final_norm.bias": "ln_f.bias",
-}
-_IN_BLOCK = {
+# blocks.3.MODULE.weight is transformer.h.3.MODULE.weight; outside of the blocks nothing stands
+# before the module.
+_THEIRS = {
+    "token_embedding": "wte",
+    "position_embedding": "wpe",
     "attention_norm": "ln_1",
     "attention.qkv": "attn.c_attn",
     "attention.out": "attn.c_proj",
     "mlp_norm": "ln_2",
     "mlp.up": "mlp.c_fc",
     "mlp.down": "mlp.c_proj",
+    "final_norm": "ln_f",
 }
-_OURS_OUTSIDE = {theirs: ours for ours, theirs in _OUTSIDE.items()}
-_OURS_IN_BLOCK = {theirs: ours for ours, theirs in _IN_BLOCK.items()}
+_OURS = {theirs: ours for ours, theirs in _THEIRS.items()}
 
-HEAD, THEIR_HEAD = "head.weight", "lm_head.weight"
+HEAD, _THEIR_HEAD = "head.weight", "lm_head.weight"  # the one name that never has the prefix
 EMBEDDING = "token_embedding.weight"
-PREFIX = "transformer."
 
 # The causal mask, which old versions saved with the weights. It must not match attn.c_attn.bias.
 _BUFFER = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
@@ -45,27 +42,25 @@ def to_ours(theirs: str) -> Optional[str]:
     """transformer.h.3.attn.c_attn.weight (or without the prefix) ->
     blocks.3.attention.qkv.weight; None: unknown.
     """
-    if theirs == THEIR_HEAD:
+    if theirs == _THEIR_HEAD:
         return HEAD
-    if theirs.startswith(PREFIX):
-        theirs = theirs[len(PREFIX) :]
-    match = re.match(r"h\.(\d+)\.(.+)\.(weight|bias)$", theirs)
-    if match is None:
-        return _OURS_OUTSIDE.get(theirs)
-    layer, module, leaf = match.groups()
-    ours = _OURS_IN_BLOCK.get(module)
-    return None if ours is None else "blocks.%d.%s.%s" % (int(layer), ours, leaf)
+    match = re.fullmatch(r"(?:transformer\.)?(?:h\.(\d+)\.)?(.+)\.(weight|bias)", theirs)
+    if match is None or match[2] not in _OURS:
+        return None
+    block = "blocks.%d." % int(match[1]) if match[1] else ""
+    return "%s%s.%s" % (block, _OURS[match[2]], match[3])
 
 
 def to_theirs(ours: str) -> str:
     """blocks.3.attention.qkv.weight -> transformer.h.3.attn.c_attn.weight"""
     if ours == HEAD:
-        return THEIR_HEAD
-    if not ours.startswith("blocks."):
-        return PREFIX + _OUTSIDE[ours]
-    _, layer, rest = ours.split(".", 2)
-    module, _, leaf = rest.rpartition(".")
-    return "%sh.%s.%s.%s" % (PREFIX, layer, _IN_BLOCK[module], leaf)
+        return _THEIR_HEAD
+    module, _, leaf = ours.rpartition(".")
+    block = ""
+    if module.startswith("blocks."):
+        _, layer, module = module.split(".", 2)
+        block = "h.%s." % layer
+    return "transformer.%s%s.%s" % (block, _THEIRS[module], leaf)
 
 
 def is_transposed(ours: str) -> bool:
@@ -76,3 +71,8 @@ def is_transposed(ours: str) -> bool:
 def turn(ours: str, tensor: Tensor) -> Tensor:
     """A tensor of theirs as ours called `ours`, or the other way round."""
     return tensor.t() if is_transposed(ours) else tensor
+
+
+def turned(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """The shape that `turn` gives to a tensor of `shape`."""
+    return shape[::-1] if is_transposed(ours) else shape

@@ -2,88 +2,79 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.errors import CheckpointError
+from minigpt.files import read_object
 from minigpt.hf.torch_pickle import open_torch_file
 
-# In the order in which they are looked for; safetensors first, since they need no pickle.
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# A single file, and the index of several, in the order in which they are looked for; safetensors
+# first, since they need no pickle.
+WEIGHT_FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
 def find_files(directory: Path, weights: Optional[str] = None) -> List[Path]:
     """The weight files of `directory`, in order; `weights` names one that is called otherwise."""
-    if weights is not None:
-        return _present(directory, [weights])
-    for single, index in zip(_SINGLE, _INDEXED):
-        if (directory / index).is_file():
-            return _present(directory, _indexed(directory / index))
-        if (directory / single).is_file():
-            return [directory / single]
-    raise CheckpointError(
-        "%s has none of %s" % (directory, ", ".join((*_SINGLE, *_INDEXED))),
-        "name a directory with weights, or the file with --weights",
-    )
-
-
-def _indexed(path: Path) -> List[str]:
-    names = read_json(path).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError("%s has no weight_map" % path, "get it again")
-    return sorted({str(name) for name in names.values()})
-
-
-def _present(directory: Path, names: List[str]) -> List[Path]:
+    names = _names(directory) if weights is None else [_beside(weights, directory)]
     for name in names:
-        # An index comes from outside: it may name files beside it and nothing else.
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(
-                "%s names a file outside: %r" % (directory, name), "do not trust it"
-            )
         if not (directory / name).is_file():
             raise CheckpointError("%s is missing" % (directory / name), "get it again")
     return [directory / name for name in names]
 
 
+def _names(directory: Path) -> List[str]:
+    for single, index in WEIGHT_FILES:
+        if (directory / index).is_file():
+            return shard_names(directory / index)
+        if (directory / single).is_file():
+            return [single]
+    raise CheckpointError(
+        "%s has neither model.safetensors nor pytorch_model.bin, nor an index of such" % directory,
+        "name a directory with weights, or the file with --weights",
+    )
+
+
+def shard_names(index: Path) -> List[str]:
+    """The files that an index names. It comes from outside, so only files beside it will do."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError("%s has no weight_map" % index, "get it again")
+    return [_beside(name, index) for name in sorted({str(name) for name in names.values()})]
+
+
+def _beside(name: str, where: Path) -> str:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise CheckpointError(
+            "%s has no proper file names: %r names a file outside" % (where, name),
+            "do not trust it",
+        )
+    return name
+
+
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object; CheckpointError when it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise CheckpointError("%s is missing" % path, "get it beside the weights") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("%s cannot be read: %s" % (path, error), "get it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError("%s is no JSON object" % path, "get it again")
-    return value
 
 
 def open_tensors(paths: List[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
-    """The tensors of all `paths`; the files stay open as long as `stack`. A name may come only
-    once.
-    """
+    """The tensors of all `paths`, which stay open as long as `stack`. No name may come twice."""
     tensors: Dict[str, LazyTensor] = {}
     for path in paths:
-        opened = _torch(path) if _is_torch(path) else open_safetensors(path, stack)
+        safe = path.suffix == ".safetensors"
+        opened = open_safetensors(path, stack) if safe else open_torch_file(path)
         for name, tensor in opened.items():
             if name in tensors:
                 raise CheckpointError("%s: %s comes twice" % (path, name), "get the shards again")
             tensors[name] = tensor
     return tensors
-
-
-def _is_torch(path: Path) -> bool:
-    return path.suffix != ".safetensors"
-
-
-def _torch(path: Path) -> Dict[str, LazyTensor]:
-    file = open_torch_file(path)
-    return {
-        name: LazyTensor(ref.dtype, ref.shape, lambda name=name: file.read(name))  # type: ignore[misc]
-        for name, ref in file.tensors.items()
-    }

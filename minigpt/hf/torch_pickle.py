@@ -2,9 +2,9 @@
 
 A pickle is a program. torch.save's programs need only a handful of instructions and build only
 dictionaries of tensors; so here is an interpreter for those instructions, which knows no others
-and can call nothing. A tensor becomes a
-`TensorRef`: its dtype, shape and strides, and where in the file its storage lies. Bytes are read
-when asked for.
+and can call nothing but the three functions in `_GLOBALS`. A tensor becomes a `View`: its shape
+and strides, and the storage that they are laid over. It is given out once it is known to lie
+inside that storage, and its bytes are read when asked for.
 
 Both formats are known: the zip archive (since PyTorch 1.6) and the older sequence of pickles
 followed by raw storages. It is the same on every version of PyTorch, and on whichever device the
@@ -14,30 +14,32 @@ tensors were saved from.
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import pickletools
 import struct
 import zipfile
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
+from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.errors import CheckpointError
 
 _PICKLE_BYTES = 64 << 20  # more than any state_dict of a language model needs
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
-_STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+_DTYPES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
+
+Places = Dict[str, Tuple[int, int]]  # where something begins in the file, and how many bytes it has
 
 
 class Storage(NamedTuple):
@@ -48,7 +50,7 @@ class Storage(NamedTuple):
     numel: int
 
 
-class TensorRef(NamedTuple):
+class View(NamedTuple):
     """A tensor that has not been read: a strided view of a storage."""
 
     storage: Storage
@@ -57,203 +59,169 @@ class TensorRef(NamedTuple):
     stride: Tuple[int, ...]
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.storage.dtype
+    def span(self) -> int:
+        """How many numbers lie between its first and its last, both included."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride))
 
 
-@dataclass
-class TorchFile:
-    """An opened .bin: its tensors by name, and where each storage begins."""
-
-    path: Path
-    tensors: Dict[str, TensorRef]
-    places: Dict[str, int]
-
-    def read(self, name: str) -> Tensor:
-        """The tensor `name`, a view of the mapped file: its bytes are read as they are touched."""
-        ref = self.tensors[name]
-        span = _span(ref)
-        if not span:
-            return torch.empty(ref.shape, dtype=ref.dtype)
-        place = self.places[ref.storage.key] + ref.offset * _width(ref.dtype)
-        flat = torch.frombuffer(self._mapped, dtype=ref.dtype, count=span, offset=place)
-        return torch.as_strided(flat, ref.shape, ref.stride)
-
-    @cached_property
-    def _mapped(self) -> mmap.mmap:
-        # A private map: whoever writes to a tensor changes his memory and never the file.
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def open_torch_file(path: Path) -> TorchFile:
-    """The tensors of a state_dict saved by torch.save; CheckpointError for anything that is not
-    just that.
-    """
+def open_torch_file(path: Path) -> Dict[str, LazyTensor]:
+    """The tensors of a state_dict saved by torch.save; CheckpointError for anything else."""
     try:
-        read = _read_zip if zipfile.is_zipfile(str(path)) else _read_legacy
-        value, places, sizes = read(path)
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
-            struct.error, zipfile.BadZipFile, NotImplementedError, RecursionError, EOFError,
-            UnicodeError, OSError) as error:  # fmt: skip
-        raise _refuse(path, "is damaged or no file of torch.save (%s)" % _short(error)) from None
-    return TorchFile(path, _checked(path, value, places, sizes), places)
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        zipped = zipfile.is_zipfile(str(path))
+        value, storages = _read_zip(path, data) if zipped else _read_legacy(data)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no dictionary of tensors")
+        return {name: _lazy(path, name, view, storages) for name, view in value.items()}
+    except Exception as error:  # whatever a file that is none of torch.save's may cause
+        raise CheckpointError(
+            "%s cannot be read as a file of torch.save: %.200s" % (path, error),
+            "get it again from a source you trust",
+        ) from None
 
 
-Places = Dict[str, int]
-
-
-def _read_zip(path: Path) -> Tuple[Any, Places, Dict[str, int]]:
-    """(what the pickle builds, where each storage begins, how many bytes each has)"""
-    places, sizes, pickle = {}, {}, None
-    length = path.stat().st_size
-    with zipfile.ZipFile(str(path)) as archive, path.open("rb") as file:
+def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Any, Places]:
+    """(what the pickle builds, where each storage is)"""
+    records: Places = {}
+    with zipfile.ZipFile(str(path)) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
-                raise _refuse(
-                    path, "has a compressed or encrypted record, which torch.save never writes"
-                )
-            place = _record_start(file, record)
-            if place + record.file_size > length or record.file_size != record.compress_size:
-                raise _refuse(path, "has a record that reaches beyond its end")
+                raise ValueError("a record is compressed or encrypted, which torch.save never does")
+            place, size = _record_start(data, record.header_offset), record.file_size
+            if place + size > len(data) or size != record.compress_size:
+                raise ValueError("a record reaches beyond its end")
             _, _, name = record.filename.partition("/")
-            if name == "data.pkl":
-                pickle = _bounded(file, place, record.file_size, path)
-            elif name.startswith("data/"):
-                places[name[5:]], sizes[name[5:]] = place, record.file_size
-            elif name == "byteorder" and _bounded(file, place, record.file_size, path) != b"little":
-                raise _refuse(path, "was saved on a big-endian machine")
-    if pickle is None:
-        raise _refuse(path, "has no data.pkl")
-    return _Machine(io.BytesIO(pickle)).run(), places, sizes
+            records[name] = place, size
+    if "data.pkl" not in records:
+        raise ValueError("it has no data.pkl")
+    if "byteorder" in records and _bounded(data, *records["byteorder"]) != b"little":
+        raise ValueError("it was saved on a big-endian machine")
+    value = _Machine(io.BytesIO(_bounded(data, *records["data.pkl"]))).run()
+    prefix = "data/"
+    return value, {n[len(prefix) :]: at for n, at in records.items() if n.startswith(prefix)}
 
 
-def _record_start(file: IO[bytes], record: zipfile.ZipInfo) -> int:
-    """Where a record's bytes begin: behind its local header, whose name and extra field say their
-    lengths.
-    """
-    file.seek(record.header_offset)
-    header = file.read(30)
-    if len(header) != 30 or header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile("no local header")
-    name, extra = struct.unpack("<HH", header[26:30])
-    return record.header_offset + 30 + int(name) + int(extra)
+def _record_start(data: mmap.mmap, header: int) -> int:
+    """Where a record's bytes begin: behind a local header that says how much else precedes."""
+    signature, name, extra = struct.unpack_from("<4s22xHH", data, header)
+    if header < 0 or signature != b"PK\x03\x04":
+        raise ValueError("a record has no local header")
+    return header + 30 + int(name) + int(extra)
 
 
-def _bounded(file: IO[bytes], place: int, size: int, path: Path) -> bytes:
+def _bounded(data: mmap.mmap, place: int, size: int) -> bytes:
     if size > _PICKLE_BYTES:
-        raise _refuse(path, "has a pickle of %d bytes, which no state_dict needs" % size)
-    file.seek(place)
-    return file.read(size)
+        raise ValueError("it has a pickle of %d bytes, which no state_dict needs" % size)
+    return data[place : place + size]
 
 
-def _read_legacy(path: Path) -> Tuple[Any, Places, Dict[str, int]]:
-    places, sizes, length = {}, {}, path.stat().st_size
-    with path.open("rb") as file:
-        # In memory a length that lies is found out before anything of that size is made.
-        head = io.BytesIO(file.read(_PICKLE_BYTES))
-        magic, protocol, system = (_Machine(head).run() for _ in range(3))
-        if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
-            raise _refuse(path, "is no file of torch.save")
-        if not system.get("little_endian", True):
-            raise _refuse(path, "was saved on a big-endian machine")
-        machine = _Machine(head)
-        value = machine.run()
-        keys = _Machine(head).run()
-        place = head.tell()
-        for key in keys:
-            file.seek(place)
-            (numel,) = struct.unpack("<q", file.read(8))
-            size = numel * _width(machine.storages[key].dtype)
-            if numel < 0 or place + 8 + size > length:
-                raise _refuse(path, "has a storage that reaches beyond its end")
-            places[key], sizes[key] = place + 8, size
-            place += 8 + size
-    return value, places, sizes
+def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
+    """As `_read_zip`: four pickles, a list of keys, and for each its storage behind its length."""
+    # In memory a length that lies is found out before anything of that size is made.
+    head = io.BytesIO(data[:_PICKLE_BYTES])
+    magic, protocol, system = (_Machine(head).run() for _ in range(3))
+    if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
+        raise ValueError("it does not begin as one")
+    if not system.get("little_endian", True):
+        raise ValueError("it was saved on a big-endian machine")
+    machine = _Machine(head)
+    value = machine.run()
+    keys = _Machine(head).run()
+    storages: Places = {}
+    place = head.tell()
+    for key in keys:
+        (numel,) = struct.unpack_from("<q", data, place)
+        size = numel * _width(machine.storages[key].dtype)
+        place += 8
+        if numel < 0 or place + size > len(data):
+            raise ValueError("a storage reaches beyond its end")
+        storages[key] = place, size
+        place += size
+    return value, storages
 
 
 def _width(dtype: torch.dtype) -> int:
     return torch.empty(0, dtype=dtype).element_size()
 
 
-def _checked(path: Path, value: Any, places: Places, sizes: Dict[str, int]) -> Dict[str, TensorRef]:
-    """The tensors of `value`, each inside a storage that is really there."""
-    if not isinstance(value, dict):
-        raise _refuse(path, "holds no dictionary of tensors")
-    for name, ref in value.items():
-        if not isinstance(name, str) or not isinstance(ref, TensorRef):
-            raise _refuse(path, "holds something that is no tensor: %s" % _short(name))
-        size = _width(ref.dtype)
-        numbers = (*ref.shape, *ref.stride, ref.offset)
-        if not all(type(n) is int and n >= 0 for n in numbers) or len(ref.shape) != len(ref.stride):
-            raise _refuse(path, "has an impossible shape in tensor %s" % name)
-        if ref.storage.key not in places:
-            raise _refuse(path, "lacks the numbers of tensor %s" % name)
-        if (ref.offset + _span(ref)) * size > sizes[ref.storage.key]:
-            raise _refuse(path, "has fewer numbers than tensor %s claims" % name)
-        if _count(ref.shape) > _span(ref):  # a stride of 0 would make much out of little
-            raise _refuse(path, "repeats numbers in tensor %s" % name)
-    return value
+def _lazy(path: Path, name: Any, view: Any, storages: Places) -> LazyTensor:
+    """The tensor, to be read later: it lies inside a storage that is really there."""
+    if not isinstance(name, str) or not isinstance(view, View):
+        raise ValueError("it holds something that is no tensor: %.80r" % (name,))
+    numbers = (*view.shape, *view.stride, view.offset)
+    if not all(type(n) is int and n >= 0 for n in numbers) or len(view.shape) != len(view.stride):
+        raise ValueError("tensor %.80r has an impossible shape" % name)
+    dtype, key, _ = view.storage
+    if key not in storages:
+        raise ValueError("the numbers of tensor %.80r are missing" % name)
+    place, size = storages[key]
+    if (view.offset + view.span) * _width(dtype) > size:
+        raise ValueError("tensor %.80r claims more numbers than there are" % name)
+    if math.prod(view.shape) > view.span:  # a stride of 0 would make much out of little
+        raise ValueError("tensor %.80r repeats numbers" % name)
+    return LazyTensor(dtype, view.shape, partial(_read, path, view, place))
 
 
-def _count(shape: Tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _span(ref: TensorRef) -> int:
-    """How many numbers lie between the first and the last of the view, both included."""
-    if 0 in ref.shape:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(ref.shape, ref.stride))
-
-
-def _refuse(path: Path, what: str) -> CheckpointError:
-    return CheckpointError("%s %s" % (path, what), "get it again from a source you trust")
-
-
-def _short(value: object) -> str:
-    return repr(value)[:80]
-
-
-class _Named(NamedTuple):
-    """A global that a pickle mentions. It is never looked up."""
-
-    module: str
-    name: str
-
-
-def _ordered_dict(items: Any = ()) -> Dict[Any, Any]:
-    return dict(items)
+def _read(path: Path, view: View, place: int) -> Tensor:
+    dtype = view.storage.dtype
+    if not view.span:
+        return torch.empty(view.shape, dtype=dtype)
+    place += view.offset * _width(dtype)
+    start = place - place % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        # A private map: whoever writes to a tensor changes his memory and never the file. The
+        # system counts it as memory, so it is no larger than the tensor.
+        length = place + view.span * _width(dtype) - start
+        data = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+    flat = torch.frombuffer(data, dtype=dtype, count=view.span, offset=place - start)
+    return torch.as_strided(flat, view.shape, view.stride)
 
 
 def _tensor(
     storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False,
     hooks: Any = None, metadata: Any = None,
-) -> TensorRef:  # fmt: skip
+) -> View:  # fmt: skip
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
-    return TensorRef(storage, offset, tuple(shape), tuple(stride))
+    return View(storage, offset, tuple(shape), tuple(stride))
 
 
 def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
     return data
 
 
-_CALLS: Dict[_Named, Callable[..., Any]] = {
-    _Named("collections", "OrderedDict"): _ordered_dict,
-    _Named("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    _Named("torch._utils", "_rebuild_parameter"): _parameter,
+# What the names in a pickle mean here. No name is looked up anywhere else.
+_GLOBALS: Dict[str, Any] = {
+    "collections OrderedDict": dict,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
+    **{"torch %sStorage" % kind: dtype for kind, dtype in _DTYPES.items()},
+    **{"torch.cuda %sStorage" % kind: dtype for kind, dtype in _DTYPES.items()},
 }
+
+# Instructions that push what stands behind them in the pickle; behind NONE stands nothing.
+_LITERALS = (
+    "NONE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINSTRING", "SHORT_BINSTRING",
+)  # fmt: skip
 _MARK = object()
+_NEW: Dict[str, Callable[[], Any]] = {
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: _MARK,
+}
 
 
 class _Machine:
-    """Runs one pickle. Instructions are methods named after them; an unknown one ends it."""
+    """Runs one pickle. The stack holds plain data and what `_GLOBALS` names, so that nothing else
+    can be called; an unknown instruction ends it.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -262,145 +230,77 @@ class _Machine:
         self.storages: Dict[str, Storage] = {}
 
     def run(self) -> Any:
-        for opcode, argument, _ in pickletools.genops(self.file):
-            if opcode.name == "STOP":
+        for instruction, argument, _ in pickletools.genops(self.file):
+            if instruction.name == "STOP":
                 return self.stack.pop()
-            action: Optional[Callable[[Any], None]] = getattr(self, "_op_" + opcode.name, None)
-            if action is None:
-                raise ValueError("the pickle uses %s" % opcode.name)
-            action(argument)
+            self._do(instruction.name, argument)
         raise EOFError("the pickle does not end")
 
-    def _push(self, value: Any) -> None:
-        self.stack.append(value)
+    def _do(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _NEW:
+            stack.append(_NEW[name]())
+        elif name == "TUPLE":
+            stack.append(tuple(self._since_mark()))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(self._pop(int(name[-1]))))
+        elif name in ("APPEND", "APPENDS"):
+            items = self._since_mark() if name == "APPENDS" else self._pop(1)
+            self._top(list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = self._since_mark() if name == "SETITEMS" else self._pop(2)
+            self._top(dict).update(zip(items[::2], items[1::2]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name == "GLOBAL":
+            stack.append(_find(argument))
+        elif name == "STACK_GLOBAL":
+            stack.append(_find(" ".join(self._pop(2))))
+        elif name == "REDUCE":
+            stack.append(_call(*self._pop(2)))
+        elif name == "BINPERSID":
+            stack.append(self._storage(stack.pop()))
+        elif name == "BUILD":
+            stack.pop()  # attributes such as a state_dict's _metadata, of no use here
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError("the pickle uses %s" % name)
 
-    _op_BININT = _op_BININT1 = _op_BININT2 = _op_LONG1 = _op_LONG4 = _push
-    _op_BINUNICODE = _op_SHORT_BINUNICODE = _op_BINSTRING = _op_SHORT_BINSTRING = _push
-
-    def _op_PROTO(self, version: int) -> None:
-        pass
-
-    _op_FRAME = _op_PROTO
-
-    def _op_NONE(self, _: None) -> None:
-        self._push(None)
-
-    def _op_NEWTRUE(self, _: None) -> None:
-        self._push(True)
-
-    def _op_NEWFALSE(self, _: None) -> None:
-        self._push(False)
-
-    def _op_EMPTY_DICT(self, _: None) -> None:
-        self._push({})
-
-    def _op_EMPTY_LIST(self, _: None) -> None:
-        self._push([])
-
-    def _op_EMPTY_TUPLE(self, _: None) -> None:
-        self._push(())
-
-    def _op_MARK(self, _: None) -> None:
-        self._push(_MARK)
-
-    def _since_mark(self) -> List[Any]:
-        items = []
-        while self.stack[-1] is not _MARK:
-            items.append(self.stack.pop())
-        self.stack.pop()
+    def _pop(self, count: int) -> List[Any]:
+        items = [self.stack.pop() for _ in range(count)]
         return items[::-1]
 
-    def _op_TUPLE(self, _: None) -> None:
-        self._push(tuple(self._since_mark()))
+    def _since_mark(self) -> List[Any]:
+        items = list(iter(self.stack.pop, _MARK))
+        return items[::-1]
 
-    def _tuple(self, size: int) -> None:
-        items = self.stack[-size:]
-        if len(items) != size:
-            raise ValueError("the pickle takes more than it has")
-        self.stack[-size:] = [tuple(items)]
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError("the pickle puts items into no %s" % kind.__name__)
+        return self.stack[-1]
 
-    def _op_TUPLE1(self, _: None) -> None:
-        self._tuple(1)
-
-    def _op_TUPLE2(self, _: None) -> None:
-        self._tuple(2)
-
-    def _op_TUPLE3(self, _: None) -> None:
-        self._tuple(3)
-
-    def _op_APPEND(self, _: None) -> None:
-        item = self.stack.pop()
-        self._list().append(item)
-
-    def _op_APPENDS(self, _: None) -> None:
-        items = self._since_mark()
-        self._list().extend(items)
-
-    def _list(self) -> List[Any]:
-        if type(self.stack[-1]) is not list:
-            raise ValueError("the pickle appends to no list")
-        found: List[Any] = self.stack[-1]
-        return found
-
-    def _op_SETITEM(self, _: None) -> None:
-        value = self.stack.pop()
-        key = self.stack.pop()
-        self._dict()[key] = value
-
-    def _op_SETITEMS(self, _: None) -> None:
-        items = self._since_mark()
-        self._dict().update(zip(items[::2], items[1::2]))
-
-    def _dict(self) -> Dict[Any, Any]:
-        if type(self.stack[-1]) is not dict:
-            raise ValueError("the pickle puts items into no dictionary")
-        found: Dict[Any, Any] = self.stack[-1]
-        return found
-
-    def _op_BINPUT(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
-
-    _op_LONG_BINPUT = _op_BINPUT
-
-    def _op_MEMOIZE(self, _: None) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def _op_BINGET(self, place: int) -> None:
-        self._push(self.memo[place])
-
-    _op_LONG_BINGET = _op_BINGET
-
-    def _op_GLOBAL(self, text: str) -> None:
-        module, _, name = text.partition(" ")
-        self._name(module, name)
-
-    def _op_STACK_GLOBAL(self, _: None) -> None:
-        name = self.stack.pop()
-        self._name(self.stack.pop(), name)
-
-    def _name(self, module: str, name: str) -> None:
-        named = _Named(module, name)
-        storage = module in ("torch", "torch.cuda") and name in _STORAGES
-        if not storage and named not in _CALLS:
-            raise ValueError("the pickle asks for %s.%s" % (module, name))
-        self._push(named)
-
-    def _op_REDUCE(self, _: None) -> None:
-        arguments = self.stack.pop()
-        called = self.stack.pop()
-        if called not in _CALLS or type(arguments) is not tuple:
-            raise ValueError("the pickle calls %s" % _short(called))
-        self._push(_CALLS[called](*arguments))
-
-    def _op_BUILD(self, _: None) -> None:
-        self.stack.pop()  # attributes such as a state_dict's _metadata, of no use here
-
-    def _op_BINPERSID(self, _: None) -> None:
-        identity = self.stack.pop()
-        kind, named, key, _location, numel = identity[:5]
-        if kind != "storage" or named.name not in _STORAGES or type(key) is not str:
+    def _storage(self, identity: Any) -> Storage:
+        kind, dtype, key, _location, numel = identity[:5]
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
             raise ValueError("the pickle has a strange storage")
-        storage = Storage(_STORAGES[named.name], key, int(numel))
+        storage = Storage(dtype, key, int(numel))
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError("the pickle contradicts itself about storage %s" % _short(key))
-        self._push(storage)
+            raise ValueError("the pickle contradicts itself about storage %.80r" % key)
+        return storage
+
+
+def _find(name: str) -> Any:
+    if name not in _GLOBALS:
+        raise ValueError("the pickle asks for %.80r" % name)
+    return _GLOBALS[name]
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if not callable(function) or type(arguments) is not tuple:
+        raise ValueError("the pickle calls what is no function")
+    return function(*arguments)

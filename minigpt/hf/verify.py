@@ -5,6 +5,7 @@ files?
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -24,9 +25,7 @@ _PROSE = (
 
 @torch.no_grad()
 def verify(checkpoint: Path, source: Optional[Path] = None) -> List[str]:
-    """Lines that say how the model does on English prose, and how far its logits are from
-    transformers'.
-    """
+    """How the model does on English prose, and how far its logits are from transformers'."""
     model = load_model(checkpoint, dtype=torch.float32)
     tokens = torch.arange(min(32, model.config.n_positions)).unsqueeze(0) % model.config.vocab_size
     lines = ["verify   there is no vocabulary, so no prompt to try"]
@@ -50,8 +49,6 @@ def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]
 
 def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
     try:
-        from importlib import import_module
-
         transformers: Any = import_module("transformers")
     except ImportError:
         return "verify   transformers is not installed, so nothing to compare with"
