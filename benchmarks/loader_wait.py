@@ -8,9 +8,10 @@ import time
 
 import torch
 
-from minigpt.data.loader import Loader, TokenDataset
+from minigpt.data.loader import Loader
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.windows import TokenDataset
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 from minigpt.training.loss import linear_cross_entropy

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from minigpt.data.loader import Dataset, TokenDataset
+from minigpt.data.loader import Dataset
 from minigpt.data.packing import Records, in_words, split_datasets
 from minigpt.data.prepare import DATASET, RECORDS, prepared
 from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
 from minigpt.data.shards import open_records
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.windows import TokenDataset
 from minigpt.errors import DataError
 from minigpt.files import read_object
 

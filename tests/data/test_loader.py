@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.loader import IGNORE, Batch, Loader, TokenDataset
+from minigpt.data.loader import IGNORE, Batch, Loader
 from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.shuffle import permute
+from minigpt.data.windows import TokenDataset
 from minigpt.errors import DataError
 
 

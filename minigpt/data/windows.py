@@ -1,0 +1,68 @@
+"""A prepared directory as samples: its tokens in windows of equal length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigpt.data.loader import Batch
+from minigpt.data.shards import open_shards
+from minigpt.errors import DataError
+
+
+class TokenDataset:
+    """The windows of one split of a prepared directory: `block_size` tokens, and those one place
+    on as targets.
+
+    Windows follow each other without overlap and do not reach from one shard into the next.
+    """
+
+    def __init__(self, directory: Path, split: str, block_size: int) -> None:
+        """DataError when the directory is not a prepared one, or shorter than a window."""
+        content = _read_dataset(directory)
+        self.block_size = block_size
+        self.tokenizer_fingerprint: str = content["tokenizer_sha256"]
+        self.token_count: int = content["splits"][split]["tokens"]
+        self.fingerprint = "%s block %d" % (content["splits"][split]["sha256"], block_size)
+        self.shards = open_shards(directory, content["splits"][split]["shards"])
+        counts = [max(0, (len(shard.tokens) - 1) // block_size) for shard in self.shards]
+        self._ends = np.cumsum(counts)
+        if len(self) == 0:
+            longest = max(len(shard.tokens) for shard in self.shards) - 1
+            raise DataError(
+                "%s has %d tokens of %s data, too few for one window of %d"
+                % (directory, self.token_count, split, block_size),
+                "use --block-size %d or more text" % max(1, longest),
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The windows `indices` (B,) as a Batch."""
+        rows = torch.from_numpy(np.stack([self._window(int(i)) for i in indices]))  # (B, T + 1)
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return Batch(tokens, targets, targets.numel())
+
+    def _window(self, index: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._ends, index, "right"))
+        first = index - (int(self._ends[shard - 1]) if shard else 0)
+        start = first * self.block_size
+        return self.shards[shard].tokens[start : start + self.block_size + 1].astype(np.int64)
+
+
+def _read_dataset(directory: Path) -> Any:
+    try:
+        content = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+        if content["format"] == 1:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError(
+        "%s is no prepared data" % directory,
+        "make it with: python -m minigpt prepare SOURCE --out DIR",
+    )
