@@ -222,15 +222,11 @@ def loss_bytes(job: Job) -> int:
     fixed = 2 * N * C * job.weight_bytes + 4 * head
     if job.mixed:
         fixed += (N + V) * C * job.product_bytes
-    rows = min(N, max(1, LOGITS // V))
-    piece, rest = rows * V, min(rows, N - rows) * V  # numbers of the first piece and of the next
-    # A piece and its exponentials, while the slope of the piece before is still there.
-    softmax = max(8 * piece, 8 * rest + job.product_bytes * piece if rest else 0)
-    slope = 4 * piece
+    piece = min(N, max(1, LOGITS // V)) * V  # numbers in it
+    softmax, slope = 8 * piece, 4 * piece  # its exponentials beside it
     if job.product_bytes == 2:
         # The product of slope and features, which += widens first on a CPU.
         slope += 2 * piece + 2 * head + (4 * head if job.on_cpu else 0)
-        softmax = max(softmax, 6 * (piece + rest))  # the next one is made beside the one before
     return fixed + max(softmax, slope, 2 * head if job.precision == "bf16" else 0)
 
 

@@ -100,12 +100,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 slope = logits.to(dtype)
                 grad_x[rows] = slope @ cast_weight
-                if grad_weight is None:
-                    continue
-                if dtype == torch.float32:  # added inside the product: one pass over (V, C) less
-                    grad_weight.addmm_(slope.t(), cast_x[rows])
-                else:
-                    grad_weight += slope.t() @ cast_x[rows]
+                _add_product(grad_weight, slope.t(), cast_x[rows])
+                del slope
+            del logits  # before the next ones are made
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_x, grad_weight)
@@ -117,6 +114,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:  # a frozen head has none
             grad_weight.mul_(grad)
         return grad_x.mul_(grad), grad_weight, None, None
+
+
+def _add_product(total: Optional[Tensor], a: Tensor, b: Tensor) -> None:
+    """Adds a @ b to `total`, which is wider than they are in mixed precision."""
+    if total is None:
+        return
+    if a.dtype == total.dtype:  # inside the product: one pass over (V, C) less
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _softmax_and_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def plan_command(config: PlanConfig) -> None:
     config = _settings(config)
     if config.device == "moai" or (config.device == "auto" and is_moai()):
         _refuse_memory(config)
-        job = _job(config, "moai")
+        job = job_of(config, "moai")
         print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS)]))
         return
     job, device = _target(config)
@@ -85,7 +85,7 @@ def one_line(config: TrainConfig, device: Device) -> Verdict:
     """The plan of a run on `device` in a line, whether it fits into what is free there, and what to
     change if not. `config` may have open settings; its model is looked up, not loaded.
     """
-    job = _job(config, device.kind)
+    job = job_of(config, device.kind)
     most, room = memory(job), peaks.free_memory(device)
     text = "plan     %s at most (%s)" % (size(most.total), most.moment)
     if room is None:
@@ -134,7 +134,7 @@ def _settings(config: PlanConfig) -> PlanConfig:
     return PlanConfig(**{**vars(read), **given})
 
 
-def _job(config: TrainConfig, kind: str) -> Job:
+def job_of(config: TrainConfig, kind: str) -> Job:
     """The job of a run on a kind of device ("" for one that is not here)."""
     shape, recipe = find_shape(config)
     config = config.filled(recipe, shape.n_positions)
@@ -168,14 +168,14 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator]:
     """What is planned, and for what."""
     room = peaks.parse_memory(config.memory) if config.memory is not None else None
     if config.device == "auto" and room is not None:
-        return _job(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0)
+        return job_of(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0)
     if config.device in ("auto", "cpu", "cuda", "mps"):
         local = find_device(config.device)
-        job = _job(config, local.kind)
+        job = job_of(config, local.kind)
         device = peaks.here(local, job.product_bytes)
     else:
         device = peaks.find_accelerator(config.device)
-        job = _job(config, "moai" if device.flavor else "")
+        job = job_of(config, "moai" if device.flavor else "")
         if device.flavor:
             _refuse_memory(config)
     return job, device if room is None else replace(device, memory=room)

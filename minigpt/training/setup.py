@@ -27,13 +27,12 @@ from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
 from minigpt.devices.fit import flops
 from minigpt.devices.peaks import looked_up_peak
-from minigpt.devices.plan import Job
 from minigpt.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
 from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
 from minigpt.model.attention import explicit_attention
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
@@ -46,7 +45,7 @@ from minigpt.training.config import (
     read_config,
     write_config,
 )
-from minigpt.training.plan_command import default_rows, one_line
+from minigpt.training.plan_command import default_rows, job_of, one_line
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -106,7 +105,7 @@ def build(config: TrainConfig) -> Trainer:
         state=state,
         template=data.template or start.template,
         answers=data.template is not None,
-        peak=_peak(config, start.model.config, device),
+        peak=_peak(config, device),
         adapter=start.adapter,
         prompt=data.prompt or _prompt(config, start.tokenizer),
         notes=data.notes,
@@ -340,16 +339,13 @@ def _optimizer(config: TrainConfig, model: GPT, device: Device) -> AdamW:
     )  # fmt: skip
 
 
-def _peak(config: TrainConfig, shape: GPTConfig, device: Device) -> Optional[float]:
+def _peak(config: TrainConfig, device: Device) -> Optional[float]:
     """Tokens a second if the device reached the FLOP/s of its data sheet; what is recomputed is no
     use and does not count (Chowdhery et al. 2022, appendix B).
     """
-    c = config
-    peak = looked_up_peak(device, 4 if c.precision == "fp32" else 2)
-    if peak is None:
-        return None
-    job = Job(shape, 1, 1, c.block_size, lora=c.lora(), freeze_layers=c.freeze_layers)
-    return peak * c.block_size / flops(job)
+    job = replace(job_of(config, device.kind), recompute=False)
+    peak = looked_up_peak(device, job.product_bytes)
+    return None if peak is None else peak * job.batch * job.block / flops(job)
 
 
 def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:

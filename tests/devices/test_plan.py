@@ -108,6 +108,8 @@ ACTIVE = GPTConfig(2000, 256, 6, 8, 256)  # activations count most
 HEAVY = GPTConfig(2000, 128, 8, 8, 576)  # weights, gradients and states do
 WORDS = GPTConfig(50257, 128, 2, 8, 256)  # the loss does
 RUNS = {
+    "fp32": (Job(ACTIVE, 12, 12, 256), {}),
+    "micro-batches": (Job(HEAVY, 4, 8, 64), {}),
     "words": (Job(WORDS, 8, 8, 128), {}),
     "bf16-mixed": (Job(ACTIVE, 16, 16, 256), {"precision": "bf16-mixed"}),
     "bf16": (Job(HEAVY, 8, 8, 64), {"precision": "bf16"}),

@@ -96,7 +96,7 @@ def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     run = trainer(tmp_path, monkeypatch)
     assert run.peak is None  # no table has this CPU
     monkeypatch.setattr("minigpt.training.setup.looked_up_peak", lambda device, size: 1e12)
-    run.peak = _peak(run.config, run.model.config, run.device)
+    run.peak = _peak(run.config, run.device)
     create_run(run)
     run.train()
     line = (run.run / "metrics.jsonl").read_text().splitlines()[-2]
@@ -105,7 +105,7 @@ def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
     assert "% MFU" in capsys.readouterr().out
     adapter = replace(run.config, lora_rank=4)  # its frozen matrices have no gradients
-    assert 1.2 < _peak(adapter, run.model.config, run.device) / run.peak < 1.5
+    assert 1.2 < _peak(adapter, run.device) / run.peak < 1.5
 
 
 def test_a_run_directory_has_what_the_contract_says(tmp_path):
