@@ -43,8 +43,9 @@ class RunState:
     best_loss: Optional[float] = None
     best_step: Optional[int] = None
     worse: int = 0  # validations since the best
-    loss_scale: float = 1.0  # other than 1 in fp16-mixed only
+    loss_scale: float = 0.0  # of fp16-mixed; elsewhere 0, for none
     clean_steps: int = 0  # since that last changed
+    skipped_steps: int = 0  # in which a gradient overflowed, so that the optimizer took none
     data: str = ""  # fingerprint of the training data and how it is cut
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 

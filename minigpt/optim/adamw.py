@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache, partial
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -29,32 +29,35 @@ _STATES = ("mean", "square", "carry")  # in the order of the functions' argument
 _WORTH_COMPILING = 64 * 1024
 
 
+Scalar = Union[float, Tensor]  # a number, or a 0-d tensor
+
+
 def adamw_step(
     weight: Tensor,
     gradient: Tensor,
     mean: Tensor,
     square: Tensor,
-    floor: Tensor,
-    slowness: Tensor,
-    kept: Optional[Tensor],
-    beta1: float,
-    beta2: float,
+    mean_share: Scalar,
+    square_share: Scalar,
+    floor: Scalar,
+    slowness: Scalar,
+    kept: Optional[Scalar],
     scale: Optional[Tensor] = None,
 ) -> None:
     """One step on `weight`, `mean` and `square` in place; these and `gradient` are of one shape.
 
     With c = sqrt(1 - beta2^t), all of the formula that is the same for every element is in
 
-        floor = eps c,  slowness = (1 - beta1^t) / (lr c),  kept = 1 - lr weight_decay (None: 1)
+        mean_share   = 1 - beta1     floor    = eps c
+        square_share = 1 - beta2     slowness = (1 - beta1^t) / (lr c)
+                                     kept     = 1 - lr weight_decay (None: 1)
 
-    which change from step to step, and so come as 0-d tensors: a compiled or recorded graph stays
-    valid. So does `scale`, which multiplies the gradient first (clipping, without a pass over
-    memory of its own).
+    `scale` multiplies the gradient first: clipping, without a pass over memory of its own.
     """
     if scale is not None:
         gradient = gradient * scale
-    mean.lerp_(gradient, 1.0 - beta1)
-    square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+    mean.lerp_(gradient, mean_share)
+    square.lerp_(gradient * gradient, square_share)
     if kept is not None:
         weight.mul_(kept)
     weight.addcdiv_(mean, square.sqrt().add_(floor).mul_(slowness), value=-1.0)
@@ -138,7 +141,7 @@ class AdamW(torch.optim.Optimizer):
         compiled = self._compiles(weight)
         update = _update(weight.dtype, compiled)
         for pieces in self._pieces(weight, compiled):
-            update(*pieces, *self._constants[group], scale)
+            update(*pieces, *self._constants[group][compiled], scale)
 
     def set_lr(self, lr: float) -> None:
         """The rate of the next step, for all groups."""
@@ -178,16 +181,26 @@ class AdamW(torch.optim.Optimizer):
         return _WIDE_SLICE if weight.dtype == torch.bfloat16 else None
 
 
-def _constants(group: Dict[str, Any], plain: bool) -> Tuple[Any, ...]:
-    """What `adamw_step` is given for a group."""
+def _constants(group: Dict[str, Any], plain: bool) -> Tuple[Tuple[Any, ...], Tuple[Any, ...]]:
+    """What `adamw_step` is given of a group: as it is, and when compiled.
+
+    What changes from step to step is a 0-d tensor, so that a graph stays valid. When compiled, all
+    is: what the compiler keeps of a graph that was given a number, it uses again for another number
+    (seen in PyTorch 2.13).
+    """
     (beta1, beta2), step = group["betas"], group["step"]
     lr, root = group["lr"] * group["lr_scale"], math.sqrt(1.0 - beta2**step)
     slowness = (1.0 - beta1**step) / (lr * root) if lr else math.inf
     kept = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
-    changing: Tuple[Any, ...] = (group["eps"] * root, slowness, kept)
-    if not plain:
-        changing = tuple(None if value is None else torch.tensor(value) for value in changing)
-    return (*changing, beta1, beta2)
+    shares = 1.0 - beta1, 1.0 - beta2
+    if plain:
+        return (*shares, group["eps"] * root, slowness, kept), ()
+    changing = (
+        torch.tensor(group["eps"] * root),
+        torch.tensor(slowness),
+        None if kept is None else torch.tensor(kept),
+    )
+    return (*shares, *changing), (*map(torch.tensor, shares), *changing)
 
 
 @lru_cache(maxsize=None)

@@ -85,12 +85,15 @@ def build(config: TrainConfig) -> Trainer:
         config = replace(config, template=data.template.name)
     config = _set_steps(config, len(train))
     state = _state(config, start, train)
-    if start.resumes is None and config.precision == "fp16-mixed":
+    if config.precision != "fp16-mixed":
+        state.loss_scale, state.clean_steps = 0.0, 0
+    elif not state.loss_scale:
         state.loss_scale = _FIRST_LOSS_SCALE
     freeze(start.model, config.freeze_layers)
     optimizer = _optimizer(config, start.model, device)
     if start.resumes is not None:
-        load_optimizer(start.resumes, start.model, optimizer, state.step)
+        taken = state.step - state.skipped_steps
+        load_optimizer(start.resumes, start.model, optimizer, taken)
         device.set_rng_state(state.kept_rng())
     return Trainer(
         config=config,

@@ -124,7 +124,7 @@ class Trainer:
 
     def _accumulate(self, micro: Batch) -> None:
         loss = self._loss(micro) / micro.supervised
-        scaled = loss * self.state.loss_scale if self.state.loss_scale != 1.0 else loss
+        scaled = loss * self.state.loss_scale if self.state.loss_scale else loss
         scaled.backward()  # type: ignore[no-untyped-call]
         self.loss_total += loss.detach()
 
@@ -136,15 +136,16 @@ class Trainer:
 
     def _step_optimizer(self) -> None:
         state, parameters = self.state, self.model.parameters()
-        norm, scale = clip_scale(parameters, self.config.grad_clip, state.loss_scale)
+        norm, scale = clip_scale(parameters, self.config.grad_clip, state.loss_scale or 1.0)
         # Only float16 overflows in a sound run, so only there is the device asked.
-        finite = self.config.precision != "fp16-mixed" or math.isfinite(norm.item())
+        finite = not state.loss_scale or math.isfinite(norm.item())
         if finite:
             self.grad_norm = norm
             self.optimizer.step(scale)
-        if self.config.precision == "fp16-mixed":
+        if state.loss_scale:
             scales = next_loss_scale(state.loss_scale, state.clean_steps, finite)
             state.loss_scale, state.clean_steps = scales
+            state.skipped_steps += not finite
         self.optimizer.zero_grad(set_to_none=True)
 
     def _loss(self, batch: Batch) -> Tensor:

@@ -47,6 +47,25 @@ def test_equals_torch_over_100_steps(form):
         assert (a - b).abs().max().item() <= 1e-6
 
 
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 and later")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_for_one_pair_of_betas_it_serves_another(dtype):
+    """What the compiler keeps, in the process and on disk, must not bring the first ones back."""
+    start, gradient = torch.randn(300, 300).to(dtype), torch.randn(300, 300).to(dtype)
+    for betas in ((0.9, 0.95), (0.8, 0.999)):
+        states = []
+        for compiled in (False, True):
+            weight = torch.nn.Parameter(start.clone())
+            weight.grad = gradient.clone()
+            optimizer = AdamW([weight], betas=betas, compiled=compiled)
+            for _ in range(3):
+                optimizer.step()
+            states.append(optimizer.state[weight])
+        for name in ("mean", "square"):
+            eager, other = (state[name].float() for state in states)
+            assert (other - eager).norm() <= 0.01 * eager.norm()
+
+
 def test_decay_falls_on_matrices_and_embeddings_only():
     model = GPT(SHAPE)
     names = {id(p): n for n, p in model.named_parameters()}

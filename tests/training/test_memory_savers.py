@@ -13,6 +13,7 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.devices.device import find_device
 from minigpt.errors import DeviceError, UsageError
 from minigpt.optim.clipping import clip_scale, next_loss_scale
+from minigpt.training import setup
 from minigpt.training.config import TrainConfig
 from minigpt.training.setup import build
 from tests.training.runs import corpus, files, records
@@ -110,12 +111,8 @@ def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
 @needs_hook
 def test_a_resumed_run_steps_inside_the_backward_pass_too(trainer, tmp_path):
     whole = run_to_the_end(trainer("whole", fused_backward=True, precision="bf16"))
-    half = trainer("half", fused_backward=True, precision="bf16")
-    real = half.finished
-    half.finished = lambda: real() or half.state.step >= 3
-    run_to_the_end(half)
-    config = TrainConfig(**{**vars(half.config), "resume": str(half.run)})
-    assert build(config).train() == 0
+    half = stopped_at_three(trainer("half", fused_backward=True, precision="bf16"))
+    assert resumed(half).train() == 0
     last = "checkpoints/step_00000006"
     assert files(whole / last) == files(half.run / last)
 
@@ -177,6 +174,44 @@ def test_fp16_mixed_skips_a_step_that_overflows_and_resumes_with_its_scale(train
     assert run.optimizer.param_groups[0]["step"] < 6
     losses = list(records(run.run).values())
     assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")
+@pytest.mark.parametrize("scale", [2.0**19, 2.0**40])
+def test_fp16_mixed_resumes_to_the_last_bit_after_skipped_steps(trainer, scale, monkeypatch):
+    """Some of the first three steps overflow, or all of them."""
+    monkeypatch.setattr(setup, "_FIRST_LOSS_SCALE", scale)
+    whole = run_to_the_end(trainer("whole", precision="fp16-mixed", grad_clip=1.0))
+    half = stopped_at_three(trainer("half", precision="fp16-mixed", grad_clip=1.0))
+    assert half.state.skipped_steps >= 1
+    assert resumed(half).train() == 0
+    last = "checkpoints/step_00000006"
+    assert files(whole / last) == files(half.run / last)
+
+
+def stopped_at_three(run):
+    real = run.finished
+    run.finished = lambda: real() or run.state.step >= 3
+    run_to_the_end(run)
+    return run
+
+
+def resumed(run, **settings):
+    return build(TrainConfig(**{**vars(run.config), "resume": str(run.run), **settings}))
+
+
+@pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")
+def test_the_loss_scale_follows_the_precision_of_a_resumed_run(trainer):
+    half = stopped_at_three(trainer("half", precision="fp16-mixed"))
+    assert half.state.loss_scale > 0
+    plain = resumed(half, precision="fp32")
+    assert plain.state.loss_scale == 0
+    plain.loader.close()
+    other = stopped_at_three(trainer("other"))
+    assert other.state.loss_scale == 0
+    mixed = resumed(other, precision="fp16-mixed")
+    assert mixed.state.loss_scale == setup._FIRST_LOSS_SCALE
+    mixed.loader.close()
 
 
 @pytest.mark.skipif(FP16, reason="a PyTorch that does not")
