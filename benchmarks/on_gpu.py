@@ -23,7 +23,7 @@ import torch
 from minigpt.devices.plan import memory
 from minigpt.text import size
 from minigpt.training.config import TrainConfig
-from minigpt.training.plan_command import job_of
+from minigpt.training.job import job_of
 from minigpt.training.setup import build, create_run
 
 _LEAN = {

@@ -10,14 +10,18 @@ from minigpt.cli import parse, run
 from minigpt.errors import UsageError
 from minigpt.text import nearest
 
-# command: (module, its config dataclass, its function); imported only when asked for
+# command: (module, its function), which looks for --config and --resume before it parses
+_READ_SETTINGS = {
+    "train": ("minigpt.training.command", "train_command"),
+    "plan": ("minigpt.training.plan_command", "plan_command"),
+}
+# command: (module, its config dataclass, its function); all are imported only when asked for
 _COMMANDS = {
     "generate": ("minigpt.inference.command", "GenerateConfig", "generate_command"),
     "evaluate": ("minigpt.inference.evaluate", "EvaluateConfig", "evaluate_command"),
     "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
     "inspect": ("minigpt.data.inspect_batch", "InspectConfig", "inspect_command"),
     "merge": ("minigpt.checkpoint.merge", "MergeConfig", "merge_command"),
-    "plan": ("minigpt.training.plan_command", "PlanConfig", "plan_command"),
     "devices": ("minigpt.devices.command", "DevicesConfig", "devices_command"),
     "report": ("minigpt.training.report", "ReportConfig", "report_command"),
 }
@@ -41,12 +45,13 @@ def command(arguments: List[str]) -> Optional[int]:
         print(_USAGE)
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
-    if name == "train":
-        from minigpt.training.command import train_command
-
-        return train_command(rest)
+    if name in _READ_SETTINGS:
+        module_name, function = _READ_SETTINGS[name]
+        settled: Optional[int] = getattr(import_module(module_name), function)(rest)
+        return settled
     if name not in _COMMANDS:
-        raise UsageError("there is no command %r" % name, nearest(name, ["train", *_COMMANDS]))
+        known = [*_READ_SETTINGS, *_COMMANDS]
+        raise UsageError("there is no command %r" % name, nearest(name, known))
     module_name, config, function = _COMMANDS[name]
     module = import_module(module_name)
     result: Optional[int] = getattr(module, function)(

@@ -18,11 +18,15 @@ from torch import Tensor
 
 from minigpt.errors import DeviceError, UsageError
 
+DEVICES = ("auto", "cpu", "cuda", "mps")  # what --device can name on any machine; and moai
 PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
 
 _PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
 _MOAI = "cuda"  # what PyTorch calls MoAI's one device
-_OUT_OF_MEMORY = ("out of memory", "out_of_memory", "memory not enough", "too big output tensor")
+_OUT_OF_MEMORY = (
+    "out of memory", "out_of_memory", "can't allocate memory", "memory not enough",
+    "too big output tensor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Device:
 
     def fused_backward_missing(self) -> str:
         """Why the optimizer cannot step inside the backward pass here; empty when it can."""
+        if self.kind == "moai":
+            return "MoAI runs a step as one graph of its own"
         if hasattr(Tensor, "register_post_accumulate_grad_hook"):
             return ""
         return "PyTorch %s has no hook for it (2.1 and later have)" % torch.__version__
@@ -121,8 +127,8 @@ class Device:
                 " or --moai-distribute-parameter True"
             )
         return (
-            "use a smaller --micro-batch-size or --block-size, --recompute, or --precision bf16;"
-            " python -m minigpt plan says what fits"
+            "use a smaller --micro-batch-size or --block-size, or --recompute;"
+            " python -m minigpt plan with the same flags says what fits"
         )
 
     def be_deterministic(self) -> None:
@@ -171,7 +177,8 @@ def find_device(name: str = "auto") -> Device:
         raise UsageError("unknown device %r" % name, "use one of: auto, %s" % ", ".join(available))
     if not available[name]:
         raise DeviceError(
-            "PyTorch %s finds no %s device here" % (torch.__version__, name), "use --device cpu"
+            "PyTorch %s finds no %s device here" % (torch.__version__, name),
+            "use --device %s" % ("moai" if is_moai() else "cpu"),
         )
     if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         # It plans anew for every length, and texts have many; and it is never deterministic.

@@ -8,23 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import itemgetter
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Set, Tuple
 
 from minigpt.devices.plan import Job, matrices, memory
 from minigpt.model.lora import LoRAConfig
 
 Change = Tuple[str, str]  # a flag, and what it costs
 
-_RANK = 16
+LORA, FUSED = "--lora-rank 16", "--fused-backward"
 _SMALLER = 5  # how far from what was asked a smaller batch is
 # What saves memory: flag, cost in words, how far from what was asked, what it sets in the Job.
 _SAVERS: Tuple[Tuple[str, str, int, Dict[str, Any]], ...] = (
     ("--precision bf16-mixed", "16-bit arithmetic", 1, {"precision": "bf16-mixed"}),
     ("--recompute", "about a third more time", 2, {"recompute": True}),
-    ("--fused-backward", "no clipping, no micro-batches", 3, {"fused_backward": True}),
+    (FUSED, "no clipping, no micro-batches", 3, {"fused_backward": True}),
     ("--precision bf16", "16-bit weights and states", 4, {"precision": "bf16"}),
-    ("--lora-rank %d" % _RANK, "an adapter learns, not the weights", 16,
-     {"lora": LoRAConfig(_RANK)}),
+    (LORA, "an adapter learns, not the weights", 16, {"lora": LoRAConfig(16)}),
 )  # fmt: skip
 
 
@@ -60,12 +59,12 @@ def with_rows(job: Job, rows: int) -> Job:
     return replace(job, rows=rows, batch=rows if job.whole_batch else job.batch)
 
 
-def nearest_fit(job: Job, room: int, most: int = 3) -> List[Advice]:
+def nearest_fit(job: Job, room: int, most: int = 3, barred: Collection[str] = ()) -> List[Advice]:
     """Changes after which the job fits into `room` bytes, the nearest to what was asked first. None
-    of them contains another. Empty when nothing helps.
+    of them contains another, or a flag that is `barred`. Empty when nothing helps.
     """
     fitting = []
-    for cost, changed, changes in _changed(job):
+    for cost, changed, changes in _changed(job, barred):
         rows = largest_rows(changed, room)
         shrinks = changed.whole_batch and rows < changed.batch
         if rows:
@@ -82,13 +81,14 @@ def _advice(job: Job, rows: int, changes: Tuple[Change, ...], asked: int) -> Adv
     if job.whole_batch and rows < job.batch:
         changes = (("--batch-size %d" % rows, "smaller steps"), *changes)
     elif not job.whole_batch and rows < asked:
-        changes = (("--micro-batch-size %d" % rows, "the result is the same"), *changes)
+        same = "the result is the same" + (" but for rounding" if job.precision == "bf16" else "")
+        changes = (("--micro-batch-size %d" % rows, same), *changes)
     return Advice(with_rows(job, rows if job.whole_batch else min(rows, asked)), changes)
 
 
-def _changed(job: Job) -> Iterator[Tuple[int, Job, Tuple[Change, ...]]]:
+def _changed(job: Job, barred: Collection[str]) -> Iterator[Tuple[int, Job, Tuple[Change, ...]]]:
     """The job with every combination of what saves memory and can be had, and how far off it is."""
-    usable = [saver for saver in _SAVERS if _saves(job, saver[3])]
+    usable = [saver for saver in _SAVERS if saver[0] not in barred and _saves(job, saver[3])]
     for size in range(len(usable) + 1):
         for savers in combinations(usable, size):
             settings = [item for saver in savers for item in saver[3].items()]

@@ -16,16 +16,20 @@ import torch
 from minigpt.errors import DeviceError
 
 
+def refuse_torchrun() -> None:
+    """DeviceError when this is one of several processes."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise DeviceError(
+            "MoAI divides the work among its GPUs itself, and torchrun started several processes",
+            "start one with: python train.py",
+        )
+
+
 def enable(options: Dict[str, Any]) -> None:
     """Turns on advanced parallelization with those of `options` that are not None: num_stages,
     num_micro_batches (int), pipeline_parallel, activation_recomputation, distribute_parameter,
     mixed_precision (bool). Once, before the model is built. DeviceError when it cannot be.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeviceError(
-            "MoAI divides the work among its GPUs itself, and torchrun started several processes",
-            "start one with: python train.py",
-        )
     moreh = getattr(torch, "moreh", None)
     option = getattr(getattr(moreh, "option", None), "enable_advanced_parallelization", None)
     if option is None:

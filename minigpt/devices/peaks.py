@@ -17,7 +17,7 @@ from typing import Optional
 import torch
 
 from minigpt.devices import command
-from minigpt.devices.device import Device
+from minigpt.devices.device import DEVICES, Device
 from minigpt.devices.flavors import FLAVORS, Flavor, find_flavor
 from minigpt.errors import UsageError
 from minigpt.text import nearest
@@ -64,7 +64,7 @@ def find_accelerator(name: str) -> Accelerator:
         return of_flavor(flavor)
     found = _known(name)
     if found is None:
-        known = [*ACCELERATORS, *(flavor.name for flavor in FLAVORS)]
+        known = [*DEVICES, "moai", *ACCELERATORS, *(flavor.name for flavor in FLAVORS)]
         raise UsageError("--device %s is not known" % name, nearest(name.lower(), known))
     return found
 
@@ -76,21 +76,27 @@ def of_flavor(flavor: Flavor) -> Accelerator:
 
 
 def _known(name: str) -> Optional[Accelerator]:
-    """The entry for `name` as a person or as PyTorch writes it."""
-    word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*| vf$|[ _-]", "", name.lower())
-    word = word.replace("mi250x", "mi250")
-    if word.startswith("a100"):
-        word = word.replace("pcie", "")
-    entries = {entry.replace("-", ""): found for entry, found in ACCELERATORS.items()}
-    return entries.get(word) or entries.get(re.sub(r"(?<!a100)(80|141|128|192)gb$", "", word))
+    """The entry for `name` as a person or as PyTorch writes it; a size in it must be right."""
+    word = name.lower().replace("_", "-")
+    size = re.search(r"\b(\d+) ?gb\b", word)
+    if size:
+        word = word.replace(size.group(), "")
+    word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*| vf$|[ _-]", "", word)
+    word = word.replace("mi250x", "mi250").replace("h100pcie", "h100-pcie")
+    if word == "a100pcie":
+        word = "a100"
+    found = ACCELERATORS.get("%s-%sgb" % (word, size.group(1)) if size else word)
+    found = found or ACCELERATORS.get(word)
+    return found if found and (not size or int(size.group(1)) * GB == found.memory) else None
 
 
 def parse_memory(text: str) -> int:
     """80GB, 512 MB or 79.2GiB -> bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MGT]i?B)\s*", text, re.IGNORECASE)
-    if found is None or float(found.group(1)) == 0:
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([MGT]i?B)\s*", text, re.IGNORECASE)
+    count = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found else 0
+    if not count:
         raise UsageError("--memory is %r" % text, "write it as 80GB or 512MB")
-    return int(float(found.group(1)) * _UNITS[found.group(2).upper()])
+    return count
 
 
 def free_memory(device: Device) -> Optional[int]:

@@ -125,7 +125,7 @@ def moments(job: Job) -> List[Memory]:
     copies, last = _copies(job), N * C * stream  # the final norm's input, and its output
     per_block = N * block_bytes(job)
     activations = job.trained_layers * (N * C * stream if job.recompute else per_block)
-    recomputed = per_block if job.recompute else 0
+    recomputed = per_block if job.recompute and job.trained_layers else 0
     largest = 0 if job.lora else C * shape.inner * job.weight_bytes
     ends = last + (head if job.head_learns and shape.tied_head else 0)
     if earlier or job.fused_backward:

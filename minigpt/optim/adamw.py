@@ -27,6 +27,8 @@ _WIDE_SLICE = 16 * 1024 * 1024
 _STATES = ("mean", "square", "carry")  # in the order of the functions' arguments
 # Below this size, checking whether a compiled function fits its arguments costs more than it saves.
 _WORTH_COMPILING = 64 * 1024
+# PyTorch 2.1 compiles `adamw_step_bf16` to something else; 2.13 was seen to do it right.
+_RIGHT_IN_BF16 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 Scalar = Union[float, Tensor]  # a number, or a 0-d tensor
@@ -158,7 +160,8 @@ class AdamW(torch.optim.Optimizer):
         return state
 
     def _compiles(self, weight: Tensor) -> bool:
-        return self.compiled and weight.numel() >= _WORTH_COMPILING
+        right = _RIGHT_IN_BF16 or weight.dtype != torch.bfloat16
+        return self.compiled and right and weight.numel() >= _WORTH_COMPILING
 
     def _pieces(self, weight: Tensor, compiled: bool) -> Iterable[Sequence[Tensor]]:
         state, gradient = self._state(weight), weight.grad

@@ -34,12 +34,11 @@ def closing_report(trainer: Trainer) -> str:
 def _quality(trainer: Trainer) -> List[str]:
     result, state = trainer.latest, trainer.state
     assert result is not None  # the last step always validates
-    text = "held out %.3f bits per byte, loss %.4f, perplexity %.2f (%s tokens"
-    shown = (result.bits_per_byte, result.loss, result.perplexity, format(result.tokens, ","))
-    lines = [(text + (" of answers)" if trainer.answers else ")")) % shown]
+    digits, what = trainer.device.loss_format, "tokens" + (" of answers" if trainer.answers else "")
+    lines = ["held out %s (%s %s)" % (result.text(digits), format(result.tokens, ","), what)]
     if state.best_step != state.step:
         assert state.best_loss is not None and state.best_step is not None
-        text = "best     step %d, loss %.4f: what --checkpoint %s means"
+        text = "best     step %d, loss " + digits + ": what --checkpoint %s means"
         lines.append(text % (state.best_step, state.best_loss, trainer.run))
     return lines
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
-from typing import List, Tuple
+from typing import List
 
-from minigpt.cli import parse
-from minigpt.errors import UsageError
 from minigpt.text import duration
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig, flag, read_config
+from minigpt.training.config import TrainConfig
+from minigpt.training.settings import parse_settings
 from minigpt.training.setup import build, create_run
 from minigpt.training.trainer import Trainer
 
@@ -19,7 +16,7 @@ from minigpt.training.trainer import Trainer
 def train_command(arguments: List[str]) -> int:
     """Trains as `arguments` say; returns the exit code."""
     began = time.perf_counter()
-    config = _settings(arguments)
+    config = parse_settings(TrainConfig, "train.py", arguments)
     trainer = build(config)
     print(_opening(trainer), flush=True)
     if config.dry_run:
@@ -36,33 +33,6 @@ def train_command(arguments: List[str]) -> int:
         print(closing_report(trainer))
         print("took %s" % duration(time.perf_counter() - began))
     return code
-
-
-def _settings(arguments: List[str]) -> TrainConfig:
-    """Flags on top of the file that --config names, or of the settings of the run that --resume
-    names.
-    """
-    source, resume = _files(arguments)
-    default = TrainConfig()
-    if resume:
-        path = Path(resume) / "config.toml"
-        if not path.is_file():
-            raise UsageError("%s is no run: it has no config.toml" % resume, "name a run directory")
-        default = read_config(path)
-    elif source:
-        default = read_config(Path(source))
-    for name, other in (("epochs", "steps"), ("steps", "epochs")):
-        if any(word.split("=")[0] == flag(name) for word in arguments):
-            setattr(default, other, None)  # what is said here wins over what the file says
-    return parse(TrainConfig, "train.py", arguments, default)
-
-
-def _files(arguments: List[str]) -> Tuple[str, str]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default="", nargs="?")
-    parser.add_argument("--resume", default="", nargs="?")
-    known, _ = parser.parse_known_args(arguments)
-    return known.config or "", known.resume or ""
 
 
 def _opening(trainer: Trainer) -> str:

@@ -17,8 +17,8 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.data.template import find_template
-from minigpt.devices.device import PRECISIONS
-from minigpt.errors import UsageError
+from minigpt.devices.device import PRECISIONS, Device
+from minigpt.errors import DeviceError, UsageError
 from minigpt.files import write_text
 from minigpt.model.lora import LoRAConfig
 from minigpt.model.zoo import Recipe
@@ -202,11 +202,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in _ABOVE_ZERO:
-            self._require(name, _of(self, name) > 0, "above 0")
+            self._require(name, 0 < _of(self, name) < 1e9, "above 0 and below a billion")
         for name in _AT_LEAST_ONE:
             self._require(name, _of(self, name) >= 1, "at least 1")
         for name in _NOT_NEGATIVE:
-            self._require(name, _of(self, name) >= 0, "0 or more")
+            self._require(name, 0 <= _of(self, name) < 2**63, "0 or more, and below 2^63")
         for name in ("beta1", "beta2"):
             self._require(name, 0 <= _of(self, name, 0) < 1, "at least 0 and below 1")
         self._require_known("precision", PRECISIONS)
@@ -223,6 +223,31 @@ class TrainConfig:
             raise UsageError("--patience counts validations, and there are none", "--eval-every N")
         self._check_fused_backward()
         self._check_adapter()
+
+    def check_on(self, device: Device) -> None:
+        """DeviceError or UsageError when `device` cannot do what these settings ask of it."""
+        missing = device.precision_missing(self.precision)
+        if missing:
+            raise DeviceError("--precision %s: %s" % (self.precision, missing), "use another")
+        if self.fused_backward and device.fused_backward_missing():
+            raise DeviceError(
+                "--fused-backward: %s" % device.fused_backward_missing(), "train without it"
+            )
+        if device.kind == "moai" and self.recompute:
+            raise UsageError(
+                "--recompute would hide the model from MoAI",
+                "use --moai-activation-recomputation True",
+            )
+
+    def in_one_piece(self) -> TrainConfig:
+        """With the batch, which is filled in, as its only micro-batch."""
+        if self.micro_batch_size not in (None, self.batch_size):
+            raise UsageError(
+                "the batch must be whole here, and --micro-batch-size is %d of %d"
+                % (self.micro_batch_size, self.batch_size),
+                "say --micro-batch-size %d" % self.batch_size,
+            )
+        return replace(self, micro_batch_size=self.batch_size)
 
     def _check_adapter(self) -> None:
         unused = {"lora_alpha", "lora_dropout", "lora_targets"}
@@ -247,11 +272,6 @@ class TrainConfig:
             raise UsageError(
                 "--fused-backward is done with a gradient before all norms are known",
                 "use --grad-clip 0",
-            )
-        if _of(self, "micro_batch_size", 0) and self.micro_batch_size != self.batch_size:
-            raise UsageError(
-                "--fused-backward steps in the backward pass of the whole batch",
-                "leave out --micro-batch-size",
             )
         if self.precision == "fp16-mixed":
             raise UsageError("--fused-backward cannot take back a step", "use another --precision")

@@ -1,30 +1,28 @@
 """`python -m minigpt plan`: whether a run fits and how long it takes, before anything is loaded.
 
-It takes the flags of train.py, which asks `one_line` here before it loads a model.
+It takes the flags of train.py, which says the same in a line before it loads a model (job.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import List, Optional, Tuple
 
+import torch
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.checkpoint.model_files import read_config as read_shape
-from minigpt.checkpoint.run_files import LATEST, resolve
 from minigpt.devices import peaks
-from minigpt.devices.device import Device, find_device, is_moai
-from minigpt.devices.fit import largest_rows, nearest_fit, step_seconds
+from minigpt.devices.device import DEVICES, Device, find_device, is_moai
+from minigpt.devices.fit import largest_rows, step_seconds
 from minigpt.devices.flavors import FLAVORS, Flavor
 from minigpt.devices.plan import Job, memory, moments
 from minigpt.errors import UsageError
 from minigpt.model import zoo
-from minigpt.model.attention import HAS_FUSED
-from minigpt.model.gpt import GPTConfig
-from minigpt.text import nearest, size
-from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig, read_config
+from minigpt.text import size
+from minigpt.training.config import TrainConfig
+from minigpt.training.job import advice, job_of
+from minigpt.training.settings import parse_settings
 
 GB = peaks.GB
 # Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
@@ -61,129 +59,41 @@ class PlanConfig(TrainConfig):
     """Memory to plan for, such as 80GB."""
 
 
-class Verdict(NamedTuple):
-    """What train.py says before it loads anything."""
-
-    line: str
-    fits: bool
-    advice: str  # flags with which it fits; empty when none do
-
-
-def plan_command(config: PlanConfig) -> None:
-    """Prints the plan."""
-    config = _settings(config)
+def plan_command(arguments: List[str]) -> None:
+    """Prints the plan of the run that train.py would make of `arguments`."""
+    config = parse_settings(PlanConfig, "minigpt plan", arguments)
+    config.check_together()
     if config.device == "moai" or (config.device == "auto" and is_moai()):
-        _refuse_memory(config)
-        job = job_of(config, "moai")
+        job = _on_moai(config)
         print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS)]))
         return
-    job, device = _target(config)
-    print("\n".join([*_about(job), *_table(job, device), *_verdict(job, device)]))
+    job, accelerator, local = _target(config)
+    lines = [*_about(job), *_table(job, accelerator)]
+    print("\n".join(lines + _verdict(job, accelerator, config, local)))
 
 
-def one_line(config: TrainConfig, device: Device) -> Verdict:
-    """The plan of a run on `device` in a line, whether it fits into what is free there, and what to
-    change if not. `config` may have open settings; its model is looked up, not loaded.
-    """
-    job = job_of(config, device.kind)
-    most, room = memory(job), peaks.free_memory(device)
-    text = "plan     %s at most (%s)" % (size(most.total), most.moment)
-    if room is None:
-        flavors = "python -m minigpt plan --device FLAVOR says what fits on MoAI"
-        return Verdict("%s, divided by the platform; %s" % (text, flavors), True, "")
-    fits = most.total <= room
-    text += ", %s free on the %s: %s" % (size(room), device, "fits" if fits else "does not fit")
-    found = [] if fits else nearest_fit(job, room, 1)
-    return Verdict(text, fits, str(found[0]) if found else "")
-
-
-def find_shape(config: TrainConfig) -> Tuple[GPTConfig, zoo.Recipe]:
-    """The shape and the recipe that a run with `config` starts from, without loading weights."""
-    tuned = LORA_TUNING if config.lora_rank else FINE_TUNING
-    if config.resume:
-        return read_shape(resolve(config.resume, (LATEST,))), tuned
-    if config.init == "scratch":
-        entry = zoo.find(config.model)
-        if entry.repo is None and config.tokenizer is not None:  # as many tokens as it has
-            words = 257 if config.tokenizer == "bytes" else 50257
-            return replace(entry.config, vocab_size=words), entry.recipe
-        return entry.config, entry.recipe
-    if config.init in zoo.ZOO:
-        return zoo.find(config.init).config, tuned
-    if not Path(config.init).exists():
-        raise UsageError(
-            "--init %s is neither a directory nor a model" % config.init,
-            nearest(config.init, [*zoo.ZOO, "scratch"]),
-        )
-    return read_shape(resolve(config.init)), tuned
-
-
-def default_rows(config: TrainConfig, shape: GPTConfig) -> int:
-    """The micro-batch where none is given: as large as keeps its logits (fp32) under 1 GB."""
-    return min(max(1, GB // 4 // (config.block_size * shape.vocab_size)), config.batch_size)
-
-
-def _settings(config: PlanConfig) -> PlanConfig:
-    """Flags on top of the file of --config, or of the run of --resume."""
-    if not (config.config or config.resume):
-        return config
-    path = Path(config.config) if config.config else Path(str(config.resume)) / "config.toml"
-    default, read = PlanConfig(), read_config(path)
-    given = {field.name: getattr(config, field.name) for field in fields(PlanConfig)}
-    given = {name: value for name, value in given.items() if value != getattr(default, name)}
-    return PlanConfig(**{**vars(read), **given})
-
-
-def job_of(config: TrainConfig, kind: str) -> Job:
-    """The job of a run on a kind of device ("" for one that is not here)."""
-    shape, recipe = find_shape(config)
-    config = config.filled(recipe, shape.n_positions)
-    if config.block_size > shape.n_positions:
-        raise UsageError(
-            "--block-size %d is more than the model's %d positions"
-            % (config.block_size, shape.n_positions),
-            "use --block-size %d" % shape.n_positions,
-        )
-    if kind == "moai" and config.precision != "fp32":
-        raise UsageError("--precision is not MoAI's way", "use --moai-mixed-precision True")
-    whole = config.fused_backward or kind == "moai"
-    rows = config.batch_size if whole else config.micro_batch_size or default_rows(config, shape)
-    return Job(
-        shape,
-        rows=min(rows, config.batch_size),
-        batch=config.batch_size,
-        block=config.block_size,
-        precision=config.precision,
-        recompute=config.recompute or bool(config.moai_activation_recomputation),
-        fused_backward=config.fused_backward,
-        lora=config.lora(),
-        freeze_layers=config.freeze_layers,
-        explicit=kind == "moai" or (kind != "" and not HAS_FUSED),
-        whole_logits=kind == "moai",
-        on_cpu=kind == "cpu",
-    )
-
-
-def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator]:
-    """What is planned, and for what."""
+def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device]]:
+    """What is planned and for what, and this machine's device if it is for that."""
     room = peaks.parse_memory(config.memory) if config.memory is not None else None
     if config.device == "auto" and room is not None:
-        return job_of(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0)
-    if config.device in ("auto", "cpu", "cuda", "mps"):
+        return job_of(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0), None
+    local = None
+    if config.device in DEVICES:
         local = find_device(config.device)
+        config.check_on(local)
         job = job_of(config, local.kind)
-        device = peaks.here(local, job.product_bytes)
+        accelerator = peaks.here(local, job.product_bytes)
     else:
-        device = peaks.find_accelerator(config.device)
-        job = job_of(config, "moai" if device.flavor else "")
-        if device.flavor:
-            _refuse_memory(config)
-    return job, device if room is None else replace(device, memory=room)
+        accelerator = peaks.find_accelerator(config.device)
+        job = _on_moai(config) if accelerator.flavor else job_of(config, "")
+    return job, accelerator if room is None else replace(accelerator, memory=room), local
 
 
-def _refuse_memory(config: PlanConfig) -> None:
+def _on_moai(config: PlanConfig) -> Job:
+    config.check_on(Device("moai", torch.device("cuda")))
     if config.memory is not None:
         raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
+    return job_of(config, "moai")
 
 
 def _about(job: Job) -> List[str]:
@@ -214,18 +124,20 @@ def _most(job: Job, part: str) -> int:
     return max(getattr(moment, part) for moment in moments(job))
 
 
-def _verdict(job: Job, device: peaks.Accelerator) -> List[str]:
-    if device.flavor is not None:
-        return _flavor_lines(job, (device.flavor,))
-    need, room = memory(job).total, device.memory
+def _verdict(
+    job: Job, accelerator: peaks.Accelerator, config: PlanConfig, local: Optional[Device]
+) -> List[str]:
+    if accelerator.flavor is not None:
+        return _flavor_lines(job, (accelerator.flavor,))
+    need, room = memory(job).total, accelerator.memory
     if need <= room:
-        return ["fits      yes, with %s to spare" % size(room - need), _time(job, device)]
+        return ["fits      yes, with %s to spare" % size(room - need), _time(job, accelerator)]
     lines = ["fits      no: %s too much" % size(need - room)]
-    found = nearest_fit(job, room)
+    found = advice(job, room, config, local)
     if not found:
         return [*lines, "          and no flag here helps; try a smaller --block-size or model"]
-    lines += ["          it does with %s" % advice for advice in found]
-    return [*lines, _time(found[0].job, device), "          (with the first of these)"]
+    lines += ["          it does with %s" % flags for flags, _ in found]
+    return [*lines, _time(found[0][1], accelerator), "          (with the first of these)"]
 
 
 def _time(job: Job, device: peaks.Accelerator) -> str:
@@ -249,9 +161,9 @@ def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
     ]
     for flavor in flavors:
         gcds, limit = flavor.gcds, peaks.GCD.memory / GB
-        even, staged, whole = (
-            _on_each(job, gcds, parts) for parts in (gcds, min(gcds, _STAGES), 1)
-        )
+        stages = min(gcds, _STAGES)
+        even = _on_each(job, gcds, gcds)
+        staged, whole = _on_each(job, gcds, stages, stages), _on_each(job, gcds, 1)
         ways = ((whole, "yes"), (staged, "in stages"), (even, "if spread evenly"))
         fits = next((way for need, way in ways if need <= limit), "no")
         numbers = "%6d%14.1f%10.1f%12.1f" % (gcds, even, staged, whole)
@@ -261,14 +173,15 @@ def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
     return lines
 
 
-def _on_each(job: Job, gcds: int, parts: int) -> float:
-    """GB on each GCD when weights, gradients and states are cut into `parts`; the batch and all
-    that grows with it are divided among all GCDs.
+def _on_each(job: Job, gcds: int, parts: int, stages: int = 1) -> float:
+    """GB on each GCD when weights, gradients and states are cut into `parts`, and the layers into
+    `stages`; the batch and all that grows with it are divided among all GCDs of a stage, as far as
+    it has rows.
     """
-    most = 0.0
+    most, among = 0.0, min(gcds, stages * job.batch)
     for moment in moments(job):
         kept = moment.weights + moment.gradients + moment.states
-        most = max(most, kept / parts + (moment.total - kept) / gcds)
+        most = max(most, kept / parts + (moment.total - kept) / among)
     return most / GB
 
 

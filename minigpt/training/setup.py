@@ -45,7 +45,7 @@ from minigpt.training.config import (
     read_config,
     write_config,
 )
-from minigpt.training.plan_command import default_rows, job_of, one_line
+from minigpt.training.job import default_rows, job_of, one_line
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -129,19 +129,9 @@ def create_run(trainer: Trainer) -> None:
 def _device(config: TrainConfig) -> Device:
     """The device, asked whether it can do what it will have to."""
     device = find_device(config.device)
-    missing = device.precision_missing(config.precision)
-    if missing:
-        raise DeviceError("--precision %s: %s" % (config.precision, missing), "use another")
-    if config.fused_backward and device.fused_backward_missing():
-        raise DeviceError(
-            "--fused-backward: %s" % device.fused_backward_missing(), "train without it"
-        )
+    config.check_on(device)
     if device.kind == "moai":
-        if config.recompute:
-            raise UsageError(
-                "--recompute would hide the model from MoAI",
-                "use --moai-activation-recomputation True",
-            )
+        moai.refuse_torchrun()
         if config.moai_parallelization:
             moai.enable(config.moai_options())
     return device
@@ -259,21 +249,10 @@ def _fill(config: TrainConfig, start: Start, device: Device) -> TrainConfig:
             "use --block-size %d" % shape.n_positions,
         )
     if config.fused_backward or device.static_shapes:
-        config = _whole_batches(config)
+        config = config.in_one_piece()
     if config.micro_batch_size is None:
         config = replace(config, micro_batch_size=default_rows(config, shape))
     return config
-
-
-def _whole_batches(config: TrainConfig) -> TrainConfig:
-    """The batch in one piece."""
-    if config.micro_batch_size not in (None, config.batch_size):
-        raise UsageError(
-            "the batch must be whole here, and --micro-batch-size is %d of %d"
-            % (config.micro_batch_size, config.batch_size),
-            "leave it out",
-        )
-    return replace(config, micro_batch_size=config.batch_size)
 
 
 def _open_data(config: TrainConfig, start: Start) -> Opened:

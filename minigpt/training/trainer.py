@@ -207,20 +207,14 @@ class Trainer:
     def validate(self) -> Validation:
         """The model's loss on the validation set."""
         return validate(
-            self.model,
-            self._loss,
-            self.validation,
-            self.tokenizer.byte_lengths(),
-            self.config.micro_batch_size,
-            self.config.eval_tokens,
-            self.device.static_shapes,
-        )
+            self.model, self._loss, self.validation, self.tokenizer.byte_lengths(),
+            self.config.micro_batch_size, self.config.eval_tokens, self.device.static_shapes,
+        )  # fmt: skip
 
     def _validate(self) -> None:
         result = self.latest = self.validate()
-        text = "step %d  validation: loss %.4f  perplexity %.2f  bits per byte %.3f"
-        shown = (self.state.step, result.loss, result.perplexity, result.bits_per_byte)
-        self.reporter.note(text % shown, {"step": self.state.step, **result.record()})
+        text = "step %d  validation: " % self.state.step + result.text(self.device.loss_format)
+        self.reporter.note(text, {"step": self.state.step, **result.record()})
         if self.state.best_loss is None or result.loss < self.state.best_loss:
             self.state.best_loss, self.state.best_step = result.loss, self.state.step
             self.state.worse = 0
@@ -256,7 +250,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Writes a checkpoint of this step, unless there is one, and points `latest` at it."""
-        directory = self._directory()
+        directory = run_files.step_directory(self.run, self.state.step)
         if run_files.pointed(self.run, run_files.LATEST) != directory:
             self.state.keep_rng(self.device.rng_state())
             save_checkpoint(
@@ -266,9 +260,6 @@ class Trainer:
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.config.keep)
         return directory
-
-    def _directory(self) -> Path:
-        return run_files.step_directory(self.run, self.state.step)
 
 
 def _due(step: int, every: int) -> bool:

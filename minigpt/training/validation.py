@@ -44,6 +44,11 @@ class Validation:
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / max(1, self.bytes)
 
+    def text(self, loss_format: str = "%.4f") -> str:
+        """The three numbers, the loss with the digits that `loss_format` gives it."""
+        text = "loss " + loss_format + "  perplexity %.4g  bits per byte %.3f"
+        return text % (self.loss, self.perplexity, self.bits_per_byte)
+
     def record(self) -> Dict[str, float]:
         """For metrics.jsonl."""
         return {

@@ -2,13 +2,16 @@
 
 import importlib.util
 import os
+import re
+from dataclasses import fields
 
 import pytest
 import torch
 
 from minigpt.cli import run
 from minigpt.devices import peaks
-from minigpt.devices.device import Device, find_device
+from minigpt.devices.device import PRECISIONS, Device, find_device
+from minigpt.training.config import TrainConfig, flag
 
 CUDA, CPU = Device("cuda", torch.device("cuda")), find_device("cpu")
 
@@ -27,6 +30,31 @@ def test_compiling_for_a_gpu_needs_triton(found, says, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     assert says in CUDA.compiler_missing()
     assert bool(says) == bool(CUDA.compiler_missing()) and CPU.compiler_missing() == ""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_fp32_is_known_to_work_on_mps(precision):
+    missing = Device("mps", torch.device("mps")).precision_missing(precision)
+    assert bool(missing) == (precision != "fp32")
+
+
+def test_a_gpu_has_random_states_and_a_memory_counter_of_its_own(monkeypatch):
+    state = torch.ones(3, dtype=torch.uint8)
+    given = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", given.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+    assert set(CUDA.rng_state()) == {"cpu", "cuda"} and set(CPU.rng_state()) == {"cpu"}
+    CUDA.set_rng_state(CUDA.rng_state())
+    assert given == [state]
+    assert CUDA.peak_memory() == 123 and CPU.peak_memory() is None
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "moai"])
+def test_what_to_do_without_memory_names_flags_that_there_are(kind):
+    named = re.findall(r"--[a-z-]+", Device(kind, torch.device("cpu")).more_memory())
+    known = {flag(field.name) for field in fields(TrainConfig)}
+    assert len(named) >= 2 and set(named) <= known
 
 
 def test_determinism_is_asked_for_where_it_is_not_the_rule(monkeypatch):

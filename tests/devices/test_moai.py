@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minigpt.devices.device import Device, device_of
+from minigpt.devices.device import Device, device_of, find_device
 from minigpt.errors import DeviceError, UsageError
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
+from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
 from minigpt.training.setup import build, create_run
 from tests.training.runs import corpus, records
@@ -163,6 +164,9 @@ def test_a_loss_is_printed_with_the_digits_it_has(trainer, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if "warm-up" in line)
     loss = line.split("loss ")[1].split()[0]
     assert len(loss.replace(".", "")) <= 3
+    for line in closing_report(run).splitlines():
+        if line.startswith("held out"):
+            assert len(line.split("loss ")[1].split()[0].replace(".", "")) <= 3
     assert "loss" in json.loads((run.run / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -180,7 +184,8 @@ def test_no_sample_makes_a_graph_for_every_token(trainer, monkeypatch):
         ({"recompute": True}, UsageError, "--moai-activation-recomputation True"),
         ({"precision": "bf16-mixed"}, DeviceError, "by a switch of its own"),
         ({"precision": "fp16-mixed"}, DeviceError, "by a switch of its own"),
-        ({"micro_batch_size": 2}, UsageError, "leave it out"),
+        ({"fused_backward": True}, DeviceError, "one graph of its own"),
+        ({"micro_batch_size": 2}, UsageError, "say --micro-batch-size"),
     ],
 )
 def test_what_moai_cannot_have(settings, error, says, trainer):
@@ -188,10 +193,22 @@ def test_what_moai_cannot_have(settings, error, says, trainer):
         trainer(**settings)
 
 
-def test_torchrun_is_refused(trainer, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+@pytest.mark.parametrize("settings", [{}, {"moai_parallelization": False}])
+@pytest.mark.parametrize("world", ["2", "4", "many"])
+def test_torchrun_is_refused(world, settings, trainer, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(DeviceError, match="start one with: python"):
-        trainer()
+        trainer(**settings)
+
+
+def test_one_process_of_torchrun_is_not(trainer, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert str(trainer().device) == "moai"
+
+
+def test_cuda_is_called_by_its_name_there(platform):
+    with pytest.raises(DeviceError, match="use --device moai"):
+        find_device("cuda")
 
 
 def test_a_framework_without_parallelization_is_named(trainer, monkeypatch):

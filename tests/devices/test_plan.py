@@ -211,6 +211,31 @@ def test_counts_are_those_of_real_models():
     assert trained_count(Job(SMALL, 1, 1, 8)) == SMALL.parameter_count()
 
 
+def test_a_head_of_its_own_has_one_gradient_and_a_tied_one_two():
+    tied, own = Job(SMALL, 2, 2, 8), Job(replace(SMALL, tied_head=False), 2, 2, 8)
+    head = 4 * SMALL.vocab_size * SMALL.n_embd
+    works = [next(m for m in moments(job) if m.moment == "backward ends") for job in (tied, own)]
+    assert works[0].work - works[1].work == head
+    assert works[1].gradients - works[0].gradients == head
+
+
+def test_moai_has_all_logits_until_they_have_gone_back():
+    job = Job(SMALL, 4, 4, 8, whole_logits=True, explicit=True)
+    kept = {moment.moment: moment.loss for moment in moments(job)}
+    assert kept["backward begins"] == 3 * 4 * 32 * SMALL.vocab_size
+    assert kept["loss"] > kept["backward begins"] > kept["backward ends"] == 0
+
+
+def test_off_the_cpu_an_update_takes_two_copies_of_the_largest_weight():
+    step = moments(Job(replace(SMALL, vocab_size=5000), 1, 1, 8))[-1]
+    assert step.work == 2 * 4 * 5000 * SMALL.n_embd
+    huge = replace(SMALL, vocab_size=10**6)
+    lean = moments(Job(huge, 1, 1, 8, precision="bf16"))[-1]
+    assert lean.work == 4 * plan._WIDE_COPIES * adamw._WIDE_SLICE
+    weight = torch.nn.Parameter(torch.empty(1, device="meta", dtype=torch.bfloat16))
+    assert adamw.AdamW([weight])._slice(weight) == adamw._WIDE_SLICE
+
+
 # 13B ---------------------------------------------------------------------------------------------
 
 
@@ -241,6 +266,9 @@ def test_time_is_that_of_the_published_formula():
     blocks = each - 6 * B13.vocab_size * B13.n_embd
     assert again == blocks // 3 * 16 * 1024
     assert flops(replace(FULL, lora=LoRAConfig(16))) < 0.7 * flops(FULL)
+    # Frozen embeddings, and below the layers that learn nothing goes back.
+    top = replace(FULL, freeze_layers=30)
+    assert flops(top) == pytest.approx((1 / 3 + 2 / 3 / 4) * flops(FULL), rel=0.03)
     assert step_seconds(FULL, 1e15, 0.5) == pytest.approx(flops(FULL) / 5e14)
 
 
@@ -253,8 +281,16 @@ def test_advice_fits_and_changes_as_little_as_it_can():
     assert "--precision bf16" in str(found[0])
     assert "--lora-rank" not in str(found[0])
     one = nearest_fit(replace(FULL, precision="bf16"), 141 * GB)[0]
-    assert str(one) == "--micro-batch-size 1 (the result is the same)"
+    assert str(one) == "--micro-batch-size 1 (the result is the same but for rounding)"
     assert nearest_fit(FULL, 10 * GB) == []
+
+
+def test_an_adapter_is_not_advised_beside_frozen_layers_nor_what_is_barred():
+    frozen = replace(FULL, freeze_layers=10)
+    assert not any("--lora" in str(one) for one in nearest_fit(frozen, 40 * GB, most=99))
+    barred = {"--precision bf16", "--recompute"}
+    found = nearest_fit(FULL, 141 * GB, most=99, barred=barred)
+    assert found and not any(flag in str(one) for one in found for flag in ("bf16 ", "--rec"))
 
 
 def test_what_fits_needs_no_advice_but_itself():

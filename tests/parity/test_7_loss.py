@@ -1,9 +1,12 @@
 """loss = sum over supervised positions of -log softmax(logits)[target] / their number"""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from minigpt.data.loader import IGNORE
+from minigpt.data.loader import IGNORE, Batch
+from minigpt.devices.device import Device, find_device
 from minigpt.training import loss as loss_module
 from minigpt.training.loss import cross_entropy_sum, linear_cross_entropy
 from tests.parity.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
@@ -82,6 +85,41 @@ def test_bf16_logits_are_summed_in_fp32():
     loss = cross_entropy_sum(logits, targets)
     assert loss.dtype == torch.float32
     assert_close(loss, cross_entropy_sum(logits.float(), targets))
+
+
+def test_the_gradient_of_a_bf16_head_is_summed_in_fp32(monkeypatch):
+    """A thousand pieces, each added to a sum a thousand times as large."""
+    monkeypatch.setattr(loss_module, "_LOGITS", VOCABULARY)
+    x, weight = torch.rand(1000, 8), torch.randn(VOCABULARY, 8)
+    targets = torch.zeros(1000, dtype=torch.int64)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        head = weight.to(dtype).requires_grad_()
+        loss = linear_cross_entropy(x.to(dtype), head, targets, dtype)
+        gradients.append(torch.autograd.grad(loss, head)[0].float())
+    assert_close(gradients[1], gradients[0], 0.01)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16-mixed", torch.bfloat16), ("fp16-mixed", torch.float16)],
+)
+def test_the_head_is_multiplied_in_the_dtype_of_the_precision(precision, dtype, monkeypatch):
+    asked = []
+    real = loss_module.linear_cross_entropy
+
+    def recorded(x, weight, targets, kind):
+        asked.append(kind)
+        return real(x, weight, targets, torch.float32)
+
+    monkeypatch.setattr(loss_module, "linear_cross_entropy", recorded)
+    monkeypatch.setattr(Device, "autocast", lambda self, precision: nullcontext())
+    targets = torch.zeros(1, 3, dtype=torch.int64)
+    batch = Batch(targets, targets, 3)
+    loss_module.batch_loss(
+        lambda *_: torch.ones(1, 3, 4), torch.ones(9, 4), batch, find_device("cpu"), precision
+    )
+    assert asked == [dtype]
 
 
 @pytest.mark.oracle

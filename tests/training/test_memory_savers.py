@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minigpt.checkpoint.model_files import load_model
+from minigpt.devices import peaks
 from minigpt.devices.device import find_device
 from minigpt.errors import DeviceError, UsageError
 from minigpt.optim.clipping import clip_scale, next_loss_scale
@@ -121,7 +122,7 @@ def test_a_resumed_run_steps_inside_the_backward_pass_too(trainer, tmp_path):
     "settings, says",
     [
         ({"grad_clip": 1.0}, "--grad-clip 0"),
-        ({"micro_batch_size": 2}, "leave out --micro-batch-size"),
+        ({"micro_batch_size": 2}, "say --micro-batch-size 8"),
         ({"precision": "fp16-mixed"}, "cannot take back a step"),
     ],
 )
@@ -254,6 +255,14 @@ def test_no_memory_is_one_sentence(trainer, text, monkeypatch):
     monkeypatch.setattr(run, "_loss", full)
     with pytest.raises(DeviceError, match="no memory left at step 1; use a smaller"):
         run_to_the_end(run)
+
+
+def test_force_starts_what_does_not_fit(trainer, monkeypatch):
+    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
+    with pytest.raises(DeviceError, match="--force"):
+        trainer()
+    run = trainer(force=True)
+    assert run_to_the_end(run) == run.run
 
 
 def test_other_errors_are_not_taken_for_it(trainer, monkeypatch):
