@@ -27,6 +27,15 @@ class UsageError(MinigptError):
     exit_code = 2
 
 
+def at_least(least: int, **flags: int) -> None:
+    """UsageError for the first of the `flags` whose value is less."""
+    for name, value in flags.items():
+        if value < least:
+            raise UsageError(
+                "--%s is %d" % (name.replace("_", "-"), value), "it must be at least %d" % least
+            )
+
+
 class DataError(MinigptError):
     """Training or validation data that cannot be read, or is not what its name says."""
 

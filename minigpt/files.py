@@ -76,8 +76,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def _take_place(partial: Path, target: Path) -> None:
     replaced = target.with_name(".%s.replaced" % target.name)
-    shutil.rmtree(str(replaced), ignore_errors=True)
-    if target.exists():
+    if target.exists():  # else a crash came between these two, and `replaced` is all there is
+        shutil.rmtree(str(replaced), ignore_errors=True)
         os.rename(str(target), str(replaced))
     os.rename(str(partial), str(target))
     fsync(target.parent)

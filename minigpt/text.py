@@ -26,10 +26,8 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 42 s, 3:07, 2:15:00."""
-    total = round(seconds)
-    if total < 60:
-        return "%d s" % total
-    minutes, rest = divmod(total, 60)
-    if minutes < 60:
-        return "%d:%02d" % (minutes, rest)
-    return "%d:%02d:%02d" % (minutes // 60, minutes % 60, rest)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return "%d:%02d:%02d" % (hours, minutes, rest)
+    return "%d:%02d" % (minutes, rest) if minutes else "%d s" % rest

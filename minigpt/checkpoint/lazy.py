@@ -15,13 +15,7 @@ from torch import Tensor
 from minigpt.checkpoint.writer import DTYPES
 from minigpt.errors import CheckpointError
 
-_DTYPES = {
-    **{name: dtype for dtype, name in DTYPES.items()},
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "BOOL": torch.bool,
-}
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -31,10 +25,6 @@ class LazyTensor:
     dtype: torch.dtype
     shape: Tuple[int, ...]
     read: Callable[[], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * torch.empty(0, dtype=self.dtype).element_size()
 
 
 def open_safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict
 
 from minigpt import __version__
 from minigpt.checkpoint.writer import FileRecord
@@ -19,6 +20,7 @@ from minigpt.files import read_object, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
+_ANOTHER = "the checkpoint is damaged: use another one"
 
 
 def sha256(path: Path) -> str:
@@ -35,7 +37,7 @@ def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
     files = {}
     for path in sorted(p for p in directory.iterdir() if p.name != NAME):
         record = known.get(path.name) or FileRecord(path.stat().st_size, sha256(path))
-        files[path.name] = {"size": record.size, "sha256": record.sha256}
+        files[path.name] = asdict(record)
     write_json(directory / NAME, {"format": FORMAT, "minigpt": __version__, "files": files})
 
 
@@ -49,10 +51,8 @@ def read_json(path: Path) -> Dict[str, Any]:
         raise CheckpointError("%s cannot be read: %s" % (path, error), _ANOTHER) from error
 
 
-def check(directory: Path, contents: bool = True) -> None:
-    """CheckpointError naming the first file that differs from the manifest in size or, with
-    `contents`, sha256.
-    """
+def check(directory: Path) -> None:
+    """CheckpointError naming the first file that differs from the manifest in size or sha256."""
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
@@ -60,19 +60,18 @@ def check(directory: Path, contents: bool = True) -> None:
             % (directory, manifest.get("format"), FORMAT),
             "use the minigpt that wrote it (%s)" % manifest.get("minigpt"),
         )
-    files: Dict[str, Dict[str, Any]] = manifest["files"]
-    for name, record in files.items():
-        _check_size(directory / name, record["size"])
-    if contents:
-        with ThreadPoolExecutor() as pool:
-            for damage in pool.map(
-                _damage, [(directory / n, r["sha256"]) for n, r in files.items()]
-            ):
-                if damage is not None:
-                    raise damage
-
-
-_ANOTHER = "the checkpoint is damaged: use another one"
+    try:
+        files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        what = "%s is not as it was written: %r" % (directory / NAME, error)
+        raise CheckpointError(what, _ANOTHER) from None
+    for path, record in files.items():  # all sizes before the first sha256, which takes long
+        _check_size(path, record.size)
+    with ThreadPoolExecutor() as pool:
+        for path, digest in zip(files, pool.map(sha256, files)):
+            if digest != files[path].sha256:
+                what = "%s is not what was written (its sha256 differs)" % path
+                raise CheckpointError(what, _ANOTHER)
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -80,13 +79,5 @@ def _check_size(path: Path, expected: int) -> None:
         raise CheckpointError("%s is missing" % path, _ANOTHER)
     if path.stat().st_size != expected:
         found = path.stat().st_size
-        raise CheckpointError(
-            "%s has %d bytes and should have %d" % (path, found, expected), _ANOTHER
-        )
-
-
-def _damage(item: Tuple[Path, str]) -> Optional[CheckpointError]:
-    path, expected = item
-    if sha256(path) == expected:
-        return None
-    return CheckpointError("%s is not what was written (its sha256 differs)" % path, _ANOTHER)
+        what = "%s has %d bytes and should have %s" % (path, found, expected)
+        raise CheckpointError(what, _ANOTHER)

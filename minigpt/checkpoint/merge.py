@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
@@ -20,12 +19,7 @@ from minigpt.errors import UsageError
 from minigpt.files import atomic_directory
 from minigpt.text import nearest
 
-_DTYPES = {
-    "keep": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+_DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -54,13 +48,11 @@ def merge_command(config: MergeConfig) -> None:
     template = load_template(directory)
     with ExitStack() as stack, atomic_directory(out) as partial:
         dtype = _DTYPES[config.dtype]
-        weights = open_weights(directory, stack, True, dtype)
+        weights = open_weights(directory, stack, dtype)
         specs = [TensorSpec(n, dtype or each.dtype, each.shape) for n, each in weights.items()]
-
-        def fetch(name: str) -> Tensor:
-            return weights[name].read().to(dtype)
-
-        records = write_model(partial, read_config(directory), specs, fetch)
+        records = write_model(
+            partial, read_config(directory), specs, lambda name: weights[name].read().to(dtype)
+        )
         load_tokenizer(directory).save(partial)
         if template is not None:
             save_template(partial, template)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -55,74 +55,73 @@ def load_model(
     path: Union[str, Path],
     device: Union[str, torch.device] = "cpu",
     dtype: Optional[torch.dtype] = None,
-    verify: bool = True,
 ) -> GPT:
     """The model of a checkpoint directory, or of a run directory's best checkpoint, in eval mode.
 
-    `dtype` None keeps the file's. `verify` compares every file with the manifest's sha256 first.
-    One tensor at a time goes from the mapped file to the device. CheckpointError for anything
-    missing, damaged or of another shape. A LoRA checkpoint comes merged with its base.
+    `dtype` None keeps the file's. Every file is first compared with the manifest's sha256, then one
+    tensor at a time goes from the mapped file to the device. CheckpointError for anything missing,
+    damaged or of another shape. A LoRA checkpoint comes merged with its base.
     """
     directory = resolve(path)
-    model = GPT(read_config(directory), device=torch.device("meta"))
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with ExitStack() as stack:
-        for name, tensor in open_weights(directory, stack, verify, dtype).items():
-            if expected.pop(name, None) != tensor.shape:
-                raise CheckpointError(
-                    "%s: tensor %s does not belong to this model" % (directory, name),
-                    "check its config.json",
-                )
+        weights = open_weights(directory, stack, dtype)
+        model = GPT(read_config(directory), device=torch.device("meta"))
+        _check_shapes(directory, weights, dict(model.named_parameters()))
+        for name, tensor in weights.items():
             # Copied, so that no parameter stays tied to the file.
             kind = dtype or tensor.dtype
             _assign(model, name, tensor.read().to(device=device, dtype=kind, copy=True))
-    if expected:
-        raise CheckpointError(
-            "%s has no tensor %s" % (directory, sorted(expected)[0]), "use another checkpoint"
-        )
     return model.eval()
 
 
-def load_adapted(
-    directory: Path,
-    device: Union[str, torch.device] = "cpu",
-    dtype: Optional[torch.dtype] = None,
-    verify: bool = True,
-) -> GPT:
+def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype) -> GPT:
     """The base of a LoRA checkpoint with its adapter on it, unmerged, to go on training."""
     adapter = read_adapter(directory)
     assert adapter is not None
-    manifest.check(directory, verify)
-    model = add_lora(load_model(adapter.base, device, dtype, verify), adapter.lora)
+    manifest.check(directory)
+    model = add_lora(load_model(adapter.base, device, dtype), adapter.lora)
+    parameters = adapter_tensors(model)
     with ExitStack() as stack:
         thin = open_safetensors(directory / WEIGHTS, stack)
-        for name, parameter in adapter_tensors(model).items():
-            if name not in thin or thin[name].shape != parameter.shape:
-                raise CheckpointError(
-                    "%s has no fitting tensor %s" % (directory, name), "use another checkpoint"
-                )
-            parameter.data.copy_(thin[name].read())
+        _check_shapes(directory, thin, parameters)
+        for name, tensor in thin.items():
+            parameters[name].data.copy_(tensor.read())
     return model
 
 
+def _check_shapes(
+    directory: Path, found: Dict[str, LazyTensor], expected: Mapping[str, Tensor]
+) -> None:
+    """CheckpointError unless what was found is what the model expects, by name and shape."""
+    there = {(name, tuple(tensor.shape)) for name, tensor in found.items()}
+    wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
+    wrong = [name for name, _ in sorted(there ^ wanted)]
+    if wrong:
+        what = "does not belong to this model" if wrong[0] in found else "is missing"
+        raise CheckpointError(
+            "%s: tensor %s %s" % (directory, wrong[0], what), "use another checkpoint"
+        )
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    # load_state_dict(assign=True) does this from PyTorch 2.1 on; a parameter on "meta" can only
+    # be replaced.
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+
+
 def open_weights(
-    directory: Path,
-    stack: ExitStack,
-    verify: bool = True,
-    dtype: Optional[torch.dtype] = None,
+    directory: Path, stack: ExitStack, dtype: Optional[torch.dtype] = None
 ) -> Dict[str, LazyTensor]:
     """The weights of a checkpoint by name, none read yet. Those of a LoRA checkpoint are its
     base's, and each matrix with an adapter is merged with it when it is read, in float32, and then
     has `dtype` (None: the base's, so of a 16-bit base the sum is rounded).
     """
-    manifest.check(directory, verify)
+    manifest.check(directory)
     adapter = read_adapter(directory)
     if adapter is None:
-        weights: Dict[str, LazyTensor] = {}
-        for name in weight_files(directory):
-            weights.update(open_safetensors(directory / name, stack))
-        return weights
-    weights = open_weights(adapter.base, stack, verify, dtype)
+        return _whole_weights(directory, stack)
+    weights = open_weights(adapter.base, stack, dtype)
     thin = open_safetensors(directory / WEIGHTS, stack)
     for name in thin:
         matrix, _, leaf = name.rpartition(".")
@@ -157,16 +156,11 @@ def read_config(directory: Path) -> GPTConfig:
     return GPTConfig(**values)
 
 
-def weight_files(directory: Path) -> List[str]:
-    """The names of the files that hold the weights, in order."""
-    if not (directory / INDEX).exists():
-        return ["model.safetensors"]
-    names = manifest.read_json(directory / INDEX)["weight_map"].values()
-    return sorted(set(names))
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    # load_state_dict(assign=True) does this from PyTorch 2.1 on; a parameter on "meta" can only
-    # be replaced.
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+def _whole_weights(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
+    names = {"model.safetensors"}
+    if (directory / INDEX).exists():
+        names = set(manifest.read_json(directory / INDEX)["weight_map"].values())
+    weights: Dict[str, LazyTensor] = {}
+    for name in sorted(names):
+        weights.update(open_safetensors(directory / name, stack))
+    return weights

@@ -1,8 +1,7 @@
 """What a run needs, beside the weights, to go on as if it had never stopped.
 
-    optimizer.safetensors   mean.NAME and square.NAME of every parameter
-    state.json              step, samples seen, the random generators, the best loss, the data's
-    fingerprint
+    optimizer.safetensors   mean.NAME and square.NAME of every parameter that has moved
+    state.json              step, samples seen, random generators, best loss, data's fingerprint
 
 All in formats that hold numbers and nothing else: reading them cannot run code.
 """
@@ -13,7 +12,7 @@ import base64
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,11 @@ def save_checkpoint(
             records = write_adapter(partial, model, adapter)
         else:
             records = save_model(partial, model)
-        tensors = optimizer_tensors(model, optimizer)
+        tensors = {
+            "%s.%s" % (kind, name): tensor
+            for name, parameter in model.named_parameters()
+            for kind, tensor in optimizer.state.get(parameter, {}).items()
+        }
         specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
         records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, specs, tensors.__getitem__)
         write_json(partial / STATE, asdict(state))
@@ -111,14 +114,3 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: in
             optimizer.state[weight][kind] = tensor.read().to(weight.device, copy=True)
     for group in optimizer.param_groups:
         group["step"] = step
-
-
-def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> Dict[str, Tensor]:
-    """The optimizer's tensors by name: mean.NAME and square.NAME of each parameter that has
-    moved.
-    """
-    pairs: List[Tuple[str, Tensor]] = []
-    for name, parameter in model.named_parameters():
-        for kind, tensor in optimizer.state.get(parameter, {}).items():
-            pairs.append(("%s.%s" % (kind, name), tensor))
-    return dict(pairs)

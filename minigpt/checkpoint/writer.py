@@ -13,7 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,11 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -44,8 +48,12 @@ class TensorSpec:
         return cls(name, tensor.dtype, tuple(tensor.shape))
 
     @property
+    def itemsize(self) -> int:
+        return torch.empty(0, dtype=self.dtype).element_size()
+
+    @property
     def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * torch.empty(0, dtype=self.dtype).element_size()
+        return torch.Size(self.shape).numel() * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,16 @@ def write_safetensors(path: Path, specs: Iterable[TensorSpec], fetch: Fetch) -> 
     caller does that.
     """
     # The widest dtype first keeps every tensor aligned for readers that map the file.
-    ordered = sorted(specs, key=lambda s: (-torch.empty(0, dtype=s.dtype).element_size(), s.name))
+    ordered = sorted(specs, key=lambda spec: (-spec.itemsize, spec.name))
     digest, size = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         for block in _blocks(ordered, fetch):
             # Hashing goes on beside writing.
             hashed = pool.submit(digest.update, block)
-            _write_all(file, block)
+            file.write(block)
             size += len(block)
             hashed.result()
     return FileRecord(size, digest.hexdigest())
-
-
-def _write_all(file: IO[bytes], block: memoryview) -> None:
-    while len(block):  # the system may take less than it is given
-        block = block[file.write(block) :]
 
 
 def _blocks(specs: List[TensorSpec], fetch: Fetch) -> Iterable[memoryview]:
@@ -147,7 +150,8 @@ def write_sharded(
     """Writes `model.safetensors`, or shards of at most `shard_bytes` and their index, into
     `directory`.
     """
-    require_space(directory, sum(spec.nbytes for spec in specs))
+    total = sum(spec.nbytes for spec in specs)
+    require_space(directory, total)
     shards = plan_shards(specs, shard_bytes)
     names = shard_names("model", len(shards))
     records = {
@@ -156,6 +160,5 @@ def write_sharded(
     }
     if len(shards) > 1:
         weight_map = {spec.name: name for name, shard in zip(names, shards) for spec in shard}
-        total = sum(spec.nbytes for spec in specs)
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return records

@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 
 import tyro
 from typing_extensions import Annotated
 
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.data.template import load_template
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.template import Template, load_template
+from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
-from minigpt.errors import UsageError
-from minigpt.inference.generate import Notes, Steps, compiled_step, decode_step, stream
+from minigpt.errors import UsageError, at_least
+from minigpt.inference.generate import compiled_step, decode_step, notes, stream
 from minigpt.inference.sampling import Sampling
-from minigpt.inference.text_stream import TextStream, collect
+from minigpt.inference.text_stream import pieces
 
 _NONE = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: no limit)")
 _ANY = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: another each time)")
@@ -54,10 +54,7 @@ class GenerateConfig:
     """auto, cpu, cuda, mps or moai."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "samples"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise UsageError("%s is %d" % (flag, getattr(self, name)), "it must be at least 1")
+        at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
 
 
@@ -71,48 +68,40 @@ def generate_command(config: GenerateConfig) -> None:
     model = load_model(directory, device.torch_device)
     if config.compile and device.compiler_missing():
         raise UsageError(device.compiler_missing(), "leave out --compile")
-    text, stop = _asked(config, directory)
+    shown, text, stop = config.prompt, config.prompt, config.stop
+    if config.instruct:
+        template = tuned_template(directory)
+        shown, text, stop = "", template.prompt(config.prompt), config.stop + template.stop
     prompt = tokenizer.encode(text) or [tokenizer.eos_id]
-    for line in Notes(len(prompt), config.max_new_tokens, model.config.n_positions).lines():
+    for line in notes(len(prompt), config.max_new_tokens, model.config.n_positions):
         print("note: %s" % line, file=sys.stderr)
     steps = stream(
         model, prompt, config.max_new_tokens, config.samples, config.sampling,
         tokenizer.eos_id, config.seed, compiled_step() if config.compile else decode_step,
     )  # fmt: skip
-    streams = [TextStream(stop) for _ in range(config.samples)]
+    rows = pieces(steps, [False] * config.samples, stop, tokenizer)
     if config.samples == 1:
-        _print_as_it_comes("" if config.instruct else text, steps, streams[0], tokenizer)
+        _print_as_it_comes(shown, rows)
         return
-    for number, text in enumerate(collect(steps, streams, tokenizer), 1):
-        shown = "" if config.instruct else config.prompt
-        print("--- sample %d of %d\n%s%s" % (number, config.samples, shown, text))
+    for number, row in enumerate(zip(*rows), 1):
+        print("--- sample %d of %d\n%s%s" % (number, config.samples, shown, "".join(row)))
 
 
-def _asked(config: GenerateConfig, directory: Path) -> Tuple[str, Tuple[str, ...]]:
-    """The text to continue and where to stop, by the template the checkpoint was tuned with."""
-    if not config.instruct:
-        return config.prompt, config.stop
+def tuned_template(directory: Path) -> Template:
+    """The template that a checkpoint was tuned with, for --instruct; UsageError if it was not."""
     template = load_template(directory)
     if template is None:
         raise UsageError(
             "%s was not tuned on instructions" % directory, "leave out --instruct, or tune it"
         )
-    return template.prompt(config.prompt), config.stop + template.stop
+    return template
 
 
-def _print_as_it_comes(prompt: str, steps: Steps, text: TextStream, tokenizer: Tokenizer) -> None:
-    _show(prompt)
+def _print_as_it_comes(prompt: str, rows: Iterable[List[str]]) -> None:
+    """Each piece of the one text at once; the line ends however that ends."""
+    print(prompt, end="", flush=True)
     try:
-        for (token,) in steps:
-            if token is not None:
-                _show(text.feed(tokenizer.token_bytes(token)))
-            if text.stopped:
-                break
-        _show(text.finish())
+        for (piece,) in rows:
+            print(piece, end="", flush=True)
     finally:
-        _show("\n")
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        print(flush=True)

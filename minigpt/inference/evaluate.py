@@ -22,7 +22,8 @@ from minigpt.data.loader import Batch
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import PRECISIONS, find_device
-from minigpt.errors import DataError, DeviceError, UsageError
+from minigpt.errors import DataError, DeviceError, UsageError, at_least
+from minigpt.inference.command import tuned_template
 from minigpt.inference.generate import stream_batch
 from minigpt.inference.humaneval import (
     STOPS,
@@ -36,7 +37,7 @@ from minigpt.inference.humaneval import (
 from minigpt.inference.results import Results
 from minigpt.inference.sampling import Sampling
 from minigpt.inference.sandbox import Limits, sandbox_missing
-from minigpt.inference.text_stream import TextStream, collect
+from minigpt.inference.text_stream import pieces
 from minigpt.model.gpt import GPT
 from minigpt.text import nearest
 from minigpt.training.loss import batch_loss
@@ -83,7 +84,7 @@ class EvaluateConfig:
     seed: int = 0
     """The same seed gives the same completions."""
     limit: int = 0
-    """Use only the first N problems, 0 for all."""
+    """Use only the first N problems, 0 for all; with a larger one it goes on from --out."""
     timeout: float = 5.0
     """Seconds that a program may run."""
     memory: int = 1024
@@ -98,12 +99,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
-                raise UsageError(
-                    "%s is %d" % (flag, getattr(self, name)), "it must be at least %d" % least
-                )
+        at_least(
+            1, samples=self.samples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+        )
+        at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
         if self.precision not in PRECISIONS:
             raise UsageError(
                 "--precision is %r" % self.precision, nearest(self.precision, PRECISIONS)
@@ -116,16 +115,6 @@ class EvaluateConfig:
             raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
         self.sampling = Sampling(self.temperature)
         self.limits = Limits(self.timeout, self.memory << 20)
-
-
-_LEAST = {
-    "samples": 1,
-    "max_new_tokens": 1,
-    "batch_size": 1,
-    "limit": 0,
-    "block_size": 0,
-    "eval_tokens": 0,
-}
 
 
 def evaluate_command(config: EvaluateConfig) -> None:
@@ -167,50 +156,35 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     result = validate(
         model, loss_of, found.validation, lengths, config.batch_size, config.eval_tokens
     )
-    kind = "tokens"
+    count, kind = format(result.tokens, ","), "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
     print(
         "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s %s)"
-        % (
-            directory,
-            name,
-            result.loss,
-            result.perplexity,
-            result.bits_per_byte,
-            format(result.tokens, ","),
-            kind,
-        )
+        % (directory, name, result.loss, result.perplexity, result.bits_per_byte, count, kind)
     )
 
 
 def _programs(config: EvaluateConfig, directory: Path) -> None:
     file = humaneval_file() if config.problems is None else Path(config.problems)
     problems = read_problems(file)[: config.limit or None]
-    template = load_template(directory) if config.instruct else None
-    if config.instruct and template is None:
-        raise UsageError("%s was not tuned on instructions" % directory, "leave out --instruct")
+    template = tuned_template(directory) if config.instruct else None
     if sandbox_missing():
         raise DeviceError(
             "programs of a model run only in a sandbox, and %s" % sandbox_missing(),
             "evaluate on a Linux machine where namespaces are allowed",
         )
-    device = find_device(config.device)
-    model = load_model(directory, device.torch_device)
-    tokenizer = load_tokenizer(directory)
-    results = Results(Path(config.out), _settings(config, directory, file))
-    complete = completer(model, tokenizer, template, config)
-    lengths = [len(tokenizer.encode(_text(problem, template))) for problem in problems]
-    if max(lengths) > model.config.n_positions:
+    model = load_model(directory, find_device(config.device).torch_device)
+    tokenizer, positions = load_tokenizer(directory), model.config.n_positions
+    long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
+    if long:
         print(
             "note: %d of %d prompts are longer than the model's %d positions: their ends are used"
-            % (
-                sum(length > model.config.n_positions for length in lengths),
-                len(lengths),
-                model.config.n_positions,
-            ),
+            % (long, len(problems), positions),
             file=sys.stderr,
         )
+    results = Results(Path(config.out), _settings(config, directory, file))
+    complete = completer(model, tokenizer, template, config)
     measure(problems, complete, results, config.samples, config.batch_size, config.limits)
     for line in summary(results.completions, config.samples):
         print(line)
@@ -231,7 +205,7 @@ def completer(
             model, prompts, config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
             config.seed + start,
         )  # fmt: skip
-        answers = collect(steps, [TextStream(stops) for _ in prompts], tokenizer, ended)
+        answers = ["".join(row) for row in zip(*pieces(steps, ended, stops, tokenizer))]
         if template is None:
             return answers
         return [problem.completion(answer) for problem, answer in zip(problems, answers)]
@@ -247,8 +221,8 @@ def _text(problem: Problem, template: Optional[Template]) -> str:
 def _settings(config: EvaluateConfig, directory: Path, file: Path) -> Dict[str, Any]:
     """All that the completions and verdicts depend on."""
     names = (
-        "instruct", "samples", "temperature", "max_new_tokens", "seed", "limit", "timeout",
-        "memory", "batch_size",
+        "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
+        "batch_size",
     )  # fmt: skip
     return {
         "checkpoint": manifest.sha256(directory / manifest.NAME),

@@ -9,7 +9,6 @@ stays, takes the first positions, and generation goes on from there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -47,81 +46,63 @@ def compiled_step() -> Step:
 
 
 class Decoder:
-    """Several continuations of one prompt, side by side: rows of `history`, (samples, length)
-    int64.
-    """
-
-    def __init__(
-        self, model: GPT, prompt: Sequence[int], samples: int, room: int, step: Step = decode_step
-    ) -> None:
-        """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
-        self.model, self.positions = model, model.config.n_positions
-        self.room, self.step = room, step
-        device = model.token_embedding.weight.device
-        ids = torch.tensor([_last(prompt, self.positions)], device=device)
-        self.history = ids.expand(samples, -1)
-        self.cache: KVCache
-        self.logits = self._prefill(ids)
-        if samples > 1:
-            self.cache = self.cache.repeat(samples)
-            self.logits = self.logits.expand(samples, -1)
-
-    @torch.inference_mode()
-    def append(self, tokens: Tensor) -> None:
-        """Adds tokens (rows,) to the rows, and computes the logits (rows, V) that follow them."""
-        self.history = torch.cat([self.history, tokens.unsqueeze(1)], 1)
-        self.room -= 1
-        if self.cache.length < self.cache.capacity:
-            cache = self.cache
-            self.logits = self.step(
-                self.model, tokens.unsqueeze(1), cache.layers, cache.length, cache.starts
-            )
-            cache.length += 1
-        else:
-            self._begin_again()
-
-    def _begin_again(self) -> None:
-        self.logits = self._prefill(self.history[:, -max(1, self.positions // 2) :])
-
-    @torch.inference_mode()
-    def _prefill(self, ids: Tensor, starts: Optional[Tensor] = None) -> Tensor:
-        capacity = min(self.positions, ids.size(1) + self.room)
-        self.cache = self.model.new_cache(ids.size(0), capacity)
-        self.cache.starts = starts
-        return self.model.logits(self.model.features(ids, cache=self.cache)[:, -1])
-
-
-class BatchDecoder(Decoder):
-    """One continuation each of several prompts, padded on the left to the longest.
+    """Continuations of several prompts side by side, `samples` of each, padded on the left to the
+    longest. `logits` (rows, V) are for what comes next.
 
     The longest row has no padding, so the cache is full when that row has used up the model's
     positions. Then each row that has keeps its newer half, and all are read again: every row gets
     the logits that it would get alone.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], room: int) -> None:
-        """`room` as in Decoder."""
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        samples: int = 1,
+        step: Step = decode_step,
+    ) -> None:
+        """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
+        if not all(map(len, prompts)):
+            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
         self.model, self.positions = model, model.config.n_positions
-        self.room, self.step = room, decode_step
-        self._read([_last(prompt, self.positions) for prompt in prompts])
+        self.room, self.step = room, step
+        self._read([list(prompt)[-self.positions :] for prompt in prompts], samples)
+
+    @torch.inference_mode()
+    def _read(self, rows: Sequence[List[int]], samples: int = 1) -> None:
+        width, device = max(map(len, rows)), self.model.token_embedding.weight.device
+        padding = [width - len(row) for row in rows]
+        padded = [[0] * missing + row for missing, row in zip(padding, rows)]
+        tokens = torch.tensor(padded, device=device)
+        self.cache = self.model.new_cache(len(rows), min(self.positions, width + self.room))
+        if any(padding):
+            self.cache.starts = torch.tensor(padding, device=device)
+        logits = self.model.logits(self.model.features(tokens, cache=self.cache)[:, -1])
+        self.logits = logits.repeat_interleave(samples, 0)
+        if samples > 1:
+            self.cache = self.cache.repeat(samples)
+        self.read = [row for row in rows for _ in range(samples)]
+        self.added: List[Tensor] = []  # since then
+
+    @torch.inference_mode()
+    def append(self, tokens: Tensor) -> None:
+        """Adds tokens (rows,) to the rows, and computes the logits (rows, V) that follow them."""
+        self.added.append(tokens)
+        self.room -= 1
+        if self.cache.length == self.cache.capacity:
+            self._begin_again()
+            return
+        cache = self.cache
+        self.logits = self.step(
+            self.model, tokens.unsqueeze(1), cache.layers, cache.length, cache.starts
+        )
+        cache.length += 1
 
     def _begin_again(self) -> None:
-        rows = [row[start:] for row, start in zip(self.history.tolist(), self.starts.tolist())]
+        rows = [row + more for row, more in zip(self.read, torch.stack(self.added, 1).tolist())]
         half = max(1, self.positions // 2)
         self._read([row if len(row) <= self.positions else row[-half:] for row in rows])
-
-    def _read(self, rows: Sequence[Sequence[int]]) -> None:
-        width, device = max(map(len, rows)), self.model.token_embedding.weight.device
-        padded = [[0] * (width - len(row)) + list(row) for row in rows]
-        self.history = torch.tensor(padded, device=device)
-        self.starts = torch.tensor([width - len(row) for row in rows], device=device)
-        self.logits = self._prefill(self.history, self.starts)
-
-
-def _last(prompt: Sequence[int], positions: int) -> List[int]:
-    if not prompt:
-        raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
-    return list(prompt)[-positions:]
 
 
 def stream(
@@ -142,11 +123,8 @@ def stream(
     random numbers are touched. A prompt longer than the model's positions is cut at its
     beginning. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
     """
-
-    def decoder() -> Decoder:
-        return Decoder(model, prompt_ids, samples, max_new_tokens, step)
-
-    return _steps(model, decoder, [False] * samples, max_new_tokens, sampling, stop_id, seed)
+    ended = [False] * samples
+    return stream_batch(model, [prompt_ids], max_new_tokens, ended, sampling, stop_id, seed, step)
 
 
 def stream_batch(
@@ -157,32 +135,18 @@ def stream_batch(
     sampling: Sampling = PLAIN,
     stop_id: Optional[int] = None,
     seed: Optional[int] = None,
+    step: Step = decode_step,
 ) -> Steps:
-    """`stream` for one continuation each of several prompts of any lengths, decoded together.
+    """`stream` for several prompts of any lengths, decoded together.
 
-    `ended`, one False for each prompt, is kept up to date, and the reader may set an entry to end
-    that row. A row gets the tokens it would get alone, but for the rounding of its logits.
+    `ended` has a False for each row, as many for each prompt as it is to have continuations. It is
+    kept up to date, and the reader may set an entry to end that row. A row gets the tokens it would
+    get alone, but for the rounding of its logits.
     """
-
-    def decoder() -> Decoder:
-        return BatchDecoder(model, prompts, max_new_tokens)
-
-    return _steps(model, decoder, ended, max_new_tokens, sampling, stop_id, seed)
-
-
-def _steps(
-    model: GPT,
-    make_decoder: Callable[[], Decoder],
-    ended: List[bool],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_id: Optional[int],
-    seed: Optional[int],
-) -> Steps:
     training = model.training
     model.eval()
     try:
-        decoder = make_decoder()
+        decoder = Decoder(model, prompts, max_new_tokens, len(ended) // len(prompts), step)
         device = decoder.logits.device
         place = device_of(device).generator_device
         generator = torch.Generator(device=place)
@@ -194,10 +158,9 @@ def _steps(
             if all(ended):
                 return
             yield [None if done else token for done, token in zip(ended, row)]
-            if all(ended):
+            if all(ended) or not left:
                 return
-            if left:
-                decoder.append(tokens.to(device))
+            decoder.append(tokens.to(device))
     finally:
         model.train(training)
 
@@ -218,27 +181,19 @@ def generate(
     return [token for (token,) in steps if token is not None]
 
 
-@dataclass(frozen=True)
-class Notes:
+def notes(tokens: int, new: int, positions: int) -> List[str]:
     """What a person should know about a prompt of `tokens` continued by `new`, given the model's
-    positions.
+    positions: one sentence each, none where nothing is unusual.
     """
-
-    tokens: int
-    new: int
-    positions: int
-
-    def lines(self) -> Tuple[str, ...]:
-        """One sentence each, none where nothing is unusual."""
-        lines = []
-        if self.tokens > self.positions:
-            lines.append(
-                "the prompt has %d tokens and the model %d positions: its last %d are used"
-                % (self.tokens, self.positions, self.positions)
-            )
-        if min(self.tokens, self.positions) + self.new - 1 > self.positions:
-            lines.append(
-                "the text will outgrow the model's %d positions: each time it does, only its last"
-                " %d tokens are remembered" % (self.positions, self.positions // 2)
-            )
-        return tuple(lines)
+    lines = []
+    if tokens > positions:
+        lines.append(
+            "the prompt has %d tokens and the model %d positions: its last %d are used"
+            % (tokens, positions, positions)
+        )
+    if min(tokens, positions) + new - 1 > positions:
+        lines.append(
+            "the text will outgrow the model's %d positions: each time it does, only its last"
+            " %d tokens are remembered" % (positions, positions // 2)
+        )
+    return lines

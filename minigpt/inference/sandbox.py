@@ -23,7 +23,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Dict, List
 
@@ -31,8 +31,6 @@ from minigpt.errors import DeviceError, UsageError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")  # where Python's libraries are
-_DISK = 16 << 20  # bytes for files, and for what is printed
-_PROCESSES = 8  # threads count
 _LAST_LINE = "\n__import__('os').write(2, b'%s')\n"
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Iteration))\b", re.M)
 _KILLED = 137  # by SIGKILL, with which the kernel ends what has used up its CPU time
@@ -80,8 +78,14 @@ def run_program(source: str, limits: Limits = LIMITS) -> Verdict:
     root = os.path.realpath(tempfile.mkdtemp(prefix="minigpt-sandbox-"))
     try:
         with tempfile.TemporaryFile() as output:
-            orders = _orders(source + _LAST_LINE % token, root, limits)
-            code = _run_guard(orders, output, limits.seconds)
+            orders = {
+                "source": source + _LAST_LINE % token,
+                "root": root,
+                "parent": os.getpid(),
+                "readable": _readable(),
+                **asdict(limits),
+            }
+            code = _run_guard(orders, output)
             output.seek(0)
             return _verdict(code, output.read().decode("utf-8", "replace"), token)
     finally:
@@ -98,20 +102,6 @@ def sandbox_missing() -> str:
     return "" if verdict.passed else "Python does not start in the sandbox: %s" % verdict.reason
 
 
-def _orders(source: str, root: str, limits: Limits) -> Dict[str, Any]:
-    return {
-        "source": source,
-        "python": sys.executable,
-        "root": root,
-        "parent": os.getpid(),
-        "readable": _readable(),
-        "memory": limits.memory,
-        "seconds": limits.seconds,
-        "disk": _DISK,
-        "processes": _PROCESSES,
-    }
-
-
 def _readable() -> List[str]:
     """What the program may read: Python, its packages, and the libraries these need."""
     real = Path(os.path.realpath(sys.executable)).parent.parent
@@ -119,7 +109,7 @@ def _readable() -> List[str]:
     return sorted(places)  # a folder comes before what is in it
 
 
-def _run_guard(orders: Dict[str, Any], output: IO[bytes], seconds: float) -> int:
+def _run_guard(orders: Dict[str, Any], output: IO[bytes]) -> int:
     """The exit code of the program; _KILLED when its time is over."""
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_GUARD)],
@@ -131,7 +121,7 @@ def _run_guard(orders: Dict[str, Any], output: IO[bytes], seconds: float) -> int
         start_new_session=True,
     )
     try:
-        complaint, _ = guard.communicate(json.dumps(orders).encode(), seconds)
+        complaint, _ = guard.communicate(json.dumps(orders).encode(), orders["seconds"])
     except subprocess.TimeoutExpired:
         return _KILLED
     finally:

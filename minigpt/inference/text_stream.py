@@ -7,7 +7,7 @@ what may or may not become a stop string. Both are held back until they are deci
 from __future__ import annotations
 
 import codecs
-from typing import Iterable, List, Optional, Sequence
+from typing import Iterable, Iterator, List, Optional, Sequence
 
 from minigpt.data.tokenizer import Tokenizer
 
@@ -45,29 +45,26 @@ class TextStream:
 
     def _undecided(self, text: str) -> int:
         """How many characters at the end of `text` may be the beginning of a stop string."""
-        longest = max((len(stop) for stop in self.stop), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self.stop):
-                return length
-        return 0
+        beginnings = (stop[:length] for stop in self.stop for length in range(1, len(stop)))
+        return max((len(begun) for begun in beginnings if text.endswith(begun)), default=0)
 
 
-def collect(
+def pieces(
     steps: Iterable[List[Optional[int]]],
-    streams: Sequence[TextStream],
+    ended: List[bool],
+    stop: Sequence[str],
     tokenizer: Tokenizer,
-    ended: Optional[List[bool]] = None,
-) -> List[str]:
-    """The whole text of each row of `steps`, a generator of tokens. Reads no further than the last
-    row needs; `ended` is the list that `stream_batch` shares, and is told of stop strings.
+) -> Iterator[List[str]]:
+    """For each of `steps`, a generator of tokens, the text of each row that became certain. Reads
+    no further than the last row needs; `ended`, a False for each row, is told of stop strings:
+    it may be the list that `stream_batch` shares.
     """
-    texts = ["" for _ in streams]
-    ended = [False for _ in streams] if ended is None else ended
+    streams = [TextStream(stop) for _ in ended]
     for row in steps:
-        for place, token in enumerate(row):
-            if token is not None:
-                texts[place] += streams[place].feed(tokenizer.token_bytes(token))
-            ended[place] = token is None or streams[place].stopped
+        data = [b"" if token is None else tokenizer.token_bytes(token) for token in row]
+        texts = [stream.feed(each) for stream, each in zip(streams, data)]
+        ended[:] = [token is None or s.stopped for token, s in zip(row, streams)]
+        yield texts
         if all(ended):
             break
-    return [text + stream.finish() for text, stream in zip(texts, streams)]
+    yield [stream.finish() for stream in streams]

@@ -31,6 +31,23 @@ def test_success_replaces_the_old_directory(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_the_last_whole_directory_is_kept_until_the_next_has_its_name(tmp_path, monkeypatch):
+    """A crash between the two renames has left the old one beside its place; so may the next."""
+    (tmp_path / ".d.replaced").mkdir()
+
+    def crash(*paths):
+        raise OSError("a crash")
+
+    monkeypatch.setattr(os, "rename", crash)
+    with pytest.raises(StorageError, match="a crash"), atomic_directory(tmp_path / "d"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == [".d.replaced"]
+    monkeypatch.undo()
+    with atomic_directory(tmp_path / "d"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 WRITER = """
 import itertools, sys
 from pathlib import Path

@@ -73,6 +73,11 @@ def damage_middle(path):
     path.write_bytes(bytes(data))
 
 
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
 DAMAGES = {
     "a flipped bit": lambda d: damage_middle(d / "model.safetensors"),
     "a truncated file": lambda d: (d / "model.safetensors").write_bytes(
@@ -80,6 +85,9 @@ DAMAGES = {
     ),
     "a missing file": lambda d: (d / "model.safetensors").unlink(),
     "an edited config": lambda d: (d / "config.json").write_text("{}"),
+    "a config of no model": lambda d: edit(d / "config.json", '"n_head": 3', '"n_head": 2'),
+    "a manifest without files": lambda d: (d / "manifest.json").write_text('{"format": 1}'),
+    "a manifest with a flipped bit": lambda d: edit(d / "manifest.json", '"size"', '"sizd"'),
     "no manifest": lambda d: (d / "manifest.json").unlink(),
     "a manifest that is no JSON": lambda d: (d / "manifest.json").write_text("{"),
     "a manifest of the future": lambda d: (d / "manifest.json").write_text('{"format": 99}'),

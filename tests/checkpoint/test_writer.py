@@ -22,6 +22,8 @@ def tensors():
         "empty": torch.empty(0, 4),
         "counts": torch.arange(6),
         "bytes": torch.arange(5, dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "short": torch.arange(3, dtype=torch.int16),
     }
 
 

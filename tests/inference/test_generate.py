@@ -6,11 +6,10 @@ import torch
 import minigpt
 from minigpt.errors import UsageError
 from minigpt.inference.generate import (
-    BatchDecoder,
     Decoder,
-    Notes,
     compiled_step,
     decode_step,
+    notes,
     stream,
     stream_batch,
 )
@@ -85,7 +84,7 @@ def test_beyond_the_context_the_newer_half_is_remembered(model):
     The tokens are given, not generated: what a random model says soon repeats itself, and then
     looks the same whatever is remembered.
     """
-    window, decoder = [1, 2, 3], Decoder(model, [1, 2, 3], 1, 60)
+    window, decoder = [1, 2, 3], Decoder(model, [[1, 2, 3]], 60)
     for token in torch.randint(0, 61, (60,)).tolist():
         assert_close(decoder.logits, model(torch.tensor([window]))[:, -1])
         decoder.append(torch.tensor([token]))
@@ -107,7 +106,7 @@ GREEDY = Sampling(0.0)
 def test_prompts_side_by_side_have_the_logits_they_have_alone(model, form):
     """Through prefill, decoding, and the rows' outgrowing the context at different times."""
     model.use_attention(form)
-    batch, alone = BatchDecoder(model, PROMPTS, 50), [Decoder(model, p, 1, 50) for p in PROMPTS]
+    batch, alone = Decoder(model, PROMPTS, 50), [Decoder(model, [p], 50) for p in PROMPTS]
     for tokens in torch.randint(0, 61, (49, len(PROMPTS))):
         assert_close(batch.logits, torch.cat([decoder.logits for decoder in alone]))
         batch.append(tokens)
@@ -119,6 +118,15 @@ def test_prompts_side_by_side_continue_as_alone(model):
     rows = zip(*stream_batch(model, PROMPTS, 30, [False] * 4, GREEDY))
     assert [list(row) for row in rows] == [
         minigpt.generate(model, prompt, 30, temperature=0) for prompt in PROMPTS
+    ]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[3, 1, 4], [1, 5, 9]]])
+def test_several_continuations_of_several_prompts(model, prompts):
+    """Each prompt's rows stand together, with padding and without, also beyond the context."""
+    rows = zip(*stream_batch(model, prompts, 30, [False] * 2 * len(prompts), GREEDY))
+    assert [list(row) for row in rows] == [
+        minigpt.generate(model, prompt, 30, temperature=0) for prompt in prompts for _ in range(2)
     ]
 
 
@@ -145,9 +153,9 @@ def test_side_by_side_the_same_seed_gives_the_same(model):
 
 
 def test_what_is_unusual_is_said():
-    assert Notes(10, 15, 24).lines() == ()
-    assert "will outgrow" in Notes(10, 16, 24).lines()[0]
-    assert "its last 24 are used" in Notes(30, 1, 24).lines()[0]
+    assert notes(10, 15, 24) == []
+    assert "will outgrow" in notes(10, 16, 24)[0]
+    assert "its last 24 are used" in notes(30, 1, 24)[0]
 
 
 def test_a_model_in_training_is_left_in_training(model):

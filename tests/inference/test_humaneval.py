@@ -146,9 +146,9 @@ def solver(stop_after=10**9):
     return complete
 
 
-def evaluate(path, complete, settings=None):
+def evaluate(path, complete, settings=None, limit=5):
     results = Results(path, settings or {"seed": 1})
-    measure(problems(), complete, results, 2, 3, LIMITS)
+    measure(problems(limit), complete, results, 2, 3, LIMITS)
     return results
 
 
@@ -181,6 +181,21 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     again = solver()
     assert evaluate(tmp_path / "out.jsonl", again).completions == whole.completions
     assert again.calls == []
+
+
+@needs_sandbox
+def test_it_goes_on_with_more_problems_and_loses_none_with_fewer(tmp_path):
+    """`solver` answers alike whatever the batch's size, so the file is that of one evaluation."""
+    whole = evaluate(tmp_path / "whole.jsonl", solver())
+    lines = (tmp_path / "whole.jsonl").read_bytes()
+    few = evaluate(tmp_path / "out.jsonl", solver(), limit=2)
+    assert few.completions == whole.completions[:4]
+    more = solver()
+    assert evaluate(tmp_path / "out.jsonl", more).completions == whole.completions
+    assert more.calls == [3, 6, 9] and (tmp_path / "out.jsonl").read_bytes() == lines
+    again = solver()
+    assert evaluate(tmp_path / "out.jsonl", again, limit=2).completions == few.completions
+    assert again.calls == [] and (tmp_path / "out.jsonl").read_bytes() == lines
 
 
 @needs_sandbox
