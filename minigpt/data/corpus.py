@@ -18,7 +18,9 @@ import os
 import re
 import sysconfig
 import tokenize
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Iterator, List, Set, Tuple
 
@@ -26,6 +28,7 @@ from minigpt.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
 SUFFIXES = (".py", ".txt", ".jsonl")
+TEXT_KEYS = ("text", "content")  # what makes a line of .jsonl plain text
 
 _SOURCES = "name a file, a directory or stdlib, or, to train on, stdlib-functions"
 _OR_RECORDS = "name another, or a file of records: .jsonl, .json or .parquet"
@@ -33,15 +36,7 @@ _PIECE = 1 << 20  # characters read at a time
 _LONGEST = 16 << 20  # a piece never grows beyond this
 # Not the library's code: its tests, other people's packages, and pydoc's topics, a 700 kB text in
 # a string.
-_NOT_CODE = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "pydoc_data",
-}
+_NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 
 # A place where GPT-2's pattern cannot reach across: a line break with no other white space on
 # either side.
@@ -97,15 +92,13 @@ class Source:
 
 def find_source(name: str, validation: float = 0.03) -> Source:
     """The Source called `name`; DataError when there is none, or nothing in it."""
-    if name == "stdlib":
-        root, files = library_root(), library_files()
-    else:
-        root = Path(name)
-        files = _files(root)
-    if not sum(path.stat().st_size for path in files):
-        raise DataError("%s has no text" % name, "name a file or directory with some in it")
+    root = library_root() if name == "stdlib" else Path(name)
+    files = library_files() if name == "stdlib" else _files(root)
     keys = [path.relative_to(root).as_posix() for path in files]
-    return Source(name, tuple(files), _splits(keys, validation), validation)
+    source = Source(name, tuple(files), _splits(keys, validation), validation)
+    if not source.size():
+        raise DataError("%s has no text" % name, "name a file or directory with some in it")
+    return source
 
 
 def library_root() -> Path:
@@ -142,7 +135,7 @@ def validation_documents(name: str, limit: int) -> List[bytes]:
 
 def _files(root: Path) -> List[Path]:
     if root.is_dir():
-        files = list(_walk(root, {"__pycache__"}))
+        files = list(_walk(root, set()))
         if files:
             return files
         raise DataError("%s has no %s file" % (root, ", ".join(SUFFIXES)), _OR_RECORDS)
@@ -154,6 +147,7 @@ def _files(root: Path) -> List[Path]:
 
 
 def _walk(root: Path, skip: Set[str]) -> Iterator[Path]:
+    skip = {"__pycache__", *skip}
     for directory, names, files in os.walk(str(root)):
         names[:] = sorted(n for n in names if n not in skip and not n.startswith("."))
         for name in sorted(files):
@@ -180,7 +174,7 @@ def _splits(keys: List[str], validation: float) -> Tuple[str, ...]:
 
 def _records(path: Path, validation: float) -> Iterator[Piece]:
     with _open(path) as file:
-        for number, line in enumerate(_lines(file, path), 1):
+        for number, line in enumerate(file, 1):
             if line.strip():
                 text = _record_text(line, "%s:%d" % (path, number))
                 held_out = draw("%d %s" % (number, text)) < validation
@@ -190,14 +184,15 @@ def _records(path: Path, validation: float) -> Iterator[Piece]:
 def _record_text(line: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError("%s is no JSON: %s" % (where, error), "mend or remove the line") from None
-    keys = sorted(record) if isinstance(record, dict) else []
-    for key in ("text", "content"):
-        if key in keys and isinstance(record[key], str):
+    if not isinstance(record, dict):
+        record = {}
+    for key in TEXT_KEYS:
+        if isinstance(record.get(key), str):
             return str(record[key])
     raise DataError(
-        "%s has no text: its keys are %s" % (where, ", ".join(keys) or "none"),
+        "%s has no text: its keys are %s" % (where, ", ".join(sorted(record)) or "none"),
         'write {"text": "..."}, or train on this file of records alone',
     )
 
@@ -225,12 +220,9 @@ def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
     """(text, whether it is the last) of a file, cut where tokens cannot reach across."""
     text = ""
     with _open(path) as file:
-        while True:
-            block = _read(file, path)
+        for block in iter(partial(file.read, _PIECE), ""):
             text += block
-            if not block:
-                break
-            place = _last_cut(text) or (len(text) if len(text) >= _LONGEST else 0)
+            place = _last_cut(text)
             if place:
                 yield text[:place], False
                 text = text[place:]
@@ -238,47 +230,38 @@ def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
 
 
 def _last_cut(text: str) -> int:
+    """Where a long text is cut, near its end; 0 when it is to grow first."""
     if len(text) < _PIECE:
         return 0
     places = [match.start() for match in _CUT.finditer(text, len(text) - _PIECE // 16)]
-    return places[-1] if places else 0
+    if places:
+        return places[-1]
+    return len(text) if len(text) >= _LONGEST else 0
 
 
-def _open(path: Path) -> IO[str]:
+@contextmanager
+def _open(path: Path) -> Iterator[IO[str]]:
+    """The text of a file; DataError also when it cannot be decoded while it is read."""
     encoding = "utf-8-sig"  # a byte order mark, which some editors write, is no text
     try:
         if path.suffix == ".py":
-            with path.open("rb") as file:
-                encoding = tokenize.detect_encoding(file.readline)[0]
-        return path.open(encoding=encoding, newline="")
+            with path.open("rb") as source:
+                encoding = tokenize.detect_encoding(source.readline)[0]
+        with path.open(encoding=encoding, newline="") as file:
+            yield file
     except SyntaxError as error:
         raise DataError("%s: %s" % (path, error), "save it as UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise _undecodable(path, error.encoding) from None
     except OSError as error:
         raise DataError("cannot read %s: %s" % (path, error.strerror), "see who may") from None
 
 
-def _read(file: IO[str], path: Path) -> str:
-    try:
-        return file.read(_PIECE)
-    except UnicodeDecodeError as error:
-        raise _undecodable(path, error) from None
-
-
-def _lines(file: IO[str], path: Path) -> Iterator[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise _undecodable(path, error) from None
-
-
-def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
+def _undecodable(path: Path, encoding: str) -> DataError:
     """The codec knows a place in its buffer; people look for a line."""
     number = 1
-    with path.open("rb") as file:
+    with path.open("rb") as file, suppress(UnicodeDecodeError):
         for line in file:
-            try:
-                line.decode(error.encoding)
-            except UnicodeDecodeError:
-                break
+            line.decode(encoding)
             number += 1
-    return DataError("%s:%d is not %s" % (path, number, error.encoding), "save it as UTF-8")
+    return DataError("%s:%d is not %s" % (path, number, encoding), "save it as UTF-8")

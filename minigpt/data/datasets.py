@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
+from minigpt.data.corpus import TRAIN, VALIDATION
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Records, in_words, split_datasets
-from minigpt.data.prepare import DATASET, RECORDS, prepared
+from minigpt.data.prepare import prepared
 from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import open_records
+from minigpt.data.shards import RECORDS, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.windows import TokenDataset
 from minigpt.errors import DataError
-from minigpt.files import read_object
 
 
 @dataclass
@@ -40,21 +40,21 @@ def open_datasets(
 ) -> Opened:
     """The datasets of --data `name`; DataError or UsageError when there is nothing to learn."""
     keys = parse_keys(record_keys)
-    content = None if keys else _prepared_records(Path(name))
+    content = None if keys else read_dataset(Path(name), RECORDS)
     if content is None and not holds_records(name, keys, strict=strict):
         directory = prepared(name, tokenizer)
-        split = [TokenDataset(directory, s, block_size) for s in ("train", "validation")]
-        return Opened(split[0], split[1], None, [], [])
+        text = [TokenDataset(directory, split, block_size) for split in (TRAIN, VALIDATION)]
+        return Opened(text[0], text[1], None, [], [])
     chosen = find_template(template) if isinstance(template, str) else template
-    left_out, held_out = LeftOut(strict), HELD_OUT
     records: Records
     if content is None:
+        left_out, held_out = LeftOut(strict), HELD_OUT
         found = read_records(name, keys, left_out)
         records = ((record.where, render(record, chosen, tokenizer)) for record in found)
     else:
-        left_out = replace(LeftOut(**content["left_out"]), strict=strict)
-        for reason in left_out.places if strict else ():
-            left_out.add(reason, left_out.places[reason][0])  # raises
+        left_out = LeftOut(**{**content["left_out"], "strict": strict})
+        for reason, places in left_out.places.items() if strict else ():
+            left_out.add(reason, places[0])  # raises
         held_out, records = content["validation"], _rendered(Path(name), content, chosen)
     given = (chosen, tokenizer, block_size, packing, left_out, held_out)
     train, validation = split_datasets(records, *given)
@@ -62,15 +62,6 @@ def open_datasets(
         train.tokenizer_fingerprint = validation.tokenizer_fingerprint = content["tokenizer_sha256"]
     notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
     return Opened(train, validation, chosen, validation.prompt(), notes)
-
-
-def _prepared_records(directory: Path) -> Optional[Dict[str, Any]]:
-    """What a directory of prepared records says of itself; None when it is something else."""
-    try:
-        content = read_object(directory / DATASET)
-    except (OSError, ValueError):
-        return None
-    return content if content.get("format") == RECORDS else None
 
 
 def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> Records:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -94,27 +94,29 @@ def inspect_command(config: InspectConfig) -> None:
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
     batch = found.train.batch(shuffled(numbers, count, config.seed))
     rows = [list(_documents(batch, row, tokenizer.eos_id)) for row in range(len(numbers))]
-    colour = config.colour == "always" or (config.colour == "auto" and _on_a_terminal())
-    for line in _lines(rows, tokenizer, colour):
-        _print(line)
-    for line in _summary(rows, batch, found, count):
-        _print(line)
+    terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = config.colour == "always" or (config.colour == "auto" and terminal)
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in chain(_lines(rows, tokenizer, colour), _summary(rows, batch, found, count)):
+        # Any text to any terminal: what it has no character for becomes a question mark.
+        print(line.encode(encoding, "replace").decode(encoding))
 
 
 def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
-    own, longest = None, _BLOCK
-    directory = None if config.checkpoint is None else resolve(config.checkpoint)
-    if directory is not None:
-        own, longest = load_template(directory), read_config(directory).n_positions
-    named = find_template(config.template or "instruct")
+    template = find_template(config.template or "instruct")
+    if config.checkpoint is None:
+        return load_tokenizer(config.tokenizer or "gpt2"), template, config.block_size or _BLOCK
+    directory = resolve(config.checkpoint)
+    longest = read_config(directory).n_positions
     block = config.block_size or min(_BLOCK, longest)
-    if directory is not None and block > longest:
+    if block > longest:
         raise UsageError(
             "--block-size %d is more than the model's %d positions" % (block, longest),
             "use --block-size %d" % longest,
         )
-    tokenizer = load_tokenizer(directory or config.tokenizer or "gpt2")
-    return tokenizer, named if config.template or own is None else own, block
+    if config.template is None:
+        template = load_template(directory) or template
+    return load_tokenizer(directory), template, block
 
 
 class Document(NamedTuple):
@@ -125,7 +127,6 @@ class Document(NamedTuple):
     tokens: List[int]
     kinds: List[str]
     positions: List[int]
-    supervised: int
 
 
 def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
@@ -134,9 +135,9 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
     end = len(tokens)
     while end and tokens[end - 1] == eos_id and targets[end - 1] == IGNORE:
         end -= 1
-    places = range(len(tokens))
-    positions = places if batch.positions is None else batch.positions[row].tolist()
-    owners = [0] * len(tokens) if batch.documents is None else batch.documents[row].tolist()
+    positions, owners = list(range(len(tokens))), [0] * len(tokens)
+    if batch.positions is not None and batch.documents is not None:
+        positions, owners = batch.positions[row].tolist(), batch.documents[row].tolist()
     for _, group in groupby(range(end), owners.__getitem__):
         own = list(group)
         learned = [targets[i] for i in own]
@@ -144,11 +145,10 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
         # A token is learned where it is the target of the one before it.
         kinds = ["prompt"] + ["prompt" if t == IGNORE else "learned" for t in learned]
         kinds = ["end" if (t, k) == (eos_id, "learned") else k for t, k in zip(given, kinds)]
-        supervised = sum(t != IGNORE for t in learned)
-        yield Document(given, kinds, [positions[i] for i in own], supervised)
+        yield Document(given, kinds, [positions[i] for i in own])
     if end < len(tokens):
         padding = len(tokens) - end
-        yield Document(tokens[end:], ["padding"] * padding, list(positions[end:]), 0)
+        yield Document(tokens[end:], ["padding"] * padding, positions[end:])
 
 
 def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
@@ -159,8 +159,9 @@ def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> It
             if document.kinds[0] == "padding":
                 yield "  padding: %d tokens" % count
                 continue
+            supervised = sum(kind != "prompt" for kind in document.kinds)
             yield "  document %d: %d tokens, positions %d..%d, %d supervised" % (
-                place, count, positions[0], positions[-1], document.supervised,
+                place, count, positions[0], positions[-1], supervised,
             )  # fmt: skip
             for kind, line in _text(document, tokenizer):
                 line = "\033[%sm%s\033[0m" % (_COLOURS[kind], line) if colour else line
@@ -194,13 +195,3 @@ def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int
     for name, part in (("prompt", total - sum(counts.values())), *counts.items()):
         yield "  %-11s%8s  %5.1f%%" % (name, format(part, ","), 100 * part / total)
     yield from ("  " + note for note in found.notes)
-
-
-def _on_a_terminal() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
-def _print(line: str) -> None:
-    """Any text to any terminal: what it has no character for becomes a question mark."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "replace").decode(encoding))

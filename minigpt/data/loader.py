@@ -10,12 +10,12 @@ Letters: B rows, T positions (block size).
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any, Callable, Iterator, Optional, Protocol
+from typing import Any, Callable, Deque, Dict, Iterator, Optional, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -45,17 +45,9 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
-
-        def optional(field: Optional[Tensor]) -> Optional[Tensor]:
-            return None if field is None else change(field)
-
-        return replace(
-            self,
-            tokens=change(self.tokens),
-            targets=change(self.targets),
-            positions=optional(self.positions),
-            documents=optional(self.documents),
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        changed: Dict[str, Any] = {name: change(value) for name, value in tensors.items()}
+        return replace(self, **changed)
 
 
 class Dataset(Protocol):
@@ -74,7 +66,7 @@ class Dataset(Protocol):
 
 
 class Loader:
-    """Batches without end, prepared one or two ahead by a thread, so that the training loop never
+    """Batches without end, prepared `prefetch` ahead by a thread, so that the training loop never
     waits.
 
     `samples_seen` is its whole state: it counts the samples of the batches handed out, over all
@@ -96,50 +88,33 @@ class Loader:
         """
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.samples_seen, self.rank, self.world = samples_seen, rank, world
+        self.prefetch = prefetch
         self.waited = 0.0  # seconds that the consumer has spent waiting
-        self._queue: queue.Queue[Any] = queue.Queue(prefetch)
-        self._closed = threading.Event()
-        self._thread: Optional[threading.Thread] = None
+        self._thread = ThreadPoolExecutor(1)  # which starts it for the first batch
+        self._ahead: Deque[Future[Batch]] = deque()
 
     def __iter__(self) -> Loader:
         return self
 
     def __next__(self) -> Batch:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+        while len(self._ahead) <= self.prefetch:
+            seen_then = self.samples_seen + len(self._ahead) * self.batch_size
+            self._ahead.append(self._thread.submit(self._batch, seen_then))
         began = time.perf_counter()
-        item = self._queue.get()
+        batch = self._ahead[0].result()
         self.waited += time.perf_counter() - began
-        if isinstance(item, BaseException):
-            raise item
+        self._ahead.popleft()
         self.samples_seen += self.batch_size
-        batch: Batch = item
         return batch
 
     def close(self) -> None:
         """Ends the thread."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.shutdown()
 
     def indices(self, samples_seen: int) -> np.ndarray:
         """This process's share of the batch that begins after `samples_seen` samples."""
         numbers = np.arange(samples_seen + self.rank, samples_seen + self.batch_size, self.world)
         return shuffled(numbers, len(self.dataset), self.seed)
 
-    def _work(self) -> None:
-        samples_seen = self.samples_seen
-        while not self._closed.is_set():
-            item: Any
-            try:
-                item = self.dataset.batch(self.indices(samples_seen))
-            except Exception as error:  # the consumer raises it
-                item = error
-            samples_seen += self.batch_size
-            while not self._closed.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
+    def _batch(self, samples_seen: int) -> Batch:
+        return self.dataset.batch(self.indices(samples_seen))

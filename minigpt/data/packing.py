@@ -62,27 +62,28 @@ class RecordDataset:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows `indices` (B,) as a Batch, padded with EOS that nothing is learned from."""
-        shape = (len(indices), self.block_size)
-        tokens, targets = np.full(shape, self.eos_id, np.int64), np.full(shape, IGNORE, np.int64)
-        positions, documents = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        padding = 0
-        for place, index in enumerate(indices):
-            start = 0
-            for number, chosen in enumerate(self.rows[int(index)]):
-                example = self.examples[chosen]
-                end = start + len(example.tokens)
-                tokens[place, start:end] = example.tokens
-                targets[place, start:end] = example.targets
-                positions[place, start:end] = np.arange(end - start)
-                documents[place, start:end] = number
-                start = end
-            positions[place, start:] = np.arange(self.block_size - start)
-            documents[place, start:] = len(self.rows[int(index)])
-            padding += self.block_size - start
-        given = [torch.from_numpy(array) for array in (tokens, targets, positions, documents)]
+        rows = [[self.examples[chosen] for chosen in self.rows[int(i)]] for i in indices]
+        arrays = np.stack([self._row(row) for row in rows], 1)  # (4, B, T)
+        tokens, targets, *apart = torch.from_numpy(arrays)
         supervised = int((targets != IGNORE).sum())
-        apart = given[2:] if self.packed else []  # one and its padding: plain causal attention
-        return Batch(given[0], given[1], supervised, padding, *apart)
+        padding = tokens.numel() - sum(len(example.tokens) for row in rows for example in row)
+        # A single example and its padding need no more than plain causal attention.
+        return Batch(tokens, targets, supervised, padding, *(apart if self.packed else []))
+
+    def _row(self, examples: List[Example]) -> np.ndarray:
+        """The tokens, targets, positions and documents (4, T) of a row, its padding one more
+        example.
+        """
+        room = self.block_size - sum(len(example.tokens) for example in examples)
+        padding = Example(np.full(room, self.eos_id), np.full(room, IGNORE), 0)
+        parts = [*examples, padding]
+        lengths = [len(part.tokens) for part in parts]
+        return np.stack([
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.targets for part in parts]),
+            np.concatenate([np.arange(length) for length in lengths]),
+            np.repeat(np.arange(len(parts)), lengths),
+        ])  # fmt: skip
 
     def prompt(self) -> List[int]:
         """The ids up to the first answer of the first example: something to try the model on."""
@@ -122,7 +123,8 @@ def split_datasets(
             left_out.add("longer than --block-size %d" % block_size, where)
         else:
             examples.append((record.drawn, example))
-    border = _border([drawn for drawn, _ in examples], held_out)
+    lowest = min((drawn for drawn, _ in examples), default=0.0)
+    border = held_out if lowest < held_out else lowest + 1e-12  # one is always held out
     train = [example for drawn, example in examples if drawn >= border]
     validation = [example for drawn, example in examples if drawn < border]
     if not train or not validation:
@@ -131,11 +133,8 @@ def split_datasets(
             "of the records %d are usable%s" % (len(examples), ", " + why if why else ""),
             "give at least two different ones, or a larger --block-size",
         )
-    packed = packed and not template.whole
-    return (
-        RecordDataset(train, block_size, packed, tokenizer),
-        RecordDataset(validation, block_size, packed, tokenizer),
-    )
+    how = (block_size, packed and not template.whole, tokenizer)
+    return RecordDataset(train, *how), RecordDataset(validation, *how)
 
 
 def in_words(
@@ -161,10 +160,3 @@ def fit(record: Encoded, template: Template, eos_id: int, block_size: int) -> Op
         last = np.int32(IGNORE)
         return Example(ids[:block_size], np.append(targets[: block_size - 1], last), asked)
     return Example(ids[:-1], targets, asked) if len(targets) <= block_size else None
-
-
-def _border(draws: List[float], held_out: float) -> float:
-    """What is drawn below it is held out, and of two or more records at least one."""
-    if not draws or min(draws) < held_out:
-        return held_out
-    return min(draws) + 1e-12

@@ -26,14 +26,11 @@ from typing_extensions import Annotated
 
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import LeftOut, Record, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import Encoded, ShardWriter
+from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, ShardWriter
 from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.errors import DataError, UsageError
 from minigpt.files import atomic_directory, write_json
-
-DATASET = "dataset.json"
-FORMAT, RECORDS = 1, 2  # the two formats: of text, and of records
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
@@ -84,9 +81,9 @@ def prepare(config: PrepareConfig) -> Path:
     out = Path(config.out)
     if out.exists():
         raise DataError("%s exists" % out, "name another directory, or remove it")
-    workers = config.workers or len(os.sched_getaffinity(0))
     tokenizer, left_out = load_tokenizer(config.tokenizer), LeftOut(config.strict)
-    _make(_work(config, tokenizer, left_out), tokenizer, out, workers, config.shard_tokens)
+    work = _work(config, tokenizer, left_out)
+    _make(work, tokenizer, out, config.workers, config.shard_tokens)
     for line in left_out.lines():
         print("note: %s" % line, file=sys.stderr)
     return out
@@ -104,8 +101,7 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
     name = Path(source).resolve().name or "data"
     out = cache / ("%s-%s-%s" % (name, tokenizer.name, key))
     if not (out / DATASET).is_file():
-        workers, shard = os.cpu_count() or 1, PrepareConfig.shard_tokens
-        _make(_text(found, tokenizer), tokenizer, out, workers, shard)
+        _make(_text(found, tokenizer), tokenizer, out)
     return out
 
 
@@ -124,7 +120,7 @@ class _Work:
 
 
 def _text(source: Source, tokenizer: Tokenizer) -> _Work:
-    facts = {"format": FORMAT, "source": source.name}
+    facts = {"format": TEXT, "source": source.name}
     encode = partial(_encode_piece, tokenizer=tokenizer)
     return _Work(source.pieces(), source.size(), encode, (TRAIN, VALIDATION), facts)
 
@@ -149,9 +145,14 @@ def _work(config: PrepareConfig, tokenizer: Tokenizer, left_out: LeftOut) -> _Wo
     return _Work(read_records(name, keys, left_out), size, encode, (Record.split,), facts)
 
 
-def _make(work: _Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) -> None:
-    if work.size < _WORTH_PROCESSES:
-        workers = 1
+def _make(
+    work: _Work,
+    tokenizer: Tokenizer,
+    out: Path,
+    workers: int = PrepareConfig.workers,
+    shard: int = PrepareConfig.shard_tokens,
+) -> None:
+    workers = 1 if work.size < _WORTH_PROCESSES else workers or _cores()
     with atomic_directory(out) as unfinished:
         writers = {s: _SplitWriter(unfinished, s, tokenizer, shard) for s in work.splits}
         with tqdm(total=work.size, unit="B", unit_scale=True, delay=2.0,
@@ -160,7 +161,12 @@ def _make(work: _Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int
                 writers[item.split].write(encoded, item.size)
                 bar.update(item.size)
         splits = {split: writer.close() for split, writer in writers.items()}
-        _require_all(splits, work.facts["source"])
+        for split, content in splits.items():
+            if content["tokens"] == 0:
+                raise DataError(
+                    "%s has too few documents: none fell to %s" % (work.facts["source"], split),
+                    "give more, or prepare it with a larger --validation",
+                )
         tokenizer.save(unfinished)
         write_json(unfinished / DATASET, {
             **work.facts,
@@ -170,23 +176,19 @@ def _make(work: _Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int
         })  # fmt: skip
 
 
-def _require_all(splits: Dict[str, Any], source: str) -> None:
-    for split, content in splits.items():
-        if content["tokens"] == 0:
-            raise DataError(
-                "%s has too few documents: none fell to %s" % (source, split),
-                "give more, or prepare it with a larger --validation",
-            )
+def _cores() -> int:
+    """Those this process may use, which macOS and Windows cannot tell from those there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class _SplitWriter:
-    """The shards of one split."""
+    """The shards of one split, and what dataset.json says of them."""
 
     def __init__(self, directory: Path, split: str, tokenizer: Tokenizer, shard: int) -> None:
         self.directory, self.split, self.tokenizer, self.shard = directory, split, tokenizer, shard
         self.width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-        self.names: List[str] = []
-        self.tokens = self.documents = self.bytes = 0
+        self.facts: Dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
         self.digest = hashlib.sha256()
         self._next()
 
@@ -195,25 +197,19 @@ class _SplitWriter:
             self.digest.update(self.writer.close())
             self._next()
         self.digest.update(self.writer.write(document))
-        self.tokens += len(document.tokens)
-        self.bytes += size
-        self.documents += document.ends_document
+        self.facts["tokens"] += len(document.tokens)
+        self.facts["documents"] += document.ends_document
+        self.facts["bytes"] += size
 
     def close(self) -> Dict[str, Any]:
-        """Ends the last shard; returns what dataset.json says of the split."""
+        """Ends the last shard; returns the facts."""
         self.digest.update(self.writer.close())
-        return {
-            "shards": self.names,
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "bytes": self.bytes,
-            "sha256": self.digest.hexdigest(),
-        }
+        return {**self.facts, "sha256": self.digest.hexdigest()}
 
     def _next(self) -> None:
-        self.names.append("%s-%05d.tokens" % (self.split, len(self.names)))
-        path = self.directory / self.names[-1]
-        self.writer = ShardWriter(path, self.width, self.tokenizer.fingerprint)
+        name = "%s-%05d.tokens" % (self.split, len(self.facts["shards"]))
+        self.facts["shards"].append(name)
+        self.writer = ShardWriter(self.directory / name, self.width, self.tokenizer.fingerprint)
 
 
 _Pairs = Iterator[Tuple[_Item, Encoded]]

@@ -13,13 +13,15 @@ under `strict` the first one ends the run.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from minigpt.data.corpus import draw
+from minigpt.data.corpus import TEXT_KEYS, draw
 from minigpt.data.functions import library_functions
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template, Turns
@@ -31,7 +33,6 @@ HELD_OUT = 0.03  # the part of the records kept for validation
 
 Keys = Tuple[str, ...]  # of the instruction, of what may be added to it, of the answer
 
-_TEXT_KEYS = ("text", "content")  # what makes a .jsonl file plain text
 _FORMS: Tuple[Keys, ...] = (
     *(("instruction", "input", "context", a) for a in ("output", "response", "answer")),
     ("prompt", "completion"),
@@ -78,15 +79,12 @@ class LeftOut:
 
     def lines(self) -> List[str]:
         """One line a reason, the commonest first."""
-        reasons = sorted(self.counts, key=lambda reason: -self.counts[reason])
-        lines = [self._line(reason) for reason in reasons[:_REASONS]]
-        rest = sum(self.counts[reason] for reason in reasons[_REASONS:])
+        lines, rest = [], sum(self.counts.values())
+        for reason, count in Counter(self.counts).most_common(_REASONS):
+            places = ", ".join(self.places[reason]) + (", ..." if count > _PLACES else "")
+            lines.append("left out %s: %s (%s)" % (format(count, ","), reason, places))
+            rest -= count
         return lines + (["left out %s: other reasons" % format(rest, ",")] if rest else [])
-
-    def _line(self, reason: str) -> str:
-        count, places = self.counts[reason], ", ".join(self.places[reason])
-        more = ", ..." if count > _PLACES else ""
-        return "left out %s: %s (%s%s)" % (format(count, ","), reason, places, more)
 
 
 def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bool:
@@ -111,7 +109,7 @@ def _holds_records(name: str, keys: Optional[Keys]) -> bool:
     if keys is not None or not path.exists():
         return True
     first = next((value for _, value in _values(path, LeftOut()) if isinstance(value, dict)), {})
-    return _form(first) is not None or not any(key in first for key in _TEXT_KEYS)
+    return _form(first) is not None or not any(key in first for key in TEXT_KEYS)
 
 
 def parse_keys(text: Optional[str]) -> Optional[Keys]:
@@ -176,15 +174,19 @@ def _pair(value: Dict[str, Any], keys: Keys) -> Union[Turns, str]:
     for key in (keys[0], keys[-1]):
         if key not in value:
             return "no %s among %s" % (key, _names(value))
-    given = {key: value[key] for key in keys if value.get(key) is not None}
-    for key in keys:
-        if not isinstance(given.get(key, ""), str):
+    given = {key: "" if value.get(key) is None else value[key] for key in keys}
+    for key, text in given.items():
+        if not isinstance(text, str):
             return "%s is no text" % key
     for key in (keys[0], keys[-1]):
-        if not given.get(key, "").strip():
+        if not given[key].strip():
             return "%s is empty" % key
-    asked = [given[key] for key in keys[:-1] if given.get(key, "").strip()]
-    return (("\n\n".join(asked), given[keys[-1]]),)
+    return ((_joined(given[key] for key in keys[:-1]), given[keys[-1]]),)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """What an answer answers, without the parts that say nothing."""
+    return "\n\n".join(text for text in texts if text.strip())
 
 
 def _conversation(messages: Any) -> Union[Turns, str]:
@@ -202,10 +204,10 @@ def _conversation(messages: Any) -> Union[Turns, str]:
             return "a message has no role or no text"
         if role.lower() not in _ANSWERS:
             asked.append(text)
-        elif not text.strip() or not "".join(asked).strip():
+        elif not text.strip() or not _joined(asked):
             return "an instruction or answer is empty"
         else:
-            turns.append(("\n\n".join(part for part in asked if part.strip()), text))
+            turns.append((_joined(asked), text))
             asked = []
     return tuple(turns) or "no answer among its messages"
 
@@ -273,10 +275,9 @@ def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
             "reading %s needs pyarrow" % path, 'install it with: pip install "minigpt[parquet]"'
         ) from None
     try:
-        number = 0
-        for batch in parquet.ParquetFile(str(path)).iter_batches(1000):
-            for record in batch.to_pylist():
-                number += 1
-                yield "%s, row %d" % (path, number), record
+        batches = parquet.ParquetFile(str(path)).iter_batches(1000)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, record in enumerate(rows, 1):
+            yield "%s, row %d" % (path, number), record
     except (ArrowException, ValueError) as error:
         raise DataError("%s is no Parquet: %s" % (path, error), "get it again") from None

@@ -17,15 +17,17 @@ import struct
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 
 from minigpt.errors import DataError
+from minigpt.files import read_object
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
-_TEXT, _RECORDS = 1, 2  # versions
+TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of them
+DATASET = "dataset.json"  # what such a directory says of itself
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class ShardWriter:
 
     def __init__(self, path: Path, width: int, tokenizer: str) -> None:
         self.width, self.tokenizer = width, tokenizer
-        self.tokens, self.starts = 0, [0]
+        self.tokens, self._at_start = 0, True
+        self.starts: List[int] = []
         self.turns: List[int] = []
         self.draws: List[int] = []
-        self._open_document = False
         self.file = path.open("wb")
         self.file.write(b"\0" * _HEADER.size)
 
@@ -56,23 +58,22 @@ class ShardWriter:
         """Appends all or a part of a document; returns the bytes of its tokens."""
         data = document.tokens.astype("<u%d" % self.width, copy=False).tobytes()
         self.file.write(data)
+        if self._at_start:
+            self.starts.append(self.tokens)
         if document.turns is not None:
             self.turns += (document.turns + self.tokens).tolist()
             self.draws.append(int(document.drawn * 2**56))
         self.tokens += len(document.tokens)
-        if document.ends_document:
-            self.starts.append(self.tokens)
-        self._open_document = not document.ends_document
+        self._at_start = document.ends_document
         return data
 
     def close(self) -> bytes:
         """Writes the index and the header; returns the bytes of an index of records."""
-        starts = self.starts if self._open_document else self.starts[:-1]
-        index = np.array(starts + self.turns + self.draws, "<u8").tobytes()
+        index = np.array(self.starts + self.turns + self.draws, "<u8").tobytes()
         self.file.write(index)
         self.file.seek(0)
-        version, digest = _RECORDS if self.draws else _TEXT, bytes.fromhex(self.tokenizer)
-        counts = (self.tokens, len(self.turns), len(starts))
+        version, digest = RECORDS if self.draws else TEXT, bytes.fromhex(self.tokenizer)
+        counts = (self.tokens, len(self.turns), len(self.starts))
         self.file.write(_HEADER.pack(_MAGIC, version, self.width, *counts, digest))
         self.file.close()
         return index if self.draws else b""
@@ -85,12 +86,13 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         """DataError when `path` is no shard, or not a whole one."""
-        size = path.stat().st_size if path.is_file() else -1
-        header = path.open("rb").read(_HEADER.size) if size >= 0 else b""
-        if len(header) < _HEADER.size or header[:8] != _MAGIC:
+        size = path.stat().st_size if path.is_file() else 0
+        data = np.memmap(str(path), np.uint8, "r") if size >= _HEADER.size else np.empty(0, "u1")
+        header = data[: _HEADER.size].tobytes()
+        if header[:8] != _MAGIC:
             raise DataError("%s is no token shard" % path, _PREPARE)
         _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
-        if version not in (_TEXT, _RECORDS) or width not in (2, 4):
+        if version not in (TEXT, RECORDS) or width not in (2, 4):
             raise DataError("%s is a shard of version %d, unknown here" % (path, version), _PREPARE)
         indexed = documents * version + turns
         end = _HEADER.size + width * count
@@ -98,8 +100,8 @@ class Shard:
             what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
             raise DataError("%s %s" % (path, what), _PREPARE)
         self.tokenizer: str = digest.hex()
-        self.tokens = _map(path, "<u%d" % width, _HEADER.size, count)
-        self.index = _map(path, "<u8", end, indexed)
+        self.tokens = data[_HEADER.size : end].view("<u%d" % width)
+        self.index = data[end:].view("<u8")
         self.starts, self.turns, self.draws = np.split(self.index, [documents, documents + turns])
 
     def records(self) -> Iterator[Encoded]:
@@ -115,20 +117,20 @@ class Shard:
 _PREPARE = "make it again with: python -m minigpt prepare SOURCE --out DIR"
 
 
-def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:
-    if count == 0:
-        return np.empty(0, dtype)
-    return np.memmap(str(path), dtype, "r", offset, (count,))
-
-
-def open_shards(directory: Path, names: List[str]) -> List[Shard]:
-    """The shards `names` of a prepared directory."""
-    return [Shard(directory / name) for name in names]
+def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
+    """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None when it is
+    something else.
+    """
+    try:
+        content = read_object(directory / DATASET)
+    except (OSError, ValueError):
+        return None
+    return content if content.get("format") == form else None
 
 
 def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:
     """The records in the shards `names`; DataError unless these are as they were written."""
-    shards, digest = open_shards(directory, names), hashlib.sha256()
+    shards, digest = [Shard(directory / name) for name in names], hashlib.sha256()
     for part in (part for shard in shards for part in (shard.tokens, shard.index)):
         digest.update(part.data)
     if digest.hexdigest() != sha256:

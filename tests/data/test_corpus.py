@@ -93,6 +93,7 @@ def test_jsonl_records_are_documents(tmp_path):
     [
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2 is no JSON"),
         ("x.jsonl", b'{"text": "a"}\n{"prompt": 1, "answer": 2}\n', "x.jsonl:2 has no text: its"),
+        ("x.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "x.jsonl:2 is no JSON"),
         ("x.jsonl", b"[1]\n", "its keys are none"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "x.jsonl:2 is not utf-8"),
         ("x.txt", b"fine\nfine\n\xff\xfe\n", "x.txt:3 is not utf-8"),

@@ -72,6 +72,14 @@ def test_any_number_of_processes_writes_the_same_bytes(corpus, tmp_path, monkeyp
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
 
 
+def test_where_the_cores_of_a_process_are_not_told(corpus, tmp_path, monkeypatch):
+    """macOS and Windows have no sched_getaffinity."""
+    monkeypatch.setattr(prepare_module, "_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert (run(corpus, tmp_path / "out", tokenizer="bytes") / "dataset.json").is_file()
+
+
 def test_the_counts_are_true(corpus, tmp_path):
     out = run(corpus, tmp_path / "out", tokenizer="bytes", shard_tokens=5000)
     for content in json.loads((out / "dataset.json").read_text())["splits"].values():

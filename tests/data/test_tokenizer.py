@@ -147,6 +147,10 @@ def swapped(gpt2):
         lambda t: (t.vocab_json, t.merges[:-5000]),
         lambda t: (t.vocab_json, b"\xff\xfe"),
         lambda t: (b"{}", b""),
+        lambda t: (b"[]", b""),
+        lambda t: (b'{"a": "1"}', b""),
+        lambda t: (t.vocab_json, t.merges + "\u65e5 \u672c\n".encode()),  # of no byte
+        lambda t: (t.vocab_json, t.merges + b"three of them\n"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(gpt2, spoil):
