@@ -107,13 +107,9 @@ def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
     if config.checkpoint is None:
         return load_tokenizer(config.tokenizer or "gpt2"), template, config.block_size or _BLOCK
     directory = resolve(config.checkpoint)
-    longest = read_config(directory).n_positions
-    block = config.block_size or min(_BLOCK, longest)
-    if block > longest:
-        raise UsageError(
-            "--block-size %d is more than the model's %d positions" % (block, longest),
-            "use --block-size %d" % longest,
-        )
+    shape = read_config(directory)
+    block = config.block_size or min(_BLOCK, shape.n_positions)
+    shape.check_block(block)
     if config.template is None:
         template = load_template(directory) or template
     return load_tokenizer(directory), template, block

@@ -65,7 +65,7 @@ class RecordDataset:
         rows = [[self.examples[chosen] for chosen in self.rows[int(i)]] for i in indices]
         arrays = np.stack([self._row(row) for row in rows], 1)  # (4, B, T)
         tokens, targets, *apart = torch.from_numpy(arrays)
-        supervised = int((targets != IGNORE).sum())
+        supervised = int((arrays[1] != IGNORE).sum())
         padding = tokens.numel() - sum(len(example.tokens) for row in rows for example in row)
         # A single example and its padding need no more than plain causal attention.
         return Batch(tokens, targets, supervised, padding, *(apart if self.packed else []))

@@ -135,11 +135,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     model = load_model(directory, device.torch_device, dtype)
     tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
     name, block = config.data or "stdlib", config.block_size or longest
-    if block > longest:
-        raise UsageError(
-            "--block-size %d is more than the model's %d positions" % (block, longest),
-            "use --block-size %d" % longest,
-        )
+    model.config.check_block(block)
     template = config.template or load_template(directory) or "instruct"
     found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
     if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:

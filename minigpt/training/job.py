@@ -50,12 +50,7 @@ def job_of(config: TrainConfig, kind: str) -> Job:
     """The job of a run on a kind of device ("" for one that is not here)."""
     shape, recipe = find_shape(config)
     config = config.filled(recipe, shape.n_positions)
-    if config.block_size > shape.n_positions:
-        raise UsageError(
-            "--block-size %d is more than the model's %d positions"
-            % (config.block_size, shape.n_positions),
-            "use --block-size %d" % shape.n_positions,
-        )
+    shape.check_block(config.block_size)
     if config.batch_size * config.block_size > 2**31:
         raise UsageError(
             "--batch-size %d makes steps of more than two billion tokens" % config.batch_size,

@@ -242,12 +242,6 @@ def _fill(config: TrainConfig, start: Start, device: Device) -> TrainConfig:
     config = config.filled(start.recipe, shape.n_positions)
     if config.data is None:
         config = replace(config, data="stdlib" if config.init == "scratch" else FUNCTIONS)
-    if config.block_size > shape.n_positions:
-        raise UsageError(
-            "--block-size %d is more than the model's %d positions"
-            % (config.block_size, shape.n_positions),
-            "use --block-size %d" % shape.n_positions,
-        )
     if config.fused_backward or device.static_shapes:
         config = config.in_one_piece()
     if config.micro_batch_size is None:
