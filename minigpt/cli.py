@@ -57,8 +57,8 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
 
         if debug or not is_out_of_memory(error):
             raise
-        what = "the device has no memory left; python -m minigpt plan says what fits, and"
-        print("error: %s --device cpu has the host's" % what, file=sys.stderr)
+        what = "there is no memory left; python -m minigpt plan says what fits"
+        print("error: %s" % what, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

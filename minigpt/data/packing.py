@@ -63,7 +63,7 @@ class RecordDataset:
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows `indices` (B,) as a Batch, padded with EOS that nothing is learned from."""
         rows = [[self.examples[chosen] for chosen in self.rows[int(i)]] for i in indices]
-        arrays = np.stack([self._row(row) for row in rows], 1)  # (4, B, T)
+        arrays = np.stack([self._row(row) for row in rows], 1).astype(np.int64)  # (4, B, T)
         tokens, targets, *apart = torch.from_numpy(arrays)
         supervised = int((arrays[1] != IGNORE).sum())
         padding = tokens.numel() - sum(len(example.tokens) for row in rows for example in row)

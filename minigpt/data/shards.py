@@ -28,6 +28,10 @@ _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
 TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of them
 DATASET = "dataset.json"  # what such a directory says of itself
+_FACTS = {
+    TEXT: {"tokenizer_sha256", "splits"},
+    RECORDS: {"tokenizer_sha256", "splits", "source", "template", "validation", "left_out"},
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,15 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
         content = read_object(directory / DATASET)
     except (OSError, ValueError):
         return None
-    return content if content.get("format") == form else None
+    if content.get("format") != form:
+        return None
+    missing = _FACTS[form] - set(content)
+    if missing:
+        raise DataError(
+            "%s lacks %s" % (directory / DATASET, sorted(missing)[0]),
+            "make it again with: python -m minigpt prepare SOURCE --out DIR",
+        )
+    return content
 
 
 def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:

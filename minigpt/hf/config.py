@@ -52,13 +52,14 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
 
 def _shape(values: Dict[str, Any]) -> Dict[str, Any]:
     n_embd = int(values["n_embd"])
+    inner = int(values.get("n_inner") or 4 * n_embd)
     return {
         "vocab_size": int(values.get("vocab_size", 50257)),
         "n_positions": int(values.get("n_positions", 1024)),
         "n_layer": int(values["n_layer"]),
         "n_head": int(values["n_head"]),
         "n_embd": n_embd,
-        "n_inner": int(values.get("n_inner") or 4 * n_embd),
+        "n_inner": None if inner == 4 * n_embd else inner,  # as the zoo's shapes say it
         "layer_norm_eps": float(values.get("layer_norm_epsilon", 1e-5)),
         "dropout": float(values.get("resid_pdrop", 0.1)),
         "tied_head": bool(values.get("tie_word_embeddings", True)),

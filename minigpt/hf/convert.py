@@ -20,7 +20,7 @@ from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
-from minigpt.data.tokenizer import MERGES, VOCAB, load_tokenizer
+from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.errors import CheckpointError
 from minigpt.files import atomic_directory
 from minigpt.hf import config as hf_config
@@ -167,7 +167,8 @@ def _copy_tokenizer(directory: Path, out: Path, config: GPTConfig) -> List[str]:
     beside = (directory / VOCAB).is_file() and (directory / MERGES).is_file()
     if not beside and config.vocab_size < _GPT2_TOKENS:
         return [note + ", and GPT-2's own is too large: none kept"]
-    tokenizer = load_tokenizer(directory if beside else "gpt2")
+    # Read as files: by its name, a directory called bytes would be the bytes tokenizer.
+    tokenizer = _beside(directory) if beside else load_tokenizer("gpt2")
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             "%s has %d tokens and the model %d"
@@ -176,6 +177,10 @@ def _copy_tokenizer(directory: Path, out: Path, config: GPTConfig) -> List[str]:
         )
     tokenizer.save(out)
     return [] if beside else [note + ": GPT-2's own is used"]
+
+
+def _beside(directory: Path) -> Tokenizer:
+    return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
 
 
 def _summary(directory: Path, out: Path, made: Plan, total: int) -> List[str]:

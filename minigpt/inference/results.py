@@ -67,6 +67,7 @@ class Results:
             raise UsageError(
                 "%s has no %s beside it" % (self.path, beside.name), "name another file with --out"
             ) from None
+        found.pop("limit", None)  # in older files; it changes no completion
         for name in {**found, **self.settings}:
             was, wanted = found.get(name), self.settings.get(name)
             if was != wanted:

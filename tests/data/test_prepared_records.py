@@ -289,6 +289,17 @@ def test_a_shard_that_is_not_whole_is_named(shard, damage, words):
     assert str(shard[0]) in str(caught.value)
 
 
+@pytest.mark.parametrize("lost", ["left_out", "template", "splits", "tokenizer_sha256"])
+def test_a_directory_that_says_too_little_is_one_sentence(tmp_path, lost):
+    prepare(PrepareConfig(str(write(tmp_path / "r.jsonl")), str(tmp_path / "out"), "bytes"))
+    path = tmp_path / "out" / "dataset.json"
+    content = json.loads(path.read_text())
+    del content[lost]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="lacks %s; make it again" % lost):
+        open_datasets(str(tmp_path / "out"), BYTES, 256, "instruct")
+
+
 def test_a_directory_of_a_later_format_is_no_prepared_data(tmp_path):
     out = made(write(tmp_path / "x.jsonl"), tmp_path / "out")
     content = json.loads((out / "dataset.json").read_text())

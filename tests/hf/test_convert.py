@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.errors import MinigptError
 from minigpt.hf.convert import convert
 from minigpt.hf.export import export
+from minigpt.model import zoo
 from tests.hf.dialects import SHAPE, converter_config, saved_config, weights, write
 from tests.parity.reference import assert_close, oracle, tokens
 from tests.training.runs import ROOT
@@ -229,19 +231,21 @@ def test_out_again_bit_for_bit_and_opened_by_transformers(tmp_path, shard_bytes,
 
 
 @pytest.mark.oracle
-def test_the_vocabulary_travels_both_ways(tmp_path):
+@pytest.mark.parametrize("name", ["hf", "bytes", "gpt2"])  # the last two also name tokenizers
+def test_the_vocabulary_travels_both_ways(tmp_path, monkeypatch, name):
     """With GPT-2's own 50,257 tokens: transformers' tokenizer of the export gives our ids."""
     transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=32)
     )
-    model.save_pretrained(str(tmp_path / "hf"))
-    load_tokenizer("gpt2").save(tmp_path / "hf")
-    said = "\n".join(convert(tmp_path / "hf", tmp_path / "ours"))
+    model.save_pretrained(name)
+    load_tokenizer("gpt2").save(Path(name))
+    said = "\n".join(convert(Path(name), tmp_path / "ours"))
     assert "there is no vocabulary" not in said
     export(tmp_path / "ours", tmp_path / "back")
-    for name in ("vocab.json", "merges.txt"):
-        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    for file in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "back" / file).read_bytes() == Path(name, file).read_bytes()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "back"))
     text = "def f(x):\n    return x"
     assert tokenizer(text)["input_ids"] == load_tokenizer(tmp_path / "ours").encode(text)
@@ -275,6 +279,14 @@ def test_an_extended_vocabulary_and_a_null_inner_width():
     config, notes = hf_config.read(values, "config.json")
     assert (config.vocab_size, config.inner, config.activation) == (50258, 204, "gelu_tanh")
     assert notes == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "cerebras-111m", "cerebras-13b"])
+def test_a_published_shape_comes_back_as_the_zoo_has_it(name):
+    from minigpt.hf import config as hf_config
+
+    shape = zoo.find(name).config
+    assert hf_config.read(hf_config.write(shape, "float32"), "config.json")[0] == shape
 
 
 KILLED = """
