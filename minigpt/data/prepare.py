@@ -25,7 +25,16 @@ from tqdm import tqdm
 from typing_extensions import Annotated
 
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
-from minigpt.data.records import LeftOut, Record, holds_records, parse_keys, read_records, render
+from minigpt.data.records import (
+    Keys,
+    LeftOut,
+    Record,
+    holds_records,
+    parse_keys,
+    read_records,
+    render,
+    require_file,
+)
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, ShardWriter
 from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -81,8 +90,16 @@ def prepare(config: PrepareConfig) -> Path:
     out = Path(config.out)
     if out.exists():
         raise DataError("%s exists" % out, "name another directory, or remove it")
-    tokenizer, left_out = load_tokenizer(config.tokenizer), LeftOut(config.strict)
-    work = _work(config, tokenizer, left_out)
+    keys, left_out = parse_keys(config.record_keys), LeftOut(config.strict)
+    # A source that is not there is named before a vocabulary that is not.
+    if holds_records(config.source, keys, template=config.template, strict=config.strict):
+        require_file(config.source)
+        tokenizer = load_tokenizer(config.tokenizer)
+        work = _records(config, keys, tokenizer, left_out)
+    else:
+        source = find_source(config.source, config.validation)
+        tokenizer = load_tokenizer(config.tokenizer)
+        work = _text(source, tokenizer)
     _make(work, tokenizer, out, config.workers, config.shard_tokens)
     for line in left_out.lines():
         print("note: %s" % line, file=sys.stderr)
@@ -132,11 +149,10 @@ def _encode_piece(piece: Piece, tokenizer: Tokenizer) -> Encoded:
     return Encoded(tokens, piece.ends_document)
 
 
-def _work(config: PrepareConfig, tokenizer: Tokenizer, left_out: LeftOut) -> _Work:
-    name, keys = config.source, parse_keys(config.record_keys)
-    if not holds_records(name, keys, template=config.template, strict=config.strict):
-        return _text(find_source(name, config.validation), tokenizer)
-    template = find_template(config.template or "instruct")
+def _records(
+    config: PrepareConfig, keys: Optional[Keys], tokenizer: Tokenizer, left_out: LeftOut
+) -> _Work:
+    name, template = config.source, find_template(config.template or "instruct")
     facts = {"format": RECORDS, "source": name, "template": asdict(template)}
     facts["validation"] = config.validation
     facts["left_out"] = vars(left_out)  # itself: it is written when all records are read

@@ -124,6 +124,12 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
     return names
 
 
+def require_file(name: str) -> None:
+    """DataError when the records `name` are to be read from a file that is not there."""
+    if name != FUNCTIONS and not Path(name).is_file():
+        raise DataError("there is no file %s" % name, "name a file of records, or %s" % FUNCTIONS)
+
+
 def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
     """The usable records of --data `name`; the others are added to `left_out`. DataError when
     none is usable.
@@ -224,8 +230,7 @@ def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
 
 def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
     """(where, value) of everything in a file that may be a record."""
-    if not path.is_file():
-        raise DataError("there is no file %s" % path, "name a file of records, or %s" % FUNCTIONS)
+    require_file(str(path))
     try:
         if path.suffix == ".parquet":
             yield from _parquet(path)

@@ -72,6 +72,12 @@ class Device:
             return "this GPU has no bfloat16, but it can do fp16-mixed"
         return ""
 
+    def check_precision(self, precision: str) -> None:
+        """DeviceError when `precision` is not to be had here."""
+        missing = self.precision_missing(precision)
+        if missing:
+            raise DeviceError("--precision %s: %s" % (precision, missing), "use another")
+
     def fused_backward_missing(self) -> str:
         """Why the optimizer cannot step inside the backward pass here; empty when it can."""
         if self.kind == "moai":
@@ -164,7 +170,9 @@ def is_moai() -> bool:
 
 
 def find_device(name: str = "auto") -> Device:
-    """The device called `name`: auto, cpu, cuda, mps or moai. DeviceError when it is not here."""
+    """The device called `name`: auto, cpu, cuda, mps or moai. DeviceError when it is not here. Of
+    NVIDIA's attention kernels, PyTorch is left those that suit texts.
+    """
     available = {
         "moai": is_moai(),
         "cuda": not is_moai() and torch.cuda.is_available(),

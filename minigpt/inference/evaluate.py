@@ -128,9 +128,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
 
 def _loss(config: EvaluateConfig, directory: Path) -> None:
     device = find_device(config.device)
-    missing = device.precision_missing(config.precision)
-    if missing:
-        raise DeviceError("--precision %s: %s" % (config.precision, missing), "use another")
+    device.check_precision(config.precision)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     model = load_model(directory, device.torch_device, dtype)
     tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions

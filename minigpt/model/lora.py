@@ -94,13 +94,16 @@ def adapter_tensors(model: nn.Module) -> Dict[str, nn.Parameter]:
     return found
 
 
+def check_frozen(layers: int, n_layer: int) -> None:
+    """UsageError when more layers are to be frozen than there are."""
+    if layers > n_layer:
+        raise UsageError("--freeze-layers is %d" % layers, "the model has %d layers" % n_layer)
+
+
 def freeze(model: GPT, layers: Optional[int]) -> None:
     """Keeps the embeddings and the first `layers` blocks as they are (None: nothing)."""
     if layers is None:
         return
-    if layers > len(model.blocks):
-        raise UsageError(
-            "--freeze-layers is %d" % layers, "the model has %d layers" % len(model.blocks)
-        )
+    check_frozen(layers, len(model.blocks))
     for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
         module.requires_grad_(False)

@@ -30,7 +30,6 @@ _WORTH_COMPILING = 64 * 1024
 # PyTorch 2.1 compiles `adamw_step_bf16` to something else; 2.13 was seen to do it right.
 _RIGHT_IN_BF16 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
-
 Scalar = Union[float, Tensor]  # a number, or a 0-d tensor
 
 

@@ -226,9 +226,7 @@ class TrainConfig:
 
     def check_on(self, device: Device) -> None:
         """DeviceError or UsageError when `device` cannot do what these settings ask of it."""
-        missing = device.precision_missing(self.precision)
-        if missing:
-            raise DeviceError("--precision %s: %s" % (self.precision, missing), "use another")
+        device.check_precision(self.precision)
         if self.fused_backward and device.fused_backward_missing():
             raise DeviceError(
                 "--fused-backward: %s" % device.fused_backward_missing(), "train without it"

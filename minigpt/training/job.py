@@ -16,6 +16,7 @@ from minigpt.errors import UsageError
 from minigpt.model import zoo
 from minigpt.model.attention import HAS_FUSED
 from minigpt.model.gpt import GPTConfig
+from minigpt.model.lora import check_frozen
 from minigpt.text import nearest, size
 from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig
 
@@ -56,11 +57,8 @@ def job_of(config: TrainConfig, kind: str) -> Job:
             "--batch-size %d makes steps of more than two billion tokens" % config.batch_size,
             "choose a smaller one",
         )
-    if config.freeze_layers is not None and config.freeze_layers > shape.n_layer:
-        raise UsageError(
-            "--freeze-layers is %d" % config.freeze_layers,
-            "the model has %d layers" % shape.n_layer,
-        )
+    if config.freeze_layers is not None:
+        check_frozen(config.freeze_layers, shape.n_layer)
     if config.fused_backward or kind == "moai":
         config = config.in_one_piece()
     again = bool(config.moai_activation_recomputation) if kind == "moai" else config.recompute

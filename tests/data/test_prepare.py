@@ -103,6 +103,13 @@ def test_an_existing_directory_is_not_overwritten(corpus, tmp_path):
         run(corpus, corpus)
 
 
+@pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "nothing"])
+def test_a_source_that_is_not_there_is_named_before_any_vocabulary(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: pytest.fail("asked for"))
+    with pytest.raises(DataError, match="there is no .*%s; name a file" % name):
+        prepare(PrepareConfig(str(tmp_path / name), str(tmp_path / "out")))
+
+
 def test_wrong_numbers_are_refused(corpus, tmp_path):
     for settings in ({"validation": 0.0}, {"validation": 1.0}, {"shard_tokens": 0}):
         with pytest.raises(UsageError):
