@@ -2,8 +2,8 @@
 
 import sys
 
-from minigpt.cli import run
-from minigpt.hf.command import convert_command
+from minigpt.commands.cli import run
+from minigpt.commands.convert import convert_command
 
 if __name__ == "__main__":
     sys.exit(run(convert_command, sys.argv[1:]))

@@ -16,9 +16,9 @@ import transformers
 from torch import Tensor
 
 from benchmarks.side_by_side import report, side_by_side
+from minigpt.decoding.generate import Step, compiled_step, decode_step, stream
+from minigpt.decoding.sampling import Sampling
 from minigpt.hf.layout import to_theirs, turn
-from minigpt.inference.generate import Step, compiled_step, decode_step, stream
-from minigpt.inference.sampling import Sampling
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.zoo import find
 

@@ -14,7 +14,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.data.windows import TokenDataset
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
-from minigpt.training.loss import linear_cross_entropy
+from minigpt.training.objective import linear_cross_entropy
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from typing import Any, Dict, List
 
 import torch
 
-from minigpt.devices.plan import memory
-from minigpt.text import size
+from minigpt.base.text import size
+from minigpt.planning.memory import memory
+from minigpt.training.build import build, create_run
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
-from minigpt.training.setup import build, create_run
 
 _LEAN = {
     "batch_size": 16, "steps": 8, "precision": "bf16", "fused_backward": True, "recompute": True,

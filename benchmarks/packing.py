@@ -21,7 +21,7 @@ from minigpt.model.attention import HAS_FUSED, attention_mask, explicit_attentio
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
-from minigpt.training.loss import batch_loss
+from minigpt.training.objective import batch_loss
 
 FORMS = {"explicit": explicit_attention, **({"fused": fused_attention} if HAS_FUSED else {})}
 

@@ -19,7 +19,7 @@ from minigpt.model.zoo import find
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
 from minigpt.optim.groups import decay_groups
-from minigpt.training.loss import linear_cross_entropy
+from minigpt.training.objective import linear_cross_entropy
 
 
 def theirs(name: str, tokens: torch.Tensor):

@@ -16,7 +16,7 @@ _HOME = {
     "GPTConfig": "minigpt.model.gpt",
     "load_model": "minigpt.checkpoint.model_files",
     "load_tokenizer": "minigpt.data.tokenizer",
-    "generate": "minigpt.inference.generate",
+    "generate": "minigpt.decoding.generate",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -6,23 +6,23 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
-from minigpt.cli import parse, run
-from minigpt.errors import UsageError
-from minigpt.text import nearest
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest
+from minigpt.commands.cli import parse, run
 
 # command: (module, its function), which looks for --config and --resume before it parses
 _READ_SETTINGS = {
-    "train": ("minigpt.training.command", "train_command"),
-    "plan": ("minigpt.training.plan_command", "plan_command"),
+    "train": ("minigpt.commands.train", "train_command"),
+    "plan": ("minigpt.commands.plan", "plan_command"),
 }
 # command: (module, its config dataclass, its function); all are imported only when asked for
 _COMMANDS = {
-    "generate": ("minigpt.inference.command", "GenerateConfig", "generate_command"),
-    "evaluate": ("minigpt.inference.evaluate", "EvaluateConfig", "evaluate_command"),
+    "generate": ("minigpt.commands.generate", "GenerateConfig", "generate_command"),
+    "evaluate": ("minigpt.commands.evaluate", "EvaluateConfig", "evaluate_command"),
     "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
-    "inspect": ("minigpt.data.inspect_batch", "InspectConfig", "inspect_command"),
-    "merge": ("minigpt.checkpoint.merge", "MergeConfig", "merge_command"),
-    "devices": ("minigpt.devices.command", "DevicesConfig", "devices_command"),
+    "inspect": ("minigpt.commands.inspect", "InspectConfig", "inspect_command"),
+    "merge": ("minigpt.commands.merge", "MergeConfig", "merge_command"),
+    "devices": ("minigpt.commands.devices", "DevicesConfig", "devices_command"),
     "report": ("minigpt.training.report", "ReportConfig", "report_command"),
 }
 

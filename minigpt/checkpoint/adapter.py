@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, Optional
 
+from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.base.files import atomic_directory, write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.writer import FileRecord, TensorSpec, write_safetensors
-from minigpt.errors import CheckpointError, UsageError
-from minigpt.files import atomic_directory, write_json
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import LoRAConfig, adapter_tensors
 

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minigpt.base.errors import CheckpointError
 from minigpt.checkpoint.writer import DTYPES
-from minigpt.errors import CheckpointError
 
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 

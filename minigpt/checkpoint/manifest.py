@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Dict
 
 from minigpt import __version__
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import read_object, write_json
 from minigpt.checkpoint.writer import FileRecord
-from minigpt.errors import CheckpointError
-from minigpt.files import read_object, write_json
 
 NAME = "manifest.json"
 FORMAT = 1

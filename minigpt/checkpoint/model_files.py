@@ -15,13 +15,13 @@ from typing import Dict, List, Mapping, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
 from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import INDEX, Fetch, FileRecord, TensorSpec, write_sharded
-from minigpt.errors import CheckpointError
-from minigpt.files import write_json
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 

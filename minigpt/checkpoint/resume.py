@@ -17,6 +17,8 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor, nn
 
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import atomic_directory, write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import Adapter, write_adapter
 from minigpt.checkpoint.lazy import open_safetensors
@@ -24,8 +26,6 @@ from minigpt.checkpoint.model_files import save_model
 from minigpt.checkpoint.writer import TensorSpec, write_safetensors
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.errors import CheckpointError
-from minigpt.files import atomic_directory, write_json
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 

@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import write_text
 from minigpt.checkpoint.manifest import NAME as MANIFEST
-from minigpt.errors import CheckpointError
-from minigpt.files import write_text
 
 LATEST, BEST = "latest", "best"
 

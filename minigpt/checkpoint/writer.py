@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from minigpt.files import require_space, write_json
+from minigpt.base.files import require_space, write_json
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {

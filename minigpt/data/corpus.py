@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Iterator, List, Set, Tuple
 
-from minigpt.errors import DataError
+from minigpt.base.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
 SUFFIXES = (".py", ".txt", ".jsonl")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
+from minigpt.base.errors import DataError
 from minigpt.data.corpus import TRAIN, VALIDATION
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Records, in_words, split_datasets
@@ -15,7 +16,6 @@ from minigpt.data.shards import RECORDS, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.windows import TokenDataset
-from minigpt.errors import DataError
 
 
 @dataclass

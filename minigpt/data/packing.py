@@ -22,12 +22,12 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from minigpt.base.errors import DataError
 from minigpt.data.loader import IGNORE, Batch
 from minigpt.data.records import HELD_OUT, LeftOut
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.errors import DataError
 
 Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 

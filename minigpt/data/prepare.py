@@ -24,6 +24,8 @@ import tyro
 from tqdm import tqdm
 from typing_extensions import Annotated
 
+from minigpt.base.errors import DataError, UsageError
+from minigpt.base.files import atomic_directory, write_json
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import (
     Keys,
@@ -38,8 +40,6 @@ from minigpt.data.records import (
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, ShardWriter
 from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.errors import DataError, UsageError
-from minigpt.files import atomic_directory, write_json
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work

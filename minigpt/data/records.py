@@ -21,12 +21,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
+from minigpt.base.errors import DataError, UsageError
 from minigpt.data.corpus import TEXT_KEYS, draw
 from minigpt.data.functions import library_functions
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template, Turns
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.errors import DataError, UsageError
 
 FUNCTIONS = "stdlib-functions"
 HELD_OUT = 0.03  # the part of the records kept for validation

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
+from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.base.files import read_object, write_json
+from minigpt.base.text import nearest
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.errors import CheckpointError, UsageError
-from minigpt.files import read_object, write_json
-from minigpt.text import nearest
 
 FILE = "template.json"
 

@@ -14,8 +14,8 @@ from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
+from minigpt.base.errors import DataError, UsageError
 from minigpt.data.vocabulary import find_gpt2
-from minigpt.errors import DataError, UsageError
 
 MARKER = "bytes_tokenizer.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"

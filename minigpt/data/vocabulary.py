@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
-from minigpt.errors import DataError
+from minigpt.base.errors import DataError
 
 # The sha256 of encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by
 # tiktoken.

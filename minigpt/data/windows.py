@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minigpt.base.errors import DataError
 from minigpt.data.loader import Batch
 from minigpt.data.shards import TEXT, Shard, read_dataset
-from minigpt.errors import DataError
 
 
 class TokenDataset:

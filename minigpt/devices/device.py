@@ -16,7 +16,7 @@ from typing import ContextManager, Dict, Optional
 import torch
 from torch import Tensor
 
-from minigpt.errors import DeviceError, UsageError
+from minigpt.base.errors import DeviceError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")  # what --device can name on any machine; and moai
 PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")

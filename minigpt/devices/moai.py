@@ -13,7 +13,7 @@ from typing import Any, Dict
 
 import torch
 
-from minigpt.errors import DeviceError
+from minigpt.base.errors import DeviceError
 
 
 def refuse_torchrun() -> None:

@@ -18,7 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from minigpt.errors import DeviceError
+from minigpt.base.errors import DeviceError
 
 
 @dataclass(frozen=True)

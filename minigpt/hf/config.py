@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Tuple
 
-from minigpt.errors import CheckpointError
+from minigpt.base.errors import CheckpointError
 from minigpt.model.gpt import GPTConfig
 
 _ACTIVATIONS = {

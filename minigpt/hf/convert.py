@@ -15,19 +15,19 @@ from typing import Callable, Dict, List, Optional
 import torch
 from torch import Tensor
 
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import atomic_directory
+from minigpt.base.text import size
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
-from minigpt.errors import CheckpointError
-from minigpt.files import atomic_directory
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.text import size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional
 from urllib.error import HTTPError, URLError
 
+from minigpt.base.errors import CheckpointError, storage_error
+from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import sha256
 from minigpt.data.tokenizer import MERGES, VOCAB
-from minigpt.errors import CheckpointError, storage_error
-from minigpt.files import fsync, require_space
 from minigpt.hf.source import WEIGHT_FILES, shard_names
 
 _BLOCK = 1 << 20

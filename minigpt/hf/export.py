@@ -16,17 +16,17 @@ from typing import Any, Dict, List
 
 from torch import Tensor
 
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.writer import TensorSpec, write_sharded
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
-from minigpt.errors import CheckpointError
-from minigpt.files import atomic_directory, write_json
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.model.gpt import GPTConfig
-from minigpt.text import size
 
 
 def export(

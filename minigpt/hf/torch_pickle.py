@@ -26,8 +26,8 @@ from typing import IO, Any, Callable, Dict, List, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from minigpt.base.errors import CheckpointError
 from minigpt.checkpoint.lazy import LazyTensor
-from minigpt.errors import CheckpointError
 
 _PICKLE_BYTES = 64 << 20  # more than any state_dict of a language model needs
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

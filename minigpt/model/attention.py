@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt.decoding.fast_rows import Linear
 from minigpt.model.cache import KVCache
-from minigpt.model.linear import Linear
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
+from minigpt.decoding.fast_rows import Linear, compiling, linear
 from minigpt.model.attention import (
     Attend,
     Attention,
@@ -30,7 +31,6 @@ from minigpt.model.attention import (
     padded_mask,
 )
 from minigpt.model.cache import KVCache
-from minigpt.model.linear import Linear, compiling, linear
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
 # converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,

@@ -16,10 +16,10 @@ from typing import Dict, Optional, Tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest
+from minigpt.decoding.fast_rows import Linear
 from minigpt.model.gpt import GPT
-from minigpt.model.linear import Linear
-from minigpt.text import nearest
 
 TARGETS = ("qkv", "out", "up", "down")
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Dict, Optional, Tuple
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest
 from minigpt.model.gpt import GPTConfig
-from minigpt.text import nearest
 
 
 @dataclass(frozen=True)

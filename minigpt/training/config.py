@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 import tyro
 from typing_extensions import Annotated
 
+from minigpt.base.errors import DeviceError, UsageError
+from minigpt.base.files import write_text
+from minigpt.base.text import nearest
 from minigpt.data.template import find_template
 from minigpt.devices.device import PRECISIONS, Device
-from minigpt.errors import DeviceError, UsageError
-from minigpt.files import write_text
 from minigpt.model.lora import LoRAConfig
 from minigpt.model.zoo import Recipe
 from minigpt.optim.schedule import SCHEDULES
-from minigpt.text import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib as toml

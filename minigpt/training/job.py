@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Set, Tuple
 
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest, size
 from minigpt.checkpoint.model_files import read_config as read_shape
 from minigpt.checkpoint.run_files import LATEST, resolve
-from minigpt.devices import peaks
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
-from minigpt.devices.fit import FUSED, LORA, Advice, nearest_fit
-from minigpt.devices.plan import Job, memory
-from minigpt.errors import UsageError
 from minigpt.model import zoo
 from minigpt.model.attention import HAS_FUSED
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import check_frozen
-from minigpt.text import nearest, size
+from minigpt.planning import peaks
+from minigpt.planning.fit import FUSED, LORA, Advice, nearest_fit
+from minigpt.planning.memory import Job, memory
 from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig
 
 _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32

@@ -16,10 +16,10 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from tqdm import tqdm
 
+from minigpt.base.errors import UsageError
+from minigpt.base.files import write_text
+from minigpt.base.text import duration
 from minigpt.data.loader import Batch
-from minigpt.errors import UsageError
-from minigpt.files import write_text
-from minigpt.text import duration
 
 METRICS = "metrics.jsonl"
 _SECONDS = 5.0  # between the lines printed where there is no terminal to refresh

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import tyro
 
-from minigpt.errors import DataError
+from minigpt.base.errors import DataError
 from minigpt.training.metrics import METRICS, read_metrics
 
 Records = List[Dict[str, Any]]

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import List, Tuple, Type, TypeVar
 
-from minigpt.cli import parse
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
+from minigpt.commands.cli import parse
 from minigpt.training.config import TrainConfig, flag, read_config
 
 Config = TypeVar("Config", bound=TrainConfig)

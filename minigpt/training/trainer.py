@@ -17,23 +17,23 @@ from typing import Any, Callable, Dict, List, Optional
 import torch
 from torch import Tensor
 
+from minigpt.base.errors import DeviceError, TrainingError, storage_error
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.adapter import Adapter
 from minigpt.checkpoint.resume import RunState, save_checkpoint
 from minigpt.data.loader import Batch, Dataset, Loader
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.decoding.generate import generate
 from minigpt.devices.device import Device, is_out_of_memory
-from minigpt.errors import DeviceError, TrainingError, storage_error
-from minigpt.inference.generate import generate
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
 from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
-from minigpt.training.loss import batch_loss
 from minigpt.training.metrics import Clock, Reporter
+from minigpt.training.objective import batch_loss
 from minigpt.training.validation import Validation, validate
 
 

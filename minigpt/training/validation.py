@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minigpt.base.errors import DataError
 from minigpt.data.loader import IGNORE, Batch, Dataset
-from minigpt.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from minigpt.errors import StorageError
-from minigpt.files import atomic_directory, require_space, write_text
+from minigpt.base.errors import StorageError
+from minigpt.base.files import atomic_directory, require_space, write_text
 
 
 def test_an_error_leaves_the_old_directory_and_no_trace_of_the_new(tmp_path):
@@ -51,7 +51,7 @@ def test_the_last_whole_directory_is_kept_until_the_next_has_its_name(tmp_path, 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from minigpt.files import atomic_directory
+from minigpt.base.files import atomic_directory
 for i in itertools.count():
     with atomic_directory(Path(sys.argv[1])) as partial:
         for name in "abcd":
@@ -81,7 +81,8 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path):
     """A real limit of the kernel: the process may write no file beyond 10 kB."""
     resource = pytest.importorskip("resource")
     code = (
-        "import resource, signal; from pathlib import Path; from minigpt.files import write_text\n"
+        "import resource, signal; from pathlib import Path\n"
+        "from minigpt.base.files import write_text\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "path = Path(%r)\n"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest, model_files
 from minigpt.checkpoint.adapter import Adapter, write_adapter
 from minigpt.checkpoint.model_files import load_model, save_model
-from minigpt.files import atomic_directory
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, add_lora
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import minigpt
+from minigpt.base.errors import CheckpointError, MinigptError
+from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model, save_model, write_model
 from minigpt.checkpoint.writer import TensorSpec
-from minigpt.errors import CheckpointError, MinigptError
-from minigpt.files import atomic_directory
 from minigpt.model.gpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51, activation="gelu")

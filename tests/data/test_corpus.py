@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import DataError
 from minigpt.data import corpus
 from minigpt.data.corpus import TRAIN, VALIDATION, find_source, validation_documents
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import DataError
 
 
 def texts(source, split=None):

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import DataError
 from minigpt.data.loader import IGNORE, Batch, Loader
 from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.shuffle import permute
 from minigpt.data.windows import TokenDataset
-from minigpt.errors import DataError
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import DataError
 from minigpt.data.loader import IGNORE, Loader
 from minigpt.data.packing import Example, RecordDataset, fit, pack, split_datasets
 from minigpt.data.records import LeftOut, Record, render
 from minigpt.data.template import TEMPLATES
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import DataError
 
 BYTES = load_tokenizer("bytes")
 # For rows of numbered tokens: an end that is none of them.

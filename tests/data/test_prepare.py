@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.base.errors import DataError, UsageError
 from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import PrepareConfig, prepare, prepared
 from minigpt.data.shards import Encoded, Shard, ShardWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
-from minigpt.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def corpus(tmp_path):
     """This project's own modules, and some JSON lines."""
     directory = tmp_path / "corpus"
     directory.mkdir()
-    for path in (ROOT / "minigpt").glob("*.py"):
+    for path in (ROOT / "minigpt" / "base").glob("*.py"):
         (directory / path.name).write_text(path.read_text())
     records = [{"text": "record %d é" % number} for number in range(300)]
     (directory / "z.jsonl").write_text("\n".join(map(json.dumps, records)))

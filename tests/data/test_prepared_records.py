@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from minigpt.__main__ import command
+from minigpt.base.errors import DataError, UsageError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.cli import run as cli
+from minigpt.commands.cli import run as cli
 from minigpt.data import prepare as prepare_module
 from minigpt.data import records
 from minigpt.data.datasets import open_datasets
@@ -24,8 +25,7 @@ from minigpt.data.loader import Loader
 from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.shards import Shard
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import DataError, UsageError
-from tests.training.tuning import base, instructions, run_to_the_end, tuning
+from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = load_tokenizer("bytes")

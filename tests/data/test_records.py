@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.base.errors import DataError, UsageError
 from minigpt.data.datasets import open_datasets
 from minigpt.data.records import LeftOut, holds_records, parse_keys, read_records, recognise
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import DataError, UsageError
 
 BYTES = load_tokenizer("bytes")
 

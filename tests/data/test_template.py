@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.data.loader import IGNORE
 from minigpt.data.packing import RecordDataset, fit
 from minigpt.data.records import Record, render
 from minigpt.data.template import TEMPLATES, Template, find_template, load_template, save_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import CheckpointError, UsageError
 
 BYTES, GPT2 = load_tokenizer("bytes"), load_tokenizer("gpt2")
 INSTRUCT, MOAI = TEMPLATES["instruct"], TEMPLATES["moai"]

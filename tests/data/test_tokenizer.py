@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import MinigptError
 from minigpt.data import vocabulary
 from minigpt.data.tokenizer import (
     BytesTokenizer,
@@ -21,7 +22,6 @@ from minigpt.data.tokenizer import (
     read_vocabulary,
 )
 from minigpt.data.vocabulary import find_gpt2
-from minigpt.errors import MinigptError
 
 GPT2 = load_tokenizer("gpt2")
 

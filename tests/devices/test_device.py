@@ -8,9 +8,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from minigpt.cli import run
-from minigpt.devices import peaks
+from minigpt.commands.cli import run
 from minigpt.devices.device import PRECISIONS, Device, find_device
+from minigpt.planning import peaks
 from minigpt.training.config import TrainConfig, flag
 
 CUDA, CPU = Device("cuda", torch.device("cuda")), find_device("cpu")

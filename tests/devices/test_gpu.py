@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from minigpt import load_model
+from minigpt.base.errors import DeviceError
+from minigpt.decoding.generate import generate
 from minigpt.devices.device import find_device, is_moai
-from minigpt.devices.plan import Job, memory
-from minigpt.errors import DeviceError
-from minigpt.inference.generate import generate
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
+from minigpt.planning.memory import Job, memory
+from minigpt.training.build import build
 from minigpt.training.config import TrainConfig
-from minigpt.training.loss import linear_cross_entropy
-from minigpt.training.setup import build
-from tests.training.runs import ROOT, corpus, files, records
-from tests.training.tuning import base, run_to_the_end, tuning
+from minigpt.training.objective import linear_cross_entropy
+from tests.helpers.runs import ROOT, corpus, files, records
+from tests.helpers.tuning import base, run_to_the_end, tuning
 
 PLACE = "cuda"
 pytestmark = [

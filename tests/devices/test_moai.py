@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minigpt.base.errors import DeviceError, UsageError
 from minigpt.devices.device import Device, device_of, find_device
-from minigpt.errors import DeviceError, UsageError
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
+from minigpt.training.build import build, create_run
 from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
-from minigpt.training.setup import build, create_run
-from tests.training.runs import corpus, records
-from tests.training.tuning import base, instructions
+from tests.helpers.runs import corpus, records
+from tests.helpers.tuning import base, instructions
 
 QUIET = {"log_every": 100, "eval_every": 0, "save_every": 0, "sample_every": 0}
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import DeviceError
 from minigpt.devices.smi import (
     Accelerator,
     Gcd,
@@ -19,8 +20,7 @@ from minigpt.devices.smi import (
     read_smi,
     run_tool,
 )
-from minigpt.errors import DeviceError
-from tests.devices import smi_samples as samples
+from tests.helpers import smi_samples as samples
 
 MOAI = "MoAI Accelerator"
 

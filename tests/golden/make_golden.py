@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.parity.reference import config_of, oracle, their_name, theirs_as_ours, tokens
+from tests.helpers.reference import config_of, oracle, their_name, theirs_as_ours, tokens
 
 HERE = Path(__file__).resolve().parent
 

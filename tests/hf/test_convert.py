@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt.base.errors import MinigptError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import MinigptError
 from minigpt.hf.convert import convert
 from minigpt.hf.export import export
 from minigpt.model import zoo
-from tests.hf.dialects import SHAPE, converter_config, saved_config, weights, write
-from tests.parity.reference import assert_close, oracle, tokens
-from tests.training.runs import ROOT
+from tests.helpers.dialects import SHAPE, converter_config, saved_config, weights, write
+from tests.helpers.reference import assert_close, oracle, tokens
+from tests.helpers.runs import ROOT
 
 DIALECTS = {
     "single bin": {},

@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
+from minigpt.base.errors import MinigptError
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.errors import MinigptError
 from minigpt.hf import download as download_module
 from minigpt.hf.download import Hub, download, fetch
-from tests.training.runs import records, train
+from tests.helpers.runs import records, train
 
 WEIGHTS = bytes(range(256)) * 4000
 FILES = {

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import torch
 
-from minigpt.errors import CheckpointError
+from minigpt.base.errors import CheckpointError
 from minigpt.hf.torch_pickle import open_torch_file
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=50, n_positions=16, n_layer=2, n_head=2, n_embd=16)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import TARGETS, LoRAConfig, adapter_tensors, add_lora, freeze, merged
 from minigpt.optim.adamw import AdamW

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import ZOO, find
 

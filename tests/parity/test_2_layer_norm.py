@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from tests.parity.reference import assert_close, every_shape, pair
+from tests.helpers.reference import assert_close, every_shape, pair
 
 
 @pytest.mark.oracle

@@ -12,7 +12,7 @@ from minigpt.model.attention import (
     fused_attention,
 )
 from minigpt.model.cache import KVCache
-from tests.parity.reference import assert_close, every_shape, pair
+from tests.helpers.reference import assert_close, every_shape, pair
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 each_form = pytest.mark.parametrize("form", FORMS)

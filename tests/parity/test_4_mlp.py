@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt.model.gpt import MLP
-from tests.parity.reference import SHAPES, TOLERANCE, assert_close, config_of, every_shape, pair
+from tests.helpers.reference import SHAPES, TOLERANCE, assert_close, config_of, every_shape, pair
 
 
 @pytest.mark.oracle

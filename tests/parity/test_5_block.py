@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.parity.reference import LAYERS, assert_close, every_shape, pair, tokens
+from tests.helpers.reference import LAYERS, assert_close, every_shape, pair, tokens
 
 pytestmark = pytest.mark.oracle
 

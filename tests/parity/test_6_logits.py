@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
-from tests.parity.reference import SHAPES, assert_close, every_shape, oracle, pair, tokens, twin
+from tests.helpers.reference import SHAPES, assert_close, every_shape, oracle, pair, tokens, twin
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 

@@ -7,9 +7,9 @@ import torch
 
 from minigpt.data.loader import IGNORE, Batch
 from minigpt.devices.device import Device, find_device
-from minigpt.training import loss as loss_module
-from minigpt.training.loss import cross_entropy_sum, linear_cross_entropy
-from tests.parity.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
+from minigpt.training import objective as loss_module
+from minigpt.training.objective import cross_entropy_sum, linear_cross_entropy
+from tests.helpers.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
 
 
 def shifted(ids, ignored=()):

@@ -5,8 +5,8 @@ import torch
 
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
-from minigpt.training.loss import cross_entropy_sum
-from tests.parity.reference import (
+from minigpt.training.objective import cross_entropy_sum
+from tests.helpers.reference import (
     assert_close,
     every_shape,
     pair,

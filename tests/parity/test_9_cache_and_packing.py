@@ -6,8 +6,8 @@ import torch
 from minigpt.data.loader import IGNORE
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT
-from minigpt.training.loss import cross_entropy_sum
-from tests.parity.reference import POSITIONS, SHAPES, assert_close, config_of, every_shape, tokens
+from minigpt.training.objective import cross_entropy_sum
+from tests.helpers.reference import POSITIONS, SHAPES, assert_close, config_of, every_shape, tokens
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 each_form = pytest.mark.parametrize("form", FORMS)

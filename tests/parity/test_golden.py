@@ -10,9 +10,9 @@ from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attenti
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
-from minigpt.training.loss import cross_entropy_sum
+from minigpt.training.objective import cross_entropy_sum
 from tests.golden.make_golden import ADAMW, GOLDEN, HERE, golden
-from tests.parity.reference import assert_close, config_of
+from tests.helpers.reference import assert_close, config_of
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 each_form = pytest.mark.parametrize("form", FORMS)

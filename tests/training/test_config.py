@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from minigpt.cli import parse
-from minigpt.errors import UsageError
+from minigpt.base.errors import UsageError
+from minigpt.commands.cli import parse
 from minigpt.model.zoo import find
 from minigpt.training.config import TrainConfig, read_config, write_config
 
@@ -110,8 +110,8 @@ def test_a_missing_file_is_one_sentence(tmp_path):
     "module, name",
     [
         ("minigpt.training.config", "TrainConfig"),
-        ("minigpt.inference.command", "GenerateConfig"),
-        ("minigpt.inference.evaluate", "EvaluateConfig"),
+        ("minigpt.commands.generate", "GenerateConfig"),
+        ("minigpt.commands.evaluate", "EvaluateConfig"),
         ("minigpt.data.prepare", "PrepareConfig"),
         ("minigpt.training.report", "ReportConfig"),
     ],

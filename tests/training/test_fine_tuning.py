@@ -10,6 +10,8 @@ import torch
 
 from minigpt import load_model, load_tokenizer
 from minigpt.__main__ import command as minigpt
+from minigpt.base.errors import CheckpointError, DataError, UsageError
+from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.model_files import save_model
@@ -17,15 +19,13 @@ from minigpt.checkpoint.run_files import resolve
 from minigpt.data.datasets import open_datasets
 from minigpt.data.loader import IGNORE
 from minigpt.devices.device import Device
-from minigpt.errors import CheckpointError, DataError, UsageError
-from minigpt.files import atomic_directory
 from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
-from minigpt.training.loss import batch_loss, linear_cross_entropy
-from minigpt.training.setup import build, create_run
-from tests.training.runs import corpus, records, train
-from tests.training.tuning import base, instructions, run_to_the_end, tuning
+from minigpt.training.build import build, create_run
+from minigpt.training.objective import batch_loss, linear_cross_entropy
+from tests.helpers.runs import corpus, records, train
+from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 

@@ -9,16 +9,16 @@ import math
 import pytest
 import torch
 
+from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint.model_files import load_model
-from minigpt.devices import peaks
 from minigpt.devices.device import find_device
-from minigpt.errors import DeviceError, UsageError
 from minigpt.optim.clipping import clip_scale, next_loss_scale
-from minigpt.training import setup
+from minigpt.planning import peaks
+from minigpt.training import build as setup
+from minigpt.training.build import build
 from minigpt.training.config import TrainConfig
-from minigpt.training.setup import build
-from tests.training.runs import corpus, files, records
-from tests.training.tuning import run_to_the_end
+from tests.helpers.runs import corpus, files, records
+from tests.helpers.tuning import run_to_the_end
 
 HOOK = not find_device("cpu").fused_backward_missing()
 FP16 = not find_device("cpu").precision_missing("fp16-mixed")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.training.runs import command, environment, files, records, train
+from tests.helpers.runs import command, environment, files, records, train
 
 
 @pytest.fixture(scope="module")

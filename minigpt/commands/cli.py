@@ -1,0 +1,114 @@
+"""Command lines from dataclasses: the flags are the fields, their help is the docstring under each.
+
+tyro parses. What is ours is how it fails: a mistyped flag or value is answered by one sentence
+and exit code 2, an error of the user's by one sentence and exit code 1, and neither by a
+traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any, Callable, List, Optional, Sequence, Type, TypeVar
+
+import tyro
+
+from minigpt.base.errors import MinigptError, UsageError
+from minigpt.base.text import nearest
+
+Config = TypeVar("Config")
+
+
+def parse(
+    kind: Type[Config], prog: str, arguments: Sequence[str], default: Optional[Config] = None
+) -> Config:
+    """`arguments` as a `kind`, a dataclass, starting from `default`. UsageError names what cannot
+    be parsed.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        tyro.cli(kind, prog=prog, args=["--help"], default=default)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            config, unknown = tyro.cli(
+                kind, prog=prog, args=list(arguments), default=default, return_unknown_args=True
+            )
+    except SystemExit:
+        raise _explain(kind, prog, arguments) from None
+    if unknown:
+        raise _unknown(kind, unknown[0])
+    assert config is not None
+    return config
+
+
+def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:
+    """Runs `command(arguments)`; returns the exit code. `--debug` lets tracebacks through."""
+    debug = "--debug" in arguments
+    try:
+        return command(list(arguments)) or 0
+    except MinigptError as error:
+        if debug:
+            raise
+        print("error: %s" % error, file=sys.stderr)
+        return error.exit_code
+    except RuntimeError as error:
+        from minigpt.devices.device import is_out_of_memory  # not for every --help
+
+        if debug or not is_out_of_memory(error):
+            raise
+        what = "there is no memory left; python -m minigpt plan says what fits"
+        print("error: %s" % what, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _flags(kind: Type[Any]) -> List[str]:
+    names = [field.replace("_", "-") for field in kind.__dataclass_fields__]
+    return ["--" + name for name in names]
+
+
+def _unknown(kind: Type[Any], word: str) -> UsageError:
+    if word.startswith("-"):
+        return UsageError("there is no flag %s" % word.split("=")[0], nearest(word, _flags(kind)))
+    return UsageError("%r belongs to no flag" % word, "see --help")
+
+
+def _explain(kind: Type[Any], prog: str, arguments: Sequence[str]) -> UsageError:
+    """tyro says what it expected in a box of many lines, so each flag is tried alone to find the
+    one at fault.
+    """
+    for place, word in enumerate(arguments):
+        if not word.startswith("--"):
+            continue
+        name, _, value = word.partition("=")
+        values = [value] if value else _values(arguments[place + 1 :])
+        if not _parses(kind, prog, [name, *values]):
+            given = " ".join(values) or "nothing"
+            return UsageError(
+                "%s cannot be %s" % (name, given), "see %s --help for what it takes" % prog
+            )
+    return UsageError("%s: something required is missing" % prog, "see %s --help" % prog)
+
+
+def _values(following: Sequence[str]) -> List[str]:
+    values = []
+    for word in following:
+        if word.startswith("--"):
+            break
+        values.append(word)
+    return values
+
+
+def _parses(kind: Type[Any], prog: str, arguments: List[str]) -> bool:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            tyro.cli(kind, prog=prog, args=arguments, return_unknown_args=True)
+    except SystemExit:
+        return False
+    return True

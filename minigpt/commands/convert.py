@@ -1,0 +1,121 @@
+"""convert_hf.py: downloads where needed, converts one way or the other, and says what was done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional
+
+import tyro
+from tqdm import tqdm
+from typing_extensions import Annotated
+
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest, size
+from minigpt.commands.cli import parse
+from minigpt.commands.verify import verify
+from minigpt.hf.convert import DTYPES, convert
+from minigpt.hf.download import Hub, download
+from minigpt.hf.export import export
+from minigpt.model import zoo
+
+_HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
+_OUT = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: checkpoints/NAME)")
+_TO_HF = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the other direction)")
+
+
+@dataclass
+class ConvertConfig:
+    """Converts a Hugging Face GPT-2 or Cerebras-GPT checkpoint to minigpt's format, or back."""
+
+    source: Annotated[str, tyro.conf.Positional] = ""
+    """A directory in Hugging Face's layout, or a published model's name to download first."""
+    out: Annotated[Optional[str], _OUT] = None
+    """The directory to write."""
+    to_hf: Annotated[Optional[str], _TO_HF] = None
+    """A checkpoint of ours to turn into a directory that transformers opens."""
+    dtype: str = "keep"
+    """keep, fp32, bf16 or fp16."""
+    shard_size: str = "5GB"
+    """Weights go to several files of at most this size."""
+    weights: Annotated[Optional[str], _HIDDEN] = None
+    """The weight file in SOURCE, when it has an unusual name."""
+    revision: str = "main"
+    """Branch, tag or commit to download."""
+    fold_mup: bool = False
+    """With --to-hf: fold a muP model's scales into its weights, as GPT-2 has none."""
+    verify: bool = False
+    """Run a prompt through the result, and compare with transformers where it is installed."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("keep", *DTYPES):
+            raise UsageError("--dtype is %r" % self.dtype, nearest(self.dtype, ("keep", *DTYPES)))
+        self.shard_bytes = parse_size(self.shard_size)
+
+
+def parse_size(text: str) -> int:
+    """5GB, 500MB, 2e9 -> bytes."""
+    match = re.fullmatch(r"(\d*\.?\d+(?:e\d\d?)?) *([kmgt]?)b?", text.strip().lower())
+    powers = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+    count = int(float(match[1]) * powers[match[2]]) if match else 0
+    if count < 1:
+        raise UsageError("--shard-size is %r" % text, "write a size such as 5GB or 500MB")
+    return count
+
+
+def convert_command(arguments: List[str]) -> None:
+    """Does what `arguments` say."""
+    config = parse(ConvertConfig, "convert_hf.py", arguments)
+    if config.to_hf is None:
+        _convert(config)
+    elif config.out is None or config.source:
+        raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
+    else:
+        checkpoint, out = Path(config.to_hf), Path(config.out)
+        print("\n".join(export(checkpoint, out, config.fold_mup, config.shard_bytes)))
+
+
+def _convert(config: ConvertConfig) -> None:
+    if not config.source:
+        raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
+    directory, name = Path(config.source), Path(config.source).resolve().name
+    if not directory.is_dir():
+        directory, name = fetch_model(config.source, config.revision), config.source
+    out = Path(config.out or Path("checkpoints") / name)
+    with _bar("converting") as bar:
+
+        def progress(written: int, total: int) -> None:
+            bar.total = total
+            bar.update(written)
+
+        lines = convert(directory, out, config.dtype, config.shard_bytes, config.weights, progress)
+    print("\n".join(lines))
+    if config.verify:
+        print("\n".join(verify(out, directory)))
+    print("next     python train.py --init %s, or: python -m minigpt generate --checkpoint %s" % (
+        out, out))  # fmt: skip
+
+
+def fetch_model(name: str, revision: str = "main") -> Path:
+    """Downloads a published model; returns the directory its files are in."""
+    entry = zoo.ZOO.get(name)
+    if entry is None or entry.repo is None:
+        raise UsageError(
+            "%s is neither a directory nor a published model" % name,
+            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
+        )
+    hub = Hub.from_environment(entry.repo, revision, entry.subfolder)
+    directory = Path("downloads") / name
+    about = 4 * entry.config.parameter_count()
+    print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
+    with _bar("downloading", about) as bar:
+        download(hub, directory, bar.update)
+    return directory
+
+
+def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:
+    # disable=None: only where somebody watches
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)

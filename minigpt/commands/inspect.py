@@ -1,0 +1,193 @@
+"""`python -m minigpt inspect`: what the model will see, and what it will learn, in colour.
+
+Most faults of fine-tuning show here at a glance: a prompt that is learned, an answer that is not,
+an end that is missing, a row that is mostly padding. What is printed is taken from the very
+batches that training takes, in the same order, and not rendered a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import tyro
+from typing_extensions import Annotated
+
+from minigpt.base.errors import DataError, UsageError
+from minigpt.base.text import nearest
+from minigpt.checkpoint.model_files import read_config
+from minigpt.checkpoint.run_files import resolve
+from minigpt.data.datasets import Opened, open_datasets
+from minigpt.data.loader import IGNORE, Batch
+from minigpt.data.shuffle import shuffled
+from minigpt.data.template import Template, find_template, load_template
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+
+# Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
+_COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
+_END = b"<|endoftext|>"  # what stands for the EOS, which has no text
+_WHEN = ("auto", "always", "never")
+_BLOCK = 1024  # that of fine-tuning
+
+
+def _open(metavar: str, default: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: %s)" % default)
+
+
+@dataclass
+class InspectConfig:
+    """Prints the first rows that a run would train on: prompt, learned, padding, and counts."""
+
+    data: str = "stdlib-functions"
+    """What to learn from, as for training."""
+    checkpoint: Annotated[Optional[str], _open("DIR", "none")] = None
+    """A checkpoint or run, for its tokenizer, template and longest row."""
+    tokenizer: Annotated[Optional[str], _open("NAME", "gpt2")] = None
+    """bytes or gpt2, without a checkpoint."""
+    template: Annotated[Optional[str], _open("NAME", "the checkpoint's, or instruct")] = None
+    """How records become text: instruct or moai."""
+    block_size: Annotated[Optional[int], _open("INT", "1024, or the checkpoint's")] = None
+    """Tokens per row."""
+    batch_size: int = 4
+    """How many rows to print."""
+    skip: int = 0
+    """Rows of the run to pass over first."""
+    seed: int = 1337
+    """That of the run: it decides which rows come first."""
+    packing: bool = True
+    """Put several records into a row."""
+    record_keys: Annotated[Optional[str], _open("A,B", "recognised")] = None
+    """The names of instruction and answer in the records."""
+    strict: bool = False
+    """Stop at the first unusable record."""
+    colour: str = "auto"
+    """auto (on a terminal, unless NO_COLOR is set), always or never."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.block_size is not None and self.block_size < 1):
+            raise UsageError("--batch-size and --block-size count something", "use 1 or more")
+        if self.skip < 0:
+            raise UsageError("--skip is %d" % self.skip, "it must be 0 or more")
+        if self.colour not in _WHEN:
+            raise UsageError("--colour is %r" % self.colour, nearest(self.colour, _WHEN))
+        if self.checkpoint is not None and self.tokenizer is not None:
+            raise UsageError("--checkpoint brings its own tokenizer", "leave out --tokenizer")
+        if self.template is not None:
+            find_template(self.template)
+
+
+def inspect_command(config: InspectConfig) -> None:
+    """Prints the rows, each document of them apart, and the counts over all of them."""
+    tokenizer, template, block = _settings(config)
+    found = open_datasets(
+        config.data, tokenizer, block, template, config.packing, config.record_keys, config.strict
+    )
+    if found.train.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            "%s was prepared with another tokenizer" % config.data, "name it with --tokenizer"
+        )
+    count = len(found.train)
+    numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
+    batch = found.train.batch(shuffled(numbers, count, config.seed))
+    rows = [list(_documents(batch, row, tokenizer.eos_id)) for row in range(len(numbers))]
+    terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = config.colour == "always" or (config.colour == "auto" and terminal)
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in chain(_lines(rows, tokenizer, colour), _summary(rows, batch, found, count)):
+        # Any text to any terminal: what it has no character for becomes a question mark.
+        print(line.encode(encoding, "replace").decode(encoding))
+
+
+def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
+    template = find_template(config.template or "instruct")
+    if config.checkpoint is None:
+        return load_tokenizer(config.tokenizer or "gpt2"), template, config.block_size or _BLOCK
+    directory = resolve(config.checkpoint)
+    shape = read_config(directory)
+    block = config.block_size or min(_BLOCK, shape.n_positions)
+    shape.check_block(block)
+    if config.template is None:
+        template = load_template(directory) or template
+    return load_tokenizer(directory), template, block
+
+
+class Document(NamedTuple):
+    """Part of a row: its tokens and what each is, one more of them than positions if the last one
+    is only a target.
+    """
+
+    tokens: List[int]
+    kinds: List[str]
+    positions: List[int]
+
+
+def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
+    """The documents of a row, each with the targets it ends in, then its padding."""
+    tokens, targets = batch.tokens[row].tolist(), batch.targets[row].tolist()
+    end = len(tokens)
+    while end and tokens[end - 1] == eos_id and targets[end - 1] == IGNORE:
+        end -= 1
+    positions, owners = list(range(len(tokens))), [0] * len(tokens)
+    if batch.positions is not None and batch.documents is not None:
+        positions, owners = batch.positions[row].tolist(), batch.documents[row].tolist()
+    for _, group in groupby(range(end), owners.__getitem__):
+        own = list(group)
+        learned = [targets[i] for i in own]
+        given = [tokens[i] for i in own] + [t for t in learned[-1:] if t != IGNORE]
+        # A token is learned where it is the target of the one before it.
+        kinds = ["prompt"] + ["prompt" if t == IGNORE else "learned" for t in learned]
+        kinds = ["end" if (t, k) == (eos_id, "learned") else k for t, k in zip(given, kinds)]
+        yield Document(given, kinds, [positions[i] for i in own])
+    if end < len(tokens):
+        padding = len(tokens) - end
+        yield Document(tokens[end:], ["padding"] * padding, positions[end:])
+
+
+def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
+    for number, documents in enumerate(rows, 1):
+        yield "row %d of %d" % (number, len(rows))
+        for place, document in enumerate(documents, 1):
+            count, positions = len(document.positions), document.positions
+            if document.kinds[0] == "padding":
+                yield "  padding: %d tokens" % count
+                continue
+            supervised = sum(kind != "prompt" for kind in document.kinds)
+            yield "  document %d: %d tokens, positions %d..%d, %d supervised" % (
+                place, count, positions[0], positions[-1], supervised,
+            )  # fmt: skip
+            for kind, line in _text(document, tokenizer):
+                line = "\033[%sm%s\033[0m" % (_COLOURS[kind], line) if colour else line
+                yield "    %-8s| %s" % (kind, line)
+
+
+def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]:
+    """(kind, line): a line break at which a kind ends is spelled out, as who owns it matters."""
+    for kind, group in groupby(zip(document.tokens, document.kinds), lambda pair: pair[1]):
+        data = b"".join(tokenizer.token_bytes(token) or _END for token, _ in group)
+        text = data.decode("utf-8", "replace")
+        ends = len(text) - len(text.rstrip("\n"))
+        lines = text[: len(text) - ends].split("\n")
+        for line in [*lines[:-1], lines[-1] + "\\n" * ends]:
+            yield kind, "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
+
+
+def _spelled(character: str) -> str:
+    """What would move the cursor or change the colours, written so that it does not."""
+    return character.encode("unicode_escape", "replace").decode("ascii")
+
+
+def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int) -> Iterator[str]:
+    """The counts. A position counts as what it is to predict, so that they add up."""
+    total = batch.tokens.numel()
+    documents = sum(document.kinds[0] != "padding" for row in rows for document in row)
+    yield "in all: %s rows of %s, %d documents, %s tokens" % (
+        len(rows), format(count, ","), documents, format(total, ","),
+    )  # fmt: skip
+    counts = {"supervised": batch.supervised, "padding": batch.padding}
+    for name, part in (("prompt", total - sum(counts.values())), *counts.items()):
+        yield "  %-11s%8s  %5.1f%%" % (name, format(part, ","), 100 * part / total)
+    yield from ("  " + note for note in found.notes)

@@ -1,0 +1,193 @@
+"""`python -m minigpt plan`: whether a run fits and how long it takes, before anything is loaded.
+
+It takes the flags of train.py, which says the same in a line before it loads a model (job.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import List, Optional, Tuple
+
+import torch
+import tyro
+from typing_extensions import Annotated
+
+from minigpt.base.errors import UsageError
+from minigpt.base.text import size
+from minigpt.devices.device import DEVICES, Device, find_device, is_moai
+from minigpt.model import zoo
+from minigpt.planning import peaks
+from minigpt.planning.fit import largest_rows, step_seconds
+from minigpt.planning.flavors import FLAVORS, Flavor
+from minigpt.planning.memory import Job, memory, moments
+from minigpt.training.config import TrainConfig
+from minigpt.training.job import advice, job_of
+from minigpt.training.settings import parse_settings
+
+GB = peaks.GB
+# Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
+# tokens in the published 81 minutes, on 16 MI250.
+_SHARE, _MOAI_SHARE = 0.4, 0.08
+# Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
+# framework 24.5): flavor, batch, block -> MiB in use on all GCDs.
+_PUBLISHED = {
+    ("4xLarge.2048GB", 16, 1024): 1_764_955,
+    ("8xLarge.4096GB", 32, 1024): 3_460_240,
+    ("8xLarge.4096GB", 16, 2048): 1_951_344,
+}
+_STAGES = 4  # pipeline stages in all four published logs of that model
+_PARTS = (
+    ("weights", "weights"), ("16-bit copies", "copies"), ("gradients", "gradients"),
+    ("optimizer states", "states"), ("activations", "activations"), ("logits and loss", "loss"),
+    ("passing", "work"),
+)  # fmt: skip
+
+
+@dataclass
+class PlanConfig(TrainConfig):
+    """Says what a run with these flags of train.py takes: memory, what fits, time of a step.
+    Nothing is loaded.
+    """
+
+    device: str = "auto"
+    """What to plan for: auto or cpu, cuda, mps (this machine's); mi250, mi300x, a100-40gb, a100,
+    h100, h200; a MoAI flavor such as 4xLarge.2048GB; or moai for all of its flavors.
+    """
+    memory: Annotated[
+        Optional[str], tyro.conf.arg(metavar="80GB", help_behavior_hint="(default: the device's)")
+    ] = None
+    """Memory to plan for, such as 80GB."""
+
+
+def plan_command(arguments: List[str]) -> None:
+    """Prints the plan of the run that train.py would make of `arguments`."""
+    config = parse_settings(PlanConfig, "minigpt plan", arguments)
+    config.check_together()
+    if config.device == "moai" or (config.device == "auto" and is_moai()):
+        job = _on_moai(config)
+        print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS)]))
+        return
+    job, accelerator, local = _target(config)
+    lines = [*_about(job), *_table(job, accelerator)]
+    print("\n".join(lines + _verdict(job, accelerator, config, local)))
+
+
+def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device]]:
+    """What is planned and for what, and this machine's device if it is for that."""
+    room = peaks.parse_memory(config.memory) if config.memory is not None else None
+    if config.device == "auto" and room is not None:
+        return job_of(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0), None
+    local = None
+    if config.device in DEVICES:
+        local = find_device(config.device)
+        config.check_on(local)
+        job = job_of(config, local.kind)
+        accelerator = peaks.here(local, job.product_bytes)
+    else:
+        accelerator = peaks.find_accelerator(config.device)
+        job = _on_moai(config) if accelerator.flavor else job_of(config, "")
+    return job, accelerator if room is None else replace(accelerator, memory=room), local
+
+
+def _on_moai(config: PlanConfig) -> Job:
+    config.check_on(Device("moai", torch.device("cuda")))
+    if config.memory is not None:
+        raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
+    return job_of(config, "moai")
+
+
+def _about(job: Job) -> List[str]:
+    shape = job.shape
+    size_of = (shape.parameter_count(), shape.n_layer, shape.n_head, shape.n_embd)
+    return [
+        "model     {:,} parameters: {} layers, {} heads, {} wide".format(*size_of),
+        "step      %d x %d tokens, %d rows at a time, %s%s"
+        % (job.batch, job.block, job.rows, job.precision, ", LoRA" if job.lora else ""),
+    ]
+
+
+def _table(job: Job, device: peaks.Accelerator) -> List[str]:
+    """Each part at its largest, and the largest sum; as asked, and with the other recomputation."""
+    jobs = [replace(job, recompute=False), replace(job, recompute=True)]
+    totals = [memory(one) for one in jobs]
+    parts = [(title, [_most(one, part) for one in jobs]) for title, part in _PARTS]
+    parts.append(("at one time", [most.total for most in totals]))
+    texts = [(title, [size(count) for count in counts]) for title, counts in parts]
+    texts.insert(0, ("", ["all kept", "recomputed"]))
+    texts.append(("that is when", [most.moment for most in totals]))
+    texts.append(("rows that fit", [str(largest_rows(one, device.memory)) for one in jobs]))
+    lines = ["%-18s%17s%17s" % (title, *pair) for title, pair in texts]
+    return ["device    %s: %s" % (device.name, size(device.memory)), "", *lines, ""]
+
+
+def _most(job: Job, part: str) -> int:
+    return max(getattr(moment, part) for moment in moments(job))
+
+
+def _verdict(
+    job: Job, accelerator: peaks.Accelerator, config: PlanConfig, local: Optional[Device]
+) -> List[str]:
+    if accelerator.flavor is not None:
+        return _flavor_lines(job, (accelerator.flavor,))
+    need, room = memory(job).total, accelerator.memory
+    if need <= room:
+        return ["fits      yes, with %s to spare" % size(room - need), _time(job, accelerator)]
+    lines = ["fits      no: %s too much" % size(need - room)]
+    found = advice(job, room, config, local)
+    if not found:
+        return [*lines, "          and no flag here helps; try a smaller --block-size or model"]
+    lines += ["          it does with %s" % flags for flags, _ in found]
+    return [*lines, _time(found[0][1], accelerator), "          (with the first of these)"]
+
+
+def _time(job: Job, device: peaks.Accelerator) -> str:
+    share = _MOAI_SHARE if device.flavor else _SHARE
+    peak = device.bf16 if device.flavor else device.flops(job.product_bytes)
+    if not peak:
+        return "time      unknown without a --device"
+    seconds = step_seconds(job, peak, share)
+    return "time      %.3g s a step, %s tokens/s: assumed %d%% of a peak of %.4g TFLOP/s" % (
+        seconds, format(int(job.batch * job.block / seconds), ","), share * 100, peak / peaks.TERA,
+    )  # fmt: skip
+
+
+def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
+    """What each GCD of a flavor would hold if everything were spread evenly, if weights and all
+    that belongs to them were cut into pipeline stages, and if every GCD had all of them.
+    """
+    lines = [
+        "GB on each GCD of 64: computed, not known. What MoAI does is published where it says so",
+        "%-18s%6s%14s%10s%12s  fits" % ("", "GCDs", "spread evenly", "4 stages", "replicated"),
+    ]
+    for flavor in flavors:
+        gcds, limit = flavor.gcds, peaks.GCD.memory / GB
+        stages = min(gcds, _STAGES)
+        even = _on_each(job, gcds, gcds)
+        staged, whole = _on_each(job, gcds, stages, stages), _on_each(job, gcds, 1)
+        ways = ((whole, "yes"), (staged, "in stages"), (even, "if spread evenly"))
+        fits = next((way for need, way in ways if need <= limit), "no")
+        numbers = "%6d%14.1f%10.1f%12.1f" % (gcds, even, staged, whole)
+        lines.append("%-18s%s  %s%s" % (flavor.name, numbers, fits, _published(job, flavor)))
+    if len(flavors) == 1:
+        lines.append(_time(job, peaks.of_flavor(flavors[0])))
+    return lines
+
+
+def _on_each(job: Job, gcds: int, parts: int, stages: int = 1) -> float:
+    """GB on each GCD when weights, gradients and states are cut into `parts`, and the layers into
+    `stages`; the batch and all that grows with it are divided among all GCDs of a stage, as far as
+    it has rows.
+    """
+    most, among = 0.0, min(gcds, stages * job.batch)
+    for moment in moments(job):
+        kept = moment.weights + moment.gradients + moment.states
+        most = max(most, kept / parts + (moment.total - kept) / among)
+    return most / GB
+
+
+def _published(job: Job, flavor: Flavor) -> str:
+    found = _PUBLISHED.get((flavor.name, job.batch, job.block))
+    if found is None or job.shape != zoo.find("cerebras-13b").config or job.lora:
+        return ""
+    on_each = found * 2**20 / flavor.gcds / GB
+    return "; published: %s MiB in all, %.1f on each" % (format(found, ","), on_each)

