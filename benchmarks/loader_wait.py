@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from minigpt.data.loader import Loader
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.data.windows import TokenDataset
+from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
-from minigpt.training.objective import linear_cross_entropy
+from minigpt.training.apply import objective_for
 
 
 def main() -> None:
@@ -23,16 +22,14 @@ def main() -> None:
         prepared("stdlib", load_tokenizer("bytes")), "train", entry.recipe.block_size
     )
     model = GPT(entry.config)
+    objective = objective_for(model, find_device("cpu"))
     for prefetch in (1, 2):
         loader = Loader(dataset, entry.recipe.batch_size, seed=1, prefetch=prefetch)
         next(loader)
         loader.waited, began, steps = 0.0, time.perf_counter(), 300
         for _ in range(steps):
             batch = next(loader)
-            loss = linear_cross_entropy(
-                model.features(batch.tokens), model.head_weight, batch.targets, torch.float32
-            )
-            (loss / batch.supervised).backward()
+            (objective(batch) / batch.supervised).backward()
             model.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
         loader.close()

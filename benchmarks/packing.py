@@ -13,43 +13,30 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import side_by_side
+from minigpt.data.batch import Batch
 from minigpt.data.datasets import open_datasets
-from minigpt.data.loader import Batch
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
-from minigpt.model.attention import HAS_FUSED, attention_mask, explicit_attention, fused_attention
+from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
-from minigpt.training.objective import batch_loss
+from minigpt.training.apply import objective_for
 
 FORMS = {"explicit": explicit_attention, **({"fused": fused_attention} if HAS_FUSED else {})}
 
 
 def step(model: GPT, batch: Batch, precision: str, masked: bool) -> Callable[[], None]:
-    optimizer, device = AdamW(decay_groups(model, 0.1), lr=1e-5), find_device("cpu")
-    features = with_mask(model) if masked else model.features
+    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-5)
+    objective = objective_for(model, find_device("cpu"), precision)
+    objective.masked = masked
 
     def run() -> None:
-        loss = batch_loss(features, model.head_weight, batch, device, precision)
-        (loss / batch.supervised).backward()
+        (objective(batch) / batch.supervised).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return run
-
-
-def with_mask(model: GPT) -> Callable[..., torch.Tensor]:
-    """GPT.features with one (B, 1, T, T) mask for the whole batch."""
-
-    def features(tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor):
-        mask = attention_mask(tokens.size(1), 0, documents, tokens.device)
-        x = model.token_embedding(tokens) + model.position_embedding(positions)
-        for layer, block in enumerate(model.blocks):
-            x = block(x, mask, None, layer)
-        return model.final_norm(x)
-
-    return features
 
 
 def main() -> None:

@@ -13,13 +13,14 @@ import torch
 import transformers
 
 from benchmarks.side_by_side import report, side_by_side
+from minigpt.data.batch import Batch
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
 from minigpt.optim.groups import decay_groups
-from minigpt.training.objective import linear_cross_entropy
+from minigpt.training.apply import objective_for
 
 
 def theirs(name: str, tokens: torch.Tensor):
@@ -46,16 +47,12 @@ def theirs(name: str, tokens: torch.Tensor):
 
 def ours(name: str, tokens: torch.Tensor, compiled: bool):
     model = GPT(find(name).config)
-    features = torch.compile(model.features) if compiled else model.features
     optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, compiled=compiled)
-    device = find_device("cpu")
-    targets = tokens.roll(-1, 1)
+    objective = objective_for(model, find_device("cpu"), "bf16-mixed", compiled=compiled)
+    batch = Batch(tokens, tokens.roll(-1, 1), tokens.numel())
 
     def step() -> None:
-        with device.autocast("bf16-mixed"):
-            x = features(tokens)
-        loss = linear_cross_entropy(x, model.head_weight, targets, torch.bfloat16)
-        (loss / targets.numel()).backward()
+        (objective(batch) / batch.supervised).backward()
         optimizer.step(clip_scale(model.parameters(), 1.0)[1])
         optimizer.zero_grad(set_to_none=True)
 

@@ -11,7 +11,6 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import tyro
-from torch import Tensor
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DataError, DeviceError, UsageError, at_least
@@ -32,7 +31,6 @@ from minigpt.coding.results import Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
-from minigpt.data.loader import Batch
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.decoding.generate import stream_batch
@@ -40,7 +38,8 @@ from minigpt.decoding.sampling import Sampling
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
-from minigpt.training.objective import batch_loss
+from minigpt.training.apply import objective_for
+from minigpt.training.config import check_block
 from minigpt.training.validation import validate
 
 _DATA = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: stdlib)")
@@ -133,7 +132,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     model = load_model(directory, device.torch_device, dtype)
     tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
     name, block = config.data or "stdlib", config.block_size or longest
-    model.config.check_block(block)
+    check_block(block, longest)
     template = config.template or load_template(directory) or "instruct"
     found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
     if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
@@ -143,13 +142,8 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     for line in found.notes:
         print("note: %s" % line, file=sys.stderr)
 
-    def loss_of(batch: Batch) -> Tensor:
-        return batch_loss(model.features, model.head_weight, batch, device, config.precision)
-
-    lengths = tokenizer.byte_lengths()
-    result = validate(
-        model, loss_of, found.validation, lengths, config.batch_size, config.eval_tokens
-    )
+    objective, lengths = objective_for(model, device, config.precision), tokenizer.byte_lengths()
+    result = validate(objective, found.validation, lengths, config.batch_size, config.eval_tokens)
     count, kind = format(result.tokens, ","), "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"

@@ -21,11 +21,12 @@ from minigpt.base.errors import DataError, UsageError
 from minigpt.base.text import nearest
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import resolve
+from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
-from minigpt.data.loader import IGNORE, Batch
 from minigpt.data.shuffle import shuffled
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.training.config import check_block
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
 _COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
@@ -109,7 +110,7 @@ def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
     directory = resolve(config.checkpoint)
     shape = read_config(directory)
     block = config.block_size or min(_BLOCK, shape.n_positions)
-    shape.check_block(block)
+    check_block(block, shape.n_positions)
     if config.template is None:
         template = load_template(directory) or template
     return load_tokenizer(directory), template, block
@@ -132,8 +133,9 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
     while end and tokens[end - 1] == eos_id and targets[end - 1] == IGNORE:
         end -= 1
     positions, owners = list(range(len(tokens))), [0] * len(tokens)
-    if batch.positions is not None and batch.documents is not None:
-        positions, owners = batch.positions[row].tolist(), batch.documents[row].tolist()
+    numbers = batch.document_numbers()
+    if batch.positions is not None and numbers is not None:
+        positions, owners = batch.positions[row].tolist(), numbers[row].tolist()
     for _, group in groupby(range(end), owners.__getitem__):
         own = list(group)
         learned = [targets[i] for i in own]

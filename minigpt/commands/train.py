@@ -36,7 +36,7 @@ def train_command(arguments: List[str]) -> int:
 
 
 def _opening(trainer: Trainer) -> str:
-    c, shape, data = trainer.config, trainer.model.config, trainer.loader.dataset
+    c, shape, data = trainer.settings, trainer.model.config, trainer.loader.dataset
     return "\n".join(
         (
             "model    %s parameters: %d layers, %d heads, %d wide; %s tokenizer"

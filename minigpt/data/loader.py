@@ -5,7 +5,7 @@
 So where a run is in its data is one integer, the samples it has seen; resuming costs nothing,
 every window comes once an epoch, and any number of processes can each compute its own share.
 
-Letters: B rows, T positions (block size).
+Letters: B rows.
 """
 
 from __future__ import annotations
@@ -13,41 +13,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from operator import itemgetter
-from typing import Any, Callable, Deque, Dict, Iterator, Optional, Protocol
+from typing import Deque, Protocol
 
 import numpy as np
-from torch import Tensor
 
+from minigpt.data.batch import Batch
 from minigpt.data.shuffle import shuffled
-
-IGNORE = -100  # the target of a position from which nothing is to be learned
-
-
-@dataclass
-class Batch:
-    """What a step learns from. `positions` and `documents` (B, T) int64 are there for packed rows
-    only.
-    """
-
-    tokens: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64, IGNORE where nothing is to be learned
-    supervised: int  # targets to learn from in the whole batch: what the loss is divided by
-    padding: int = 0  # positions of the whole batch that hold nothing
-    positions: Optional[Tensor] = None
-    documents: Optional[Tensor] = None
-
-    def micro_batches(self, rows: int) -> Iterator[Batch]:
-        """The batch in parts of at most `rows`; the two counts stay those of the whole."""
-        for start in range(0, self.tokens.size(0), rows):
-            yield self.map(itemgetter(slice(start, start + rows)))
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with each of its tensors changed."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        changed: Dict[str, Any] = {name: change(value) for name, value in tensors.items()}
-        return replace(self, **changed)
 
 
 class Dataset(Protocol):

@@ -3,7 +3,7 @@
     tokens     A A A A B B C C C C . .        several to a row, none cut
     targets    A A A E B E C C C E - -        the next token of the same conversation, if learned
     positions  0 1 2 3 0 1 0 1 2 3 0 1        each starts at 0: the model's positions are learned
-    documents  0 0 0 0 1 1 2 2 2 2 3 3        attention stays inside each
+    lengths    4, 2, 4, 2                     attention stays inside each
 
 So a packed row gives the loss and gradients of its conversations apart. Which go together is
 decided once, the longest first, each to the row where it fits best (best fit decreasing: Johnson
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from minigpt.base.errors import DataError
-from minigpt.data.loader import IGNORE, Batch
+from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.records import HELD_OUT, LeftOut
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template
@@ -63,32 +63,34 @@ class RecordDataset:
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows `indices` (B,) as a Batch, padded with EOS that nothing is learned from."""
         rows = [[self.examples[chosen] for chosen in self.rows[int(i)]] for i in indices]
-        arrays = np.stack([self._row(row) for row in rows], 1).astype(np.int64)  # (4, B, T)
-        tokens, targets, *apart = torch.from_numpy(arrays)
-        supervised = int((arrays[1] != IGNORE).sum())
-        padding = tokens.numel() - sum(len(example.tokens) for row in rows for example in row)
-        # A single example and its padding need no more than plain causal attention.
-        return Batch(tokens, targets, supervised, padding, *(apart if self.packed else []))
+        used = sum(len(example.tokens) for row in rows for example in row)
+        rows = [[*row, *self._padding(row)] for row in rows]
+        tokens = _joined([[example.tokens for example in row] for row in rows])
+        targets = _joined([[example.targets for example in row] for row in rows])
+        supervised = int((targets != IGNORE).sum())
+        batch = Batch(
+            torch.from_numpy(tokens), torch.from_numpy(targets), supervised, tokens.size - used
+        )
+        if self.packed:  # one example and its padding need no more than plain causal attention
+            batch.lengths = [[len(example.tokens) for example in row] for row in rows]
+            positions = _joined([[np.arange(n) for n in row] for row in batch.lengths])
+            batch.positions = torch.from_numpy(positions)
+        return batch
 
-    def _row(self, examples: List[Example]) -> np.ndarray:
-        """The tokens, targets, positions and documents (4, T) of a row, its padding one more
-        example.
-        """
+    def _padding(self, examples: List[Example]) -> List[Example]:
+        """What fills the row up: one more example that nothing is learned from, or none."""
         room = self.block_size - sum(len(example.tokens) for example in examples)
-        padding = Example(np.full(room, self.eos_id), np.full(room, IGNORE), 0)
-        parts = [*examples, padding]
-        lengths = [len(part.tokens) for part in parts]
-        return np.stack([
-            np.concatenate([part.tokens for part in parts]),
-            np.concatenate([part.targets for part in parts]),
-            np.concatenate([np.arange(length) for length in lengths]),
-            np.repeat(np.arange(len(parts)), lengths),
-        ])  # fmt: skip
+        return [Example(np.full(room, self.eos_id), np.full(room, IGNORE), 0)] if room else []
 
     def prompt(self) -> List[int]:
         """The ids up to the first answer of the first example: something to try the model on."""
         example = self.examples[0]
         return example.tokens[: example.asked].tolist()
+
+
+def _joined(rows: List[List[np.ndarray]]) -> np.ndarray:
+    """The arrays of each row end to end: int64 (B, T)."""
+    return np.stack([np.concatenate(row) for row in rows]).astype(np.int64)
 
 
 def pack(lengths: Sequence[int], room: int) -> List[List[int]]:

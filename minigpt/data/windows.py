@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from minigpt.base.errors import DataError
-from minigpt.data.loader import Batch
+from minigpt.data.batch import Batch
 from minigpt.data.shards import TEXT, Shard, read_dataset
 
 

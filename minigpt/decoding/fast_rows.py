@@ -1,4 +1,4 @@
-"""A linear layer that does not waste the memory's speed when it has only a row or a few to compute.
+"""Matrix products of one row or a few, as fast as the memory gives, for a model that decodes.
 
 Decoding multiplies every matrix of the model with one row at a time, so it is as fast as the
 weights can be read. Written as usual, y = x W^T, that is a matrix-vector product, and some
@@ -13,11 +13,16 @@ the memory gives, in bfloat16 too.
 from __future__ import annotations
 
 import time
-from typing import Callable, Optional
+from contextlib import contextmanager
+from functools import partial
+from typing import Callable, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minigpt.model.attention import Attention, explicit_attention, fused_attention
+from minigpt.model.gpt import GPT
 
 _FEW = 4  # rows up to which this was seen to win
 _LONG = 1024  # numbers in a row from which halves were seen to win
@@ -25,15 +30,53 @@ _CLEARLY = 1.3  # or chance would choose, and the same seed give another roundin
 _slow: Optional[bool] = None  # whether the library is slow at one row; None: not tried yet
 
 
+@contextmanager
+def fast_rows(model: GPT) -> Iterator[None]:
+    """While it is open, a model on the CPU multiplies by `linear`, and looks at the past of a
+    single query by the plain formula. On other devices nothing changes.
+    """
+    if model.token_embedding.weight.device.type != "cpu":
+        yield
+        return
+    try_library()  # now, since it cannot be timed from inside a compiled graph
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    before = [attention.attend for attention in attentions]
+    for layer in layers:
+        vars(layer)["forward"] = partial(linear, weight=layer.weight, bias=layer.bias)
+    vars(model)["logits"] = partial(linear, weight=model.head_weight)
+    for attention in attentions:
+        if attention.attend is fused_attention:
+            attention.attend = _attend
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+        vars(model).pop("logits", None)
+        for attention, attend in zip(attentions, before):
+            attention.attend = attend
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
+) -> Tensor:
+    """For the one query of decoding PyTorch has no kernel on the CPU, and its substitute multiplies
+    all keys by the scale where multiplying the query would do.
+    """
+    attend = explicit_attention if q.size(-2) == 1 else fused_attention
+    return attend(q, k, v, mask, scale, dropout)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out); F.linear but for rounding."""
     rows = x.numel() // weight.size(1)
-    if rows > _FEW or torch.is_grad_enabled() or x.device.type != "cpu":
+    if rows > _FEW or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     plain = x.dtype == weight.dtype == torch.float32
-    if rows == 1 and compiling() and (_slow or not plain):
+    if rows == 1 and _compiling() and (_slow or not plain):
         return _sum(x, weight, bias)
-    if not plain or not try_library():
+    if not plain or not _slow:
         return F.linear(x, weight, bias)
     y = _one_row(x, weight) if rows == 1 else torch.mm(weight, x.reshape(rows, -1).t()).t()
     y = y.reshape(*x.shape[:-1], weight.size(0))
@@ -41,15 +84,13 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 
 
 def try_library() -> bool:
-    """Whether the library is slow at the product of one row: tried once, in some ten milliseconds,
-    and not while compiling (then: False).
-    """
+    """Whether the library is slow at the product of one row: tried once, in ten milliseconds."""
     global _slow
-    if _slow is None and not compiling():
+    if _slow is None:
         weight, row = torch.zeros(4096, 1024), torch.zeros(1, 1024)
-        library, columns = lambda: F.linear(row, weight), lambda: _one_row(row, weight)
-        _slow = _seconds(library) > _CLEARLY * _seconds(columns)
-    return bool(_slow)
+        library = _seconds(lambda: F.linear(row, weight))
+        _slow = library > _CLEARLY * _seconds(lambda: _one_row(row, weight))
+    return _slow
 
 
 def _seconds(product: Callable[[], Tensor]) -> float:
@@ -62,7 +103,7 @@ def _seconds(product: Callable[[], Tensor]) -> float:
     return min(times)
 
 
-def compiling() -> bool:
+def _compiling() -> bool:
     """Whether this code is being traced by torch.compile rather than run."""
     asked = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # from PyTorch 2.3 on
     return asked is not None and bool(asked())
@@ -87,11 +128,3 @@ def _one_row(x: Tensor, weight: Tensor) -> Tensor:
     halves = torch.mm(weight.reshape(-1, width // 2), x.reshape(2, width // 2).t())  # (2 out, 2)
     halves = halves.view(-1, 2, 2)  # each half of a weight's row times each half of x
     return halves[:, 0, 0] + halves[:, 1, 1]
-
-
-class Linear(nn.Linear):
-    """nn.Linear through `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        return linear(x, self.weight, self.bias)

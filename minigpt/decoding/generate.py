@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import UsageError
-from minigpt.decoding.fast_rows import try_library
+from minigpt.decoding.fast_rows import fast_rows
 from minigpt.decoding.sampling import Sampling
 from minigpt.devices.device import device_of
 from minigpt.model.cache import KVCache
@@ -41,7 +41,6 @@ def compiled_step() -> Step:
     """`decode_step` through torch.compile: half a minute at the first token, then faster on a
     CPU.
     """
-    try_library()  # now, since it cannot be timed from inside a compiled graph
     return torch.compile(decode_step, dynamic=True)  # or every length would be compiled anew
 
 
@@ -146,21 +145,22 @@ def stream_batch(
     training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, prompts, max_new_tokens, len(ended) // len(prompts), step)
-        device = decoder.logits.device
-        place = device_of(device).generator_device
-        generator = torch.Generator(device=place)
-        generator.manual_seed(seed) if seed is not None else generator.seed()
-        for left in reversed(range(max_new_tokens)):
-            tokens = sampling.draw(decoder.logits.to(place), generator)
-            row = tokens.tolist()  # the one transfer a token needs
-            ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
-            if all(ended):
-                return
-            yield [None if done else token for done, token in zip(ended, row)]
-            if all(ended) or not left:
-                return
-            decoder.append(tokens.to(device))
+        with fast_rows(model):
+            decoder = Decoder(model, prompts, max_new_tokens, len(ended) // len(prompts), step)
+            device = decoder.logits.device
+            place = device_of(device).generator_device
+            generator = torch.Generator(device=place)
+            generator.manual_seed(seed) if seed is not None else generator.seed()
+            for left in reversed(range(max_new_tokens)):
+                tokens = sampling.draw(decoder.logits.to(place), generator)
+                row = tokens.tolist()  # the one transfer a token needs
+                ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
+                if all(ended):
+                    return
+                yield [None if done else token for done, token in zip(ended, row)]
+                if all(ended) or not left:
+                    return
+                decoder.append(tokens.to(device))
     finally:
         model.train(training)
 

@@ -8,8 +8,7 @@ by operation: for reading, for PyTorch 1.13, and for devices that have nothing b
 `fused_attention` is PyTorch's scaled_dot_product_attention, which never writes the (T, S) weights
 to memory. The tests hold them equal.
 
-Letters: B batch, T new positions, S positions looked at (cached + new), C width, H heads, D = C /
-H.
+Letters: B rows, T new positions, S positions looked at (cached + new), C width, H heads, D = C / H.
 """
 
 from __future__ import annotations
@@ -21,17 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.decoding.fast_rows import Linear
 from minigpt.model.cache import KVCache
+from minigpt.model.masks import causal_mask
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
 
 Attend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], float, float], Tensor]
-Lengths = List[List[int]]  # of each row, the lengths of its documents
+Lengths = List[List[int]]  # of each packed row, the lengths of its documents
 
 
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Optional[Tensor],
+    scale: float,
+    dropout: float,
 ) -> Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
@@ -50,80 +54,54 @@ def explicit_attention(
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Optional[Tensor],
+    scale: float,
+    dropout: float,
 ) -> Tensor:
     """The same as `explicit_attention`, in one kernel where PyTorch has one (2.0 and later)."""
-    if q.size(-2) == 1 and q.device.type == "cpu":
-        # For the one query of decoding there is no kernel on the CPU, and PyTorch's substitute
-        # multiplies all keys by the scale where multiplying the query would do.
-        return explicit_attention(q, k, v, mask, scale, dropout)
     # PyTorch 2.0 has no `scale` argument, so what differs from its 1/sqrt(D) goes into q.
     ratio = scale * math.sqrt(q.size(-1))
     if abs(ratio - 1.0) > 1e-9:
         q = q * ratio
-    # is_causal lines its triangle up with the top left corner: right for T == S, wrong for any
-    # other T, which is why the model passes a mask then; and a single query has no future to
-    # hide.
-    causal = mask is None and q.size(-2) > 1
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-
-
-def causal_mask(new: int, seen: int, device: torch.device) -> Tensor:
-    """Bool (T, S): True where query i, which is position S - T + i, may look at position j."""
-    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
-
-
-def attention_mask(
-    new: int, cached: int, documents: Optional[Tensor], device: torch.device
-) -> Optional[Tensor]:
-    """The mask that all layers share, or None where plain causality needs none.
-
-    `documents` (B, T) numbers the document of each position of a packed row; positions look only
-    inside their own.
-    """
-    if documents is not None:
-        documents = documents.to(device)
-        same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T)
-        return (same & causal_mask(new, new, device)).unsqueeze(1)  # (B, 1, T, T)
-    if cached == 0 or new == 1:
-        return None
-    return causal_mask(new, cached + new, device)
-
-
-def padded_mask(new: int, cached: int, starts: Tensor) -> Tensor:
-    """The causal mask of rows that begin at `starts` (B,): bool (B, 1, T, S), nothing before them.
-
-    What is before a start is padding. It may see itself, because a query that sees nothing has no
-    softmax.
-    """
-    seen = torch.arange(cached + new, device=starts.device)
-    real = seen >= starts.unsqueeze(1)  # (B, S)
-    visible = real.unsqueeze(1) | ~real[:, cached:].unsqueeze(2)  # (B, T, S)
-    return (visible & causal_mask(new, cached + new, starts.device)).unsqueeze(1)
-
-
-def document_lengths(documents: Tensor) -> Lengths:
-    """documents (B, T), each one run of equal numbers -> the lengths of the runs in each row."""
-    ends = torch.cat([documents[:, 1:] != documents[:, :-1], torch.ones_like(documents[:, :1])], 1)
-    borders = [[0, *(row.nonzero().squeeze(1) + 1).tolist()] for row in ends]
-    return [[end - start for start, end in zip(row, row[1:])] for row in borders]
+    # PyTorch's causal triangle starts at the top left corner: right for T == S, wrong for any
+    # other T, for which there is a mask. A single query has no future to hide.
+    if mask is None and q.size(-2) > 1:
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout)
 
 
 def attention_by_document(
-    attend: Attend, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float, dropout: float
+    attend: Attend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
-    """`attend` on each document of the packed rows alone: q, k, v (B, H, T, D) -> (B, H, T, D).
+    """`attend` on each document of packed rows alone: q, k, v (B, H, T, D) -> (B, H, T, D).
 
-    The same as under the mask of `attention_mask`, but no (T, T) mask exists, and the work grows
-    with the squares of the documents' lengths instead of the row's.
+    The same as under a mask of the documents, but no (T, T) mask exists, and the work grows with
+    the squares of the documents' lengths instead of the row's.
     """
     B, H, T, D = q.shape
-    pieces = [length for row in lengths for length in row]
+
+    def as_one_row(x: Tensor) -> Tensor:  # (B, H, T, D) -> (1, H, B * T, D)
+        return x.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
+
     # All rows as one, so that the backward pass puts the pieces together once and not row by row.
-    one_row = (x.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2) for x in (q, k, v))
-    parts = zip(*(torch.split(x, pieces, 2) for x in one_row))
-    done = [attend(q1, k1, v1, None, scale, dropout) for q1, k1, v1 in parts]
-    return torch.cat(done, 2).transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
+    pieces = [length for row in lengths for length in row]
+    q_parts = torch.split(as_one_row(q), pieces, 2)
+    k_parts = torch.split(as_one_row(k), pieces, 2)
+    v_parts = torch.split(as_one_row(v), pieces, 2)
+    done = [
+        attend(q1, k1, v1, None, scale, dropout) for q1, k1, v1 in zip(q_parts, k_parts, v_parts)
+    ]
+    y = torch.cat(done, 2)  # (1, H, B * T, D)
+    return y.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -139,8 +117,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_head, self.scale, self.dropout = n_head, scale, dropout
-        self.qkv = Linear(n_embd, 3 * n_embd, device=device)
-        self.out = Linear(n_embd, n_embd, device=device)
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, device=device)
+        self.out = nn.Linear(n_embd, n_embd, device=device)
         self.attend: Attend = fused_attention if HAS_FUSED else explicit_attention
 
     def forward(
@@ -150,12 +128,15 @@ class Attention(nn.Module):
         cache: Optional[KVCache] = None,
         layer: int = 0,
     ) -> Tensor:
-        """x (B, T, C) -> (B, T, C); `layer` is this layer's place in the cache."""
+        """x (B, T, C) -> (B, T, C). `mask` is one of `explicit_attention`'s, or the lengths of the
+        documents in each packed row; `layer` is this layer's place in the cache.
+        """
         B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-            for part in self.qkv(x).split(C, 2)
-        )
+        H, D = self.n_head, C // self.n_head
+        q, k, v = self.qkv(x).split(C, 2)  # (B, T, C) each
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+        v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, S, D)
         dropout = self.dropout if self.training else 0.0

@@ -1,13 +1,16 @@
 """What attention has computed of the past, kept for the tokens to come (inference only).
 
-Letters: B batch, T new positions, S positions looked at (cached + new), H heads, D width of a head.
+Letters: B rows, T new positions, S positions looked at (cached + new), H heads, D width of a head.
 """
 
 from __future__ import annotations
 
 from typing import List, Optional, Tuple
 
+import torch
 from torch import Tensor
+
+from minigpt.model.masks import causal_mask, padded_mask
 
 
 class KVCache:
@@ -39,6 +42,25 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.layers[0][0].size(2)
+
+    def positions(self, new: int) -> Tensor:
+        """The positions of the next `new` tokens: (T,), or (B, T) where each row counts from its
+        own start.
+        """
+        device = self.layers[0][0].device
+        places = torch.arange(self.length, self.length + new, device=device)
+        if self.starts is None:
+            return places
+        return (places - self.starts.unsqueeze(1)).clamp(min=0)
+
+    def mask(self, new: int) -> Optional[Tensor]:
+        """What the next `new` tokens may look at; None where plain causality says it all."""
+        seen = self.length + new
+        if self.starts is not None:
+            return padded_mask(new, seen, self.starts)
+        if self.length == 0 or new == 1:
+            return None
+        return causal_mask(new, seen, self.layers[0][0].device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
         """Writes k and v (B, H, T, D) behind what `layer` has; returns all of it, (B, H, S, D)."""

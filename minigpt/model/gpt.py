@@ -21,21 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.base.errors import UsageError
-from minigpt.decoding.fast_rows import Linear, compiling, linear
-from minigpt.model.attention import (
-    Attend,
-    Attention,
-    Lengths,
-    attention_mask,
-    document_lengths,
-    padded_mask,
-)
+from minigpt.model.attention import Attend, Attention, Lengths
 from minigpt.model.cache import KVCache
+from minigpt.model.masks import document_mask
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
 # converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,
 # Cerebras-GPT the exact one.
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+Documents = Union[Tensor, Lengths]  # of packed rows
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,8 @@ class GPTConfig:
             )
         if self.activation not in ACTIVATIONS:
             raise UsageError(
-                "unknown activation %r" % self.activation, "use one of: %s" % ", ".join(ACTIVATIONS)
+                "unknown activation %r" % self.activation,
+                "use one of: %s" % ", ".join(ACTIVATIONS),
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError("dropout is %s" % self.dropout, "it must be at least 0 and below 1")
@@ -86,15 +82,6 @@ class GPTConfig:
     def qk_scale(self) -> float:
         return self.attention_scale or 1.0 / math.sqrt(self.head_dim)
 
-    def check_block(self, block_size: int) -> None:
-        """UsageError when a row of `block_size` tokens has more than there are positions."""
-        if block_size > self.n_positions:
-            raise UsageError(
-                "--block-size %d is more than the model's %d positions"
-                % (block_size, self.n_positions),
-                "use --block-size %d" % self.n_positions,
-            )
-
     def parameter_count(self) -> int:
         """All parameters, a tied head counted once (reference: the published tables, exactly)."""
         C, I = self.n_embd, self.inner
@@ -103,23 +90,14 @@ class GPTConfig:
         head = 0 if self.tied_head else self.vocab_size * C
         return embeddings + self.n_layer * block + 2 * C + head
 
-    def flops_per_token(self, block_size: int) -> int:
-        """Floating-point operations to train on one token: 6 per weight in a matmul, and 12 L C T
-        for attention's two (the T x T triangle counted whole, as is customary: Chowdhery et al.
-        2022, appendix B).
-        """
-        C, I = self.n_embd, self.inner
-        weights = self.n_layer * (4 * C * C + 2 * C * I) + self.vocab_size * C
-        return 6 * weights + 12 * self.n_layer * C * block_size
-
 
 class MLP(nn.Module):
     """Two matrices with a GELU between them, on each position alone."""
 
     def __init__(self, config: GPTConfig, device: Optional[torch.device] = None) -> None:
         super().__init__()
-        self.up = Linear(config.n_embd, config.inner, device=device)
-        self.down = Linear(config.inner, config.n_embd, device=device)
+        self.up = nn.Linear(config.n_embd, config.inner, device=device)
+        self.down = nn.Linear(config.inner, config.n_embd, device=device)
         self.dropout = config.dropout
         self.approximate = ACTIVATIONS[config.activation]
 
@@ -146,7 +124,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Optional[Union[Tensor, Lengths]] = None,
+        mask: Optional[Documents] = None,
         cache: Optional[KVCache] = None,
         layer: int = 0,
     ) -> Tensor:
@@ -167,23 +145,22 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps, device=device)
         if not config.tied_head:
-            self.head = Linear(config.n_embd, config.vocab_size, bias=False, device=device)
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
         self.reset_parameters()
 
     def forward(
         self,
         tokens: Tensor,
         positions: Optional[Tensor] = None,
-        documents: Optional[Tensor] = None,
+        documents: Optional[Documents] = None,
         cache: Optional[KVCache] = None,
     ) -> Tensor:
         """tokens (B, T) int64 -> logits (B, T, V).
 
-        `positions` (T,) or (B, T) int64 default to 0, 1, 2, ... (counted on from what `cache`
-        holds);
-        `documents` (B, T) int64, a run of equal numbers for each, keep the documents of a packed
-        row apart: on the host, document by document, without waiting for the device; on the
-        device, by a mask of one shape for all rows. `cache` is read and filled.
+        `positions` (T,) or (B, T) int64 default to 0, 1, 2, ..., counted on from what `cache`
+        holds, which is read and filled. `documents` keep the documents of packed rows apart: the
+        lengths of each row's documents, or (B, T) int64, equal numbers for each document. By
+        lengths no (T, T) mask is made; by numbers all batches have the same shapes.
         """
         return self.logits(self.features(tokens, positions, documents, cache))
 
@@ -191,28 +168,23 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         positions: Optional[Tensor] = None,
-        documents: Optional[Tensor] = None,
+        documents: Optional[Documents] = None,
         cache: Optional[KVCache] = None,
     ) -> Tensor:
         """As `forward`, but stops before the head: (B, T, C), what the head multiplies."""
-        T, cached = tokens.size(1), cache.length if cache is not None else 0
-        starts = cache.starts if cache is not None else None
-        self._check_room(T, cached, documents, cache)
-        if positions is None:
-            positions = torch.arange(cached, cached + T, device=tokens.device)
-            if starts is not None:  # each row counts from its own beginning
-                positions = (positions - starts.unsqueeze(1)).clamp(min=0)  # (B, T)
+        T = tokens.size(1)
+        self._check(T, documents, cache)
+        mask: Optional[Documents]
+        if cache is None:
+            mask = document_mask(documents) if isinstance(documents, Tensor) else documents
+            counted = torch.arange(T, device=tokens.device)
+        else:
+            mask, counted = cache.mask(T), cache.positions(T)
+        positions = counted if positions is None else positions
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
         x = self.embedding_dropout(x)
-        mask: Optional[Union[Tensor, Lengths]]
-        if starts is not None:
-            mask = padded_mask(T, cached, starts)
-        elif documents is not None and documents.device.type == "cpu" and not compiling():
-            mask = document_lengths(documents)
-        else:
-            mask = attention_mask(T, cached, documents, tokens.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:
@@ -222,7 +194,7 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The head: features (..., C) -> logits (..., V)."""
-        return linear(x, self.head_weight)
+        return F.linear(x, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
@@ -232,7 +204,12 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int, capacity: Optional[int] = None) -> KVCache:
         """An empty cache for `capacity` positions (default: as many as the model has)."""
         config = self.config
-        shape = (batch_size, config.n_head, capacity or config.n_positions, config.head_dim)
+        shape = (
+            batch_size,
+            config.n_head,
+            capacity or config.n_positions,
+            config.head_dim,
+        )
         return KVCache.empty(config.n_layer, shape, self.token_embedding.weight)
 
     def use_attention(self, attend: Attend) -> GPT:
@@ -265,14 +242,11 @@ class GPT(nn.Module):
             else:
                 parameter.normal_(0.0, hidden if name.startswith("blocks") else std)
 
-    def _check_room(
-        self, new: int, cached: int, documents: Optional[Tensor], cache: Optional[KVCache]
-    ) -> None:
-        room = self.config.n_positions if cache is None else cache.capacity
-        if cached + new > min(room, self.config.n_positions):
-            raise ValueError(
-                "%d tokens do not fit into %d positions"
-                % (cached + new, min(room, self.config.n_positions))
-            )
+    def _check(self, new: int, documents: Optional[Documents], cache: Optional[KVCache]) -> None:
+        length, room = new, self.config.n_positions
+        if cache is not None:
+            length, room = cache.length + new, min(room, cache.capacity)
+        if length > room:
+            raise ValueError("%d tokens do not fit into %d positions" % (length, room))
         if documents is not None and cache is not None:
             raise ValueError("a packed row cannot be continued from a cache")

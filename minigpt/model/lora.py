@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, Tuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
-from minigpt.decoding.fast_rows import Linear
 from minigpt.model.gpt import GPT
 
 TARGETS = ("qkv", "out", "up", "down")
@@ -53,9 +52,9 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A Linear and its adapter."""
+    """A linear layer and its adapter."""
 
-    def __init__(self, base: Linear, config: LoRAConfig) -> None:
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
         self.base, self.dropout = base, config.dropout
         self.scale = config.scale
@@ -80,7 +79,7 @@ def add_lora(model: GPT, config: LoRAConfig) -> GPT:
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if isinstance(module, Linear) and leaf in config.targets:
+        if isinstance(module, nn.Linear) and leaf in config.targets:
             setattr(model.get_submodule(parent), leaf, LoRALinear(module, config))
     return model
 
@@ -92,18 +91,3 @@ def adapter_tensors(model: nn.Module) -> Dict[str, nn.Parameter]:
         if isinstance(module, LoRALinear):
             found.update({name + ".a": module.a, name + ".b": module.b})
     return found
-
-
-def check_frozen(layers: int, n_layer: int) -> None:
-    """UsageError when more layers are to be frozen than there are."""
-    if layers > n_layer:
-        raise UsageError("--freeze-layers is %d" % layers, "the model has %d layers" % n_layer)
-
-
-def freeze(model: GPT, layers: Optional[int]) -> None:
-    """Keeps the embeddings and the first `layers` blocks as they are (None: nothing)."""
-    if layers is None:
-        return
-    check_frozen(layers, len(model.blocks))
-    for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
-        module.requires_grad_(False)

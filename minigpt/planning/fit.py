@@ -10,6 +10,7 @@ from itertools import combinations
 from operator import itemgetter
 from typing import Any, Collection, Dict, Iterator, List, Set, Tuple
 
+from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.planning.memory import Job, matrices, memory
 
@@ -110,12 +111,12 @@ def _saves(job: Job, setting: Dict[str, Any]) -> bool:
 
 
 def flops(job: Job) -> int:
-    """Floating-point operations of an optimizer step: GPTConfig.flops_per_token, and with
+    """Floating-point operations of an optimizer step: flops_per_token, and with
     recomputation the blocks' forward pass again. A frozen matrix has no gradient of its own, and
     below the first layer that learns nothing goes back at all. The adapter's own are not counted.
     """
     shape = job.shape
-    each, head = shape.flops_per_token(job.block), shape.vocab_size * shape.n_embd
+    each, head = flops_per_token(shape, job.block), shape.vocab_size * shape.n_embd
     forward = matrices(shape) + 2 * shape.n_embd * job.block  # of one block, in pairs of operations
     if job.lora is not None:
         each -= 2 * (shape.n_layer * matrices(shape) + head)
@@ -125,6 +126,16 @@ def flops(job: Job) -> int:
     if job.recompute:
         each += 2 * job.trained_layers * forward
     return each * job.batch * job.block
+
+
+def flops_per_token(shape: GPTConfig, block_size: int) -> int:
+    """Floating-point operations to train on one token: 6 per weight in a matmul, and 12 L C T
+    for attention's two (the T x T triangle counted whole, as is customary: Chowdhery et al.
+    2022, appendix B).
+    """
+    C, I = shape.n_embd, shape.inner
+    weights = shape.n_layer * (4 * C * C + 2 * C * I) + shape.vocab_size * C
+    return 6 * weights + 12 * shape.n_layer * C * block_size
 
 
 def step_seconds(job: Job, peak_flops: float, utilization: float) -> float:

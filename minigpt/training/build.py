@@ -6,13 +6,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import List, Optional
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from minigpt.base.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
 from minigpt.base.text import nearest
@@ -30,13 +27,14 @@ from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
-from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
-from minigpt.model.lora import add_lora, freeze
+from minigpt.model.lora import add_lora
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
+from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops
 from minigpt.planning.peaks import looked_up_peak
+from minigpt.training.apply import freeze, objective_for
 from minigpt.training.config import (
     FINE_TUNING,
     LORA_TUNING,
@@ -46,6 +44,7 @@ from minigpt.training.config import (
     write_config,
 )
 from minigpt.training.job import default_rows, job_of, one_line
+from minigpt.training.objective import Objective
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -96,13 +95,14 @@ def build(config: TrainConfig) -> Trainer:
         load_optimizer(start.resumes, start.model, optimizer, taken)
         device.set_rng_state(state.kept_rng())
     return Trainer(
-        config=config,
+        settings=config,
         run=run,
         device=device,
         model=start.model.train(),
-        features=_features(config, start.model, device),
+        objective=_objective(config, start.model, device),
         tokenizer=start.tokenizer,
         optimizer=optimizer,
+        update=_update(config, start.model, optimizer, state),
         loader=Loader(train, config.batch_size, config.seed, state.samples_seen),
         validation=data.validation,
         state=state,
@@ -119,7 +119,7 @@ def create_run(trainer: Trainer) -> None:
     """Makes the run directory, with the resolved config in it."""
     try:
         trainer.run.mkdir(parents=True, exist_ok=True)
-        write_config(trainer.run / "config.toml", trainer.config)
+        write_config(trainer.run / "config.toml", trainer.settings)
         if trainer.adapter is not None and not (trainer.run / "base").exists():
             trainer.adapter = keep_base(trainer.adapter, trainer.run)
     except OSError as error:
@@ -324,36 +324,26 @@ def _peak(config: TrainConfig, device: Device) -> Optional[float]:
     return None if peak is None else peak * job.batch * job.block / flops(job)
 
 
-def _features(config: TrainConfig, model: GPT, device: Device) -> Callable[..., Tensor]:
-    if not device.fused_attention:
-        model.use_attention(explicit_attention)
-    if config.recompute:
-        _recompute(model)
-    if not config.compile:
-        return model.features
-    missing = device.compiler_missing()
-    if missing:
-        print("--compile: %s; going on without" % missing, flush=True)
-        return model.features
-    if config.fused_backward:
+def _objective(config: TrainConfig, model: GPT, device: Device) -> Objective:
+    compiled, missing = config.compile, device.compiler_missing()
+    if compiled and missing:
+        print(f"--compile: {missing}; going on without", flush=True)
+        compiled = False
+    elif compiled and config.fused_backward:
         # A compiled backward pass hands out all gradients together, at its end.
         print("--compile: the optimizer alone, for the sake of --fused-backward", flush=True)
-        return model.features
-    compiled: Callable[..., Tensor] = torch.compile(model.features)
-
-    def features(
-        tokens: Tensor, positions: Optional[Tensor] = None, documents: Optional[Tensor] = None
-    ) -> Tensor:  # one graph for all rows, so their documents are told apart on the device
-        return compiled(tokens, positions, None if documents is None else device.send(documents))
-
-    return features
+        compiled = False
+    return objective_for(model, device, config.precision, config.recompute, compiled)
 
 
-def _recompute(model: GPT) -> None:
-    """Activation checkpointing (Chen et al. 2016) around each block."""
-    for block in model.blocks:
-        plain = block.forward
-        block.forward = partial(checkpoint_activations, plain, use_reentrant=False)
+def _update(config: TrainConfig, model: GPT, optimizer: AdamW, state: RunState) -> Update:
+    if config.fused_backward:
+        return InBackward(optimizer)
+    parameters = list(model.parameters())
+    if not state.loss_scale:
+        return Clipped(optimizer, parameters, config.grad_clip)
+    scale = (state.loss_scale, state.clean_steps, state.skipped_steps)
+    return Scaled(optimizer, parameters, config.grad_clip, *scale)
 
 
 def _run_directory(config: TrainConfig) -> Path:

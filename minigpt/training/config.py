@@ -314,6 +314,15 @@ class TrainConfig:
             raise UsageError("%s is %r" % (flag(name), value), nearest(value, known))
 
 
+def check_block(block_size: int, n_positions: int) -> None:
+    """UsageError when a row of `block_size` tokens has more than there are positions."""
+    if block_size > n_positions:
+        raise UsageError(
+            f"--block-size {block_size} is more than the model's {n_positions} positions",
+            f"use --block-size {n_positions}",
+        )
+
+
 def flag(name: str) -> str:
     """batch_size -> --batch-size"""
     return "--" + name.replace("_", "-")

@@ -14,11 +14,10 @@ from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.model import zoo
 from minigpt.model.attention import HAS_FUSED
 from minigpt.model.gpt import GPTConfig
-from minigpt.model.lora import check_frozen
 from minigpt.planning import peaks
 from minigpt.planning.fit import FUSED, LORA, Advice, nearest_fit
 from minigpt.planning.memory import Job, memory
-from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig
+from minigpt.training.config import FINE_TUNING, LORA_TUNING, TrainConfig, check_block
 
 _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32
 
@@ -51,14 +50,17 @@ def job_of(config: TrainConfig, kind: str) -> Job:
     """The job of a run on a kind of device ("" for one that is not here)."""
     shape, recipe = find_shape(config)
     config = config.filled(recipe, shape.n_positions)
-    shape.check_block(config.block_size)
+    check_block(config.block_size, shape.n_positions)
     if config.batch_size * config.block_size > 2**31:
         raise UsageError(
             "--batch-size %d makes steps of more than two billion tokens" % config.batch_size,
             "choose a smaller one",
         )
-    if config.freeze_layers is not None:
-        check_frozen(config.freeze_layers, shape.n_layer)
+    if (config.freeze_layers or 0) > shape.n_layer:
+        raise UsageError(
+            "--freeze-layers is %d" % config.freeze_layers,
+            "the model has %d layers" % shape.n_layer,
+        )
     if config.fused_backward or kind == "moai":
         config = config.in_one_piece()
     again = bool(config.moai_activation_recomputation) if kind == "moai" else config.recompute

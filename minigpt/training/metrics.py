@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minigpt.base.errors import UsageError
 from minigpt.base.files import write_text
 from minigpt.base.text import duration
-from minigpt.data.loader import Batch
+from minigpt.data.batch import Batch
 
 METRICS = "metrics.jsonl"
 _SECONDS = 5.0  # between the lines printed where there is no terminal to refresh

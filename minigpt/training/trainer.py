@@ -1,7 +1,7 @@
 """The training loop: pre-training, fine-tuning and resuming are the same forty lines.
 
-    repeat:  batch -> logits -> loss -> gradients -> clip -> AdamW
-    at times: log, validate, sample, save
+    repeat:  batch -> loss -> gradients -> clip -> AdamW
+    every so often: log, validate, sample, save
 
 Nothing in a step waits for the device. Loss and gradient norm stay there as tensors, and leave it
 together when a line is logged.
@@ -12,42 +12,42 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor
 
 from minigpt.base.errors import DeviceError, TrainingError, storage_error
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.adapter import Adapter
 from minigpt.checkpoint.resume import RunState, save_checkpoint
-from minigpt.data.loader import Batch, Dataset, Loader
+from minigpt.data.loader import Dataset, Loader
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.decoding.generate import generate
 from minigpt.devices.device import Device, is_out_of_memory
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
-from minigpt.training.config import TrainConfig
+from minigpt.optim.update import Update
+from minigpt.training.config import TrainConfig as Settings
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
-from minigpt.training.objective import batch_loss
+from minigpt.training.objective import Objective
 from minigpt.training.validation import Validation, validate
 
 
 @dataclass
 class Trainer:
-    """A run. `config` has every setting filled in; `features` is the model's, compiled or not."""
+    """A run: what it is made of, and the loop."""
 
-    config: TrainConfig
+    settings: Settings
     run: Path
     device: Device
     model: GPT
-    features: Callable[..., Tensor]
+    objective: Objective  # of the model, with all that is put on from outside
     tokenizer: Tokenizer
     optimizer: AdamW
+    update: Update  # how gradients become a step of the optimizer
     loader: Loader
     validation: Dataset
     state: RunState
@@ -64,21 +64,19 @@ class Trainer:
         saves in either case. Returns the exit code: 0, 130 or 143.
         """
         self.reporter = Reporter(
-            self.run, self.config.steps, self.state.step, self.config.tensorboard,
+            self.run, self.settings.steps, self.state.step, self.settings.tensorboard,
             self.device.loss_format,
         )  # fmt: skip
         self.clock, self.unlogged = Clock(), 0
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
-        if self.config.fused_backward:
-            self.norms = self.optimizer.fuse_into_backward()
         first = self.state.step + 1
         self._point_at_best()
         try:
             with Interrupt() as interrupt:
                 while not self.finished() and interrupt.signal is None:
                     self.step()
-                    self._after_step(first, interrupt.signal is not None)
+                    self._every_so_often(first, stopping=interrupt.signal is not None)
             return interrupt.exit_code
         except OSError as error:
             raise storage_error(error, self.run) from error
@@ -86,7 +84,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                "the %s has no memory left at step %d" % (self.device, self.state.step + 1),
+                f"the {self.device} has no memory left at step {self.state.step + 1}",
                 self.device.more_memory(),
             ) from error
         finally:
@@ -95,8 +93,8 @@ class Trainer:
 
     def finished(self) -> bool:
         """Whether all steps are done, or validation has not improved for too long."""
-        c, state = self.config, self.state
-        return state.step >= c.steps or 0 < c.patience <= state.worse
+        patience = self.settings.patience
+        return self.state.step >= self.settings.steps or 0 < patience <= self.state.worse
 
     def step(self) -> None:
         """One optimizer step on one global batch."""
@@ -104,12 +102,11 @@ class Trainer:
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
         self.optimizer.set_lr(self.lr())
-        if self.config.fused_backward:
-            self._step_in_backward(batch)
-        else:
-            for micro in batch.micro_batches(self.config.micro_batch_size):
-                self._accumulate(micro)
-            self._step_optimizer()
+        for micro in batch.micro_batches(self.settings.micro_batch_size):
+            loss = self.objective(micro) / batch.supervised
+            self.update.backward(loss)
+            self.loss_total += loss.detach()
+        self.grad_norm = self.update.finish()
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
         self.state.tokens_seen += batch.tokens.numel() - batch.padding
@@ -119,50 +116,21 @@ class Trainer:
 
     def lr(self) -> float:
         """The rate of the step that comes next."""
-        c = self.config
-        return learning_rate(self.state.step, c.steps, c.lr, c.min_lr, c.warmup_steps, c.schedule)
+        s = self.settings
+        return learning_rate(self.state.step, s.steps, s.lr, s.min_lr, s.warmup_steps, s.schedule)
 
-    def _accumulate(self, micro: Batch) -> None:
-        loss = self._loss(micro) / micro.supervised
-        scaled = loss * self.state.loss_scale if self.state.loss_scale else loss
-        scaled.backward()  # type: ignore[no-untyped-call]
-        self.loss_total += loss.detach()
-
-    def _step_in_backward(self, batch: Batch) -> None:
-        self.optimizer.begin_step()
-        self._accumulate(batch)
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(self.norms).float())
-        self.norms.clear()
-
-    def _step_optimizer(self) -> None:
-        state, parameters = self.state, self.model.parameters()
-        norm, scale = clip_scale(parameters, self.config.grad_clip, state.loss_scale or 1.0)
-        # Only float16 overflows in a sound run, so only there is the device asked.
-        finite = not state.loss_scale or math.isfinite(norm.item())
-        if finite:
-            self.grad_norm = norm
-            self.optimizer.step(scale)
-        if state.loss_scale:
-            scales = next_loss_scale(state.loss_scale, state.clean_steps, finite)
-            state.loss_scale, state.clean_steps = scales
-            state.skipped_steps += not finite
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        head, precision = self.model.head_weight, self.config.precision
-        return batch_loss(self.features, head, batch, self.device, precision)
-
-    def _after_step(self, first: int, stopping: bool) -> None:
-        c, step = self.config, self.state.step
-        last = step >= c.steps
-        validating = last or _due(step, c.eval_every)
+    def _every_so_often(self, first: int, stopping: bool) -> None:
+        """What is due after a step. Before a pause there is always a log line: so the clock
+        measures steps alone, and a model whose loss is no number is never saved.
+        """
+        s, step = self.settings, self.state.step
+        last = step >= s.steps
+        validating = last or _due(step, s.eval_every)
         # A text that grows is a new shape with every token.
-        sampling = not self.device.static_shapes and (last or _due(step, c.sample_every))
-        saving = last or stopping or _due(step, c.save_every)
+        sampling = not self.device.static_shapes and (last or _due(step, s.sample_every))
+        saving = last or stopping or _due(step, s.save_every)
         pausing = validating or sampling or saving
-        # Always before a pause: so the clock measures steps alone, and no ruined model is ever
-        # saved.
-        if pausing or step == first or _due(step, c.log_every):
+        if pausing or step == first or _due(step, s.log_every):
             self._log(warmup=step == first)
         if validating:
             self._validate()
@@ -189,14 +157,14 @@ class Trainer:
             record["peak_memory"] = self.device.peak_memory()
         self.reporter.log(record)
 
-    def _pull(self) -> tuple[float, float]:
+    def _pull(self) -> Tuple[float, float]:
         """The mean loss since the last pull and the last gradient norm: the one transfer from the
         device.
         """
         loss, norm = torch.stack([self.loss_total, self.grad_norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
-                "the loss or its gradient stopped being a number by step %d" % self.state.step,
+                f"the loss or its gradient stopped being a number by step {self.state.step}",
                 "resume from the last checkpoint with a lower --lr",
             )
         mean = loss / max(1, self.unlogged)
@@ -207,25 +175,26 @@ class Trainer:
     def validate(self) -> Validation:
         """The model's loss on the validation set."""
         return validate(
-            self.model, self._loss, self.validation, self.tokenizer.byte_lengths(),
-            self.config.micro_batch_size, self.config.eval_tokens, self.device.static_shapes,
+            self.objective, self.validation, self.tokenizer.byte_lengths(),
+            self.settings.micro_batch_size, self.settings.eval_tokens,
         )  # fmt: skip
 
     def _validate(self) -> None:
+        step, state = self.state.step, self.state
         result = self.latest = self.validate()
-        text = "step %d  validation: " % self.state.step + result.text(self.device.loss_format)
-        self.reporter.note(text, {"step": self.state.step, **result.record()})
-        if self.state.best_loss is None or result.loss < self.state.best_loss:
-            self.state.best_loss, self.state.best_step = result.loss, self.state.step
-            self.state.worse = 0
+        text = f"step {step}  validation: {result.text(self.device.loss_format)}"
+        self.reporter.note(text, {"step": step, **result.record()})
+        if state.best_loss is None or result.loss < state.best_loss:
+            state.best_loss, state.best_step, state.worse = result.loss, step, 0
             self.save()
             self._point_at_best()
         else:
-            self.state.worse += 1
-        if 0 < self.config.patience <= self.state.worse:
-            text = "step %d: no better for %d validations, stopping; the best was step %d"
-            steps = self.state.step, self.state.worse, self.state.best_step
-            self.reporter.note(text % steps)
+            state.worse += 1
+        if 0 < self.settings.patience <= state.worse:
+            self.reporter.note(
+                f"step {step}: no better for {state.worse} validations, stopping; the best was step"
+                f" {state.best_step}"
+            )
 
     def _point_at_best(self) -> None:
         """Also when a run goes on that was killed after saving its best and before saying so."""
@@ -238,13 +207,13 @@ class Trainer:
         """Appends a sample to samples.md."""
         text = self.sample(200, 0.8)
         with (self.run / "samples.md").open("a", encoding="utf-8") as file:
-            file.write("## step %d\n\n```\n%s\n```\n\n" % (self.state.step, text))
+            file.write(f"## step {self.state.step}\n\n```\n{text}\n```\n\n")
 
     def sample(self, count: int, temperature: float) -> str:
         """The prompt continued, from a generator of its own: training does not notice."""
         ids = generate(
             self.model, self.prompt, count, temperature, 50,
-            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.config.seed,
+            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.settings.seed,
         )  # fmt: skip
         return self.tokenizer.decode(self.prompt + ids)
 
@@ -253,12 +222,13 @@ class Trainer:
         directory = run_files.step_directory(self.run, self.state.step)
         if run_files.pointed(self.run, run_files.LATEST) != directory:
             self.state.keep_rng(self.device.rng_state())
+            vars(self.state).update(self.update.saved())
             save_checkpoint(
                 directory, self.model, self.tokenizer, self.optimizer, self.state,
                 self.template, self.adapter,
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
-            run_files.prune(self.run, self.config.keep)
+            run_files.prune(self.run, self.settings.keep)
         return directory
 
 

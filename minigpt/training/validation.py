@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict
+from typing import Dict, List
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from minigpt.base.errors import DataError
-from minigpt.data.loader import IGNORE, Batch, Dataset
+from minigpt.data.batch import IGNORE, Batch
+from minigpt.data.loader import Dataset
+from minigpt.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -60,30 +61,28 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module,
-    loss_of: Callable[[Batch], Tensor],
+    objective: Objective,
     dataset: Dataset,
     byte_lengths: np.ndarray,
     rows: int,
     max_tokens: int = 0,
-    same_shapes: bool = False,
 ) -> Validation:
-    """Sums `loss_of` over `dataset`, `rows` windows at a time, with `model` in eval mode.
+    """The losses of `dataset` added up, `rows` windows at a time, with the model in eval mode.
 
     At most `max_tokens` of it are used (0: all), evenly spread. `byte_lengths` (V,) are the bytes
-    each token stands for. With `same_shapes` the last batch is filled up with rows that do not
-    count.
+    each token stands for. Where all batches must have the same shapes, the last one is filled up
+    with rows that do not count.
     """
-    training = model.training
-    model.eval()
+    training = objective.training
+    objective.eval()
     sums, tokens, size = [], 0, 0
     for indices in _batches(len(dataset), dataset.block_size, rows, max_tokens):
         batch = dataset.batch(indices)
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
-        sums.append(loss_of(_filled_up(batch, rows) if same_shapes else batch))
-    model.train(training)
+        sums.append(objective(_filled_up(batch, rows) if objective.same_shapes else batch))
+    objective.train(training)
     if tokens == 0:
         raise DataError("the validation set has no supervised token", "give --data more text")
     return Validation(math.fsum(torch.stack(sums).tolist()), tokens, size)
@@ -95,10 +94,12 @@ def _filled_up(batch: Batch, rows: int) -> Batch:
         return batch
     filled = batch.map(lambda tensor: torch.cat([tensor, tensor[-1:].expand(missing, -1)]))
     filled.targets[-missing:] = IGNORE
+    if batch.lengths is not None:
+        filled.lengths = batch.lengths + [batch.lengths[-1]] * missing
     return filled
 
 
-def _batches(windows: int, block_size: int, rows: int, max_tokens: int) -> list[np.ndarray]:
+def _batches(windows: int, block_size: int, rows: int, max_tokens: int) -> List[np.ndarray]:
     count = windows if max_tokens == 0 else min(windows, max(1, max_tokens // block_size))
     indices = np.linspace(0, windows - 1, count).round().astype(np.int64)
     return np.array_split(indices, np.arange(rows, count, rows))

@@ -14,8 +14,8 @@ from minigpt.coding.humaneval import Problem
 from minigpt.coding.sandbox import sandbox_missing
 from minigpt.commands import evaluate
 from minigpt.commands.evaluate import EvaluateConfig, completer, evaluate_command
+from minigpt.data.batch import IGNORE
 from minigpt.data.datasets import open_datasets
-from minigpt.data.loader import IGNORE
 from minigpt.data.template import TEMPLATES, save_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.training.objective import cross_entropy_sum

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import DataError
-from minigpt.data.loader import IGNORE, Batch, Loader
+from minigpt.data.batch import IGNORE, Batch
+from minigpt.data.loader import Loader
 from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.shuffle import permute
 from minigpt.data.windows import TokenDataset
@@ -116,12 +117,14 @@ def test_an_error_in_the_thread_reaches_the_loop(dataset, monkeypatch):
 
 def test_micro_batches_keep_the_number_they_are_divided_by():
     targets = torch.tensor([[1, IGNORE], [2, 3], [IGNORE, 4]])
-    batch = Batch(targets.clamp(0), targets, 4, documents=torch.zeros(3, 2))
+    batch = Batch(targets.clamp(0), targets, 4, lengths=[[2], [1, 1], [2]])
     parts = list(batch.micro_batches(2))
     assert [part.tokens.size(0) for part in parts] == [2, 1]
     assert [part.supervised for part in parts] == [4, 4]
     assert torch.equal(torch.cat([part.targets for part in parts]), targets)
-    assert parts[1].documents.shape == (1, 2) and parts[1].positions is None
+    assert [part.lengths for part in parts] == [[[2], [1, 1]], [[2]]]
+    assert parts[1].positions is None and parts[0].document_numbers().tolist() == [[0, 0], [0, 1]]
+    assert batch.learned().tolist() == [0, 2, 3, 5] and parts[1].learned().tolist() == [1]
 
 
 def test_a_window_longer_than_the_data_names_the_longest_possible(directory):

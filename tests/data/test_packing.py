@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import DataError
-from minigpt.data.loader import IGNORE, Loader
+from minigpt.data.batch import IGNORE
+from minigpt.data.loader import Loader
 from minigpt.data.packing import Example, RecordDataset, fit, pack, split_datasets
 from minigpt.data.records import LeftOut, Record, render
 from minigpt.data.template import TEMPLATES
@@ -85,8 +86,10 @@ def test_no_record_is_cut_lost_or_repeated(lengths, packed):
 @settings(deadline=None)
 def test_positions_start_anew_and_no_target_is_another_records(lengths):
     _, batch = all_rows(lengths, True)
-    starts = torch.ones_like(batch.documents, dtype=torch.bool)
-    starts[:, 1:] = batch.documents[:, 1:] != batch.documents[:, :-1]
+    numbers = batch.document_numbers()
+    starts = torch.ones_like(numbers, dtype=torch.bool)
+    starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    assert all(sum(row) == ROOM and min(row) > 0 for row in batch.lengths)
     assert (batch.positions[starts] == 0).all()
     steps = batch.positions[:, 1:] - batch.positions[:, :-1]
     assert (steps[~starts[:, 1:]] == 1).all()
@@ -99,7 +102,7 @@ def test_positions_start_anew_and_no_target_is_another_records(lengths):
 @settings(deadline=None)
 def test_an_unpacked_row_is_one_record_and_padding(lengths):
     dataset, batch = all_rows(lengths, False)
-    assert len(dataset) == len(lengths) and batch.positions is None and batch.documents is None
+    assert len(dataset) == len(lengths) and batch.positions is None and batch.lengths is None
     assert (batch.tokens != END.eos_id).sum(1).tolist() == lengths
 
 
@@ -176,7 +179,7 @@ def test_too_few_records_are_one_sentence(count, answer):
 
 def test_the_tutorials_rows_are_never_packed():
     train, _ = split(records(9), MOAI)
-    assert len(train) == len(train.examples) and train.batch(np.arange(2)).documents is None
+    assert len(train) == len(train.examples) and train.batch(np.arange(2)).lengths is None
 
 
 def test_the_fingerprint_knows_all_that_changes_a_run():

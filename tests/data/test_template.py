@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import CheckpointError, UsageError
-from minigpt.data.loader import IGNORE
+from minigpt.data.batch import IGNORE
 from minigpt.data.packing import RecordDataset, fit
 from minigpt.data.records import Record, render
 from minigpt.data.template import TEMPLATES, Template, find_template, load_template, save_template
@@ -94,7 +94,7 @@ def test_moai_is_the_tutorials_batch_to_the_token(theirs, instruction, output):
     assert batch.tokens[0].tolist() == ids.tolist()
     assert batch.targets[0].tolist() == [*labels[1:], IGNORE]
     assert batch.supervised == (labels[1:] != IGNORE).sum()
-    assert batch.positions is None and batch.documents is None
+    assert batch.positions is None and batch.lengths is None
 
 
 @pytest.mark.oracle

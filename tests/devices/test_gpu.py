@@ -22,7 +22,7 @@ from minigpt.optim.adamw import AdamW
 from minigpt.planning.memory import Job, memory
 from minigpt.training.build import build
 from minigpt.training.config import TrainConfig
-from minigpt.training.objective import linear_cross_entropy
+from minigpt.training.fast_loss import linear_cross_entropy
 from tests.helpers.runs import ROOT, corpus, files, records
 from tests.helpers.tuning import base, run_to_the_end, tuning
 
@@ -76,10 +76,9 @@ def test_packed_documents_are_the_same_one_by_one_and_under_a_mask(tmp_path):
     trainer = tuning(tmp_path, device=PLACE)
     batch = next(trainer.loader)
     trainer.loader.close()
-    send, features = trainer.device.send, trainer.model.features
-    tokens, positions = send(batch.tokens), send(batch.positions)
-    one_by_one = features(tokens, positions, batch.documents)
-    assert close(features(tokens, positions, send(batch.documents)), one_by_one)
+    one_by_one = trainer.objective(batch)
+    trainer.objective.masked = True
+    assert close(trainer.objective(batch), one_by_one)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -169,7 +168,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(way, tmp_path):
         real = half.finished
         half.finished = lambda: real() or half.state.step >= 4
         run_to_the_end(half)
-        config = TrainConfig(**{**vars(half.config), "resume": str(half.run)})
+        config = TrainConfig(**{**vars(half.settings), "resume": str(half.run)})
         assert build(config).train() == 0
     finally:
         torch.use_deterministic_algorithms(False)

@@ -34,8 +34,6 @@ def platform(monkeypatch):
     monkeypatch.setattr(torch.version, "moreh", "24.5.0", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as some builds say
     monkeypatch.setattr("minigpt.devices.device._MOAI", "cpu")
-    # The model looks where the documents of packed rows are; here the device is the host.
-    monkeypatch.setattr("minigpt.model.gpt.compiling", lambda: True)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return calls
 
@@ -107,14 +105,14 @@ def test_nothing_is_pulled_between_two_log_lines(tmp_path, trainer, monkeypatch,
 def test_shapes_never_change_and_the_batch_comes_whole(tmp_path, trainer, monkeypatch):
     """In training and in validation, though the last batch of that is smaller."""
     run = tuned(tmp_path, trainer, steps=4, eval_every=2, eval_tokens=0, batch_size=4)
-    assert run.config.micro_batch_size == 4
+    assert run.settings.micro_batch_size == 4
     shapes, features = set(), run.model.features
 
     def seen(tokens, positions=None, documents=None, cache=None):
         shapes.add((tokens.shape, positions.shape, documents.shape))
         return features(tokens, positions, documents, cache)
 
-    run.features = seen
+    run.objective.features = seen
     assert len(run.validation) % 4
     create_run(run)
     run.train()
@@ -124,7 +122,7 @@ def test_shapes_never_change_and_the_batch_comes_whole(tmp_path, trainer, monkey
 def test_filling_up_does_not_change_what_validation_finds(tmp_path, trainer, monkeypatch):
     run = tuned(tmp_path, trainer, eval_tokens=0)
     filled = run.validate()
-    monkeypatch.setattr(type(run.device), "static_shapes", False)
+    run.objective.same_shapes = run.objective.masked = False
     plain = run.validate()
     assert filled.tokens == plain.tokens and filled.nats == pytest.approx(plain.nats, rel=1e-6)
 

@@ -5,9 +5,10 @@ import torch
 
 from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.model.lora import TARGETS, LoRAConfig, adapter_tensors, add_lora, freeze, merged
+from minigpt.model.lora import TARGETS, LoRAConfig, adapter_tensors, add_lora, merged
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.groups import decay_groups
+from minigpt.training.apply import freeze
 
 SHAPE = GPTConfig(97, 24, 2, 3, 48, activation="gelu")
 TOKENS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(1))

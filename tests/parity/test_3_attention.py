@@ -7,11 +7,11 @@ import torch
 
 from minigpt.model.attention import (
     HAS_FUSED,
-    attention_mask,
     explicit_attention,
     fused_attention,
 )
 from minigpt.model.cache import KVCache
+from minigpt.model.masks import causal_mask, document_mask
 from tests.helpers.reference import assert_close, every_shape, pair
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
@@ -43,8 +43,11 @@ needs_fused = pytest.mark.skipif(not HAS_FUSED, reason="PyTorch before 2.0 has n
 @pytest.mark.parametrize("kind", ["causal", "one query", "chunk", "documents"])
 def test_the_two_forms_are_one(kind, scale):
     q, k, v = {"one query": heads(1, 9), "chunk": heads(4, 9)}.get(kind, heads(9))
-    documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9]) if kind == "documents" else None
-    mask = attention_mask(q.size(2), k.size(2) - q.size(2), documents, q.device)
+    mask = None
+    if kind == "documents":
+        mask = document_mask(torch.tensor([[0] * 4 + [1] * 5, [0] * 9]))
+    elif kind == "chunk":
+        mask = causal_mask(4, 9, q.device)
     explicit = explicit_attention(q, k, v, mask, scale, 0.0)
     assert_close(fused_attention(q, k, v, mask, scale, 0.0), explicit)
 
@@ -71,8 +74,8 @@ def test_chunks_onto_a_cache_equal_one_pass(form, chunks):
     cache, start, parts = KVCache.empty(1, (2, 3, 9, 17), q), 0, []
     for size in chunks:
         part = slice(start, start + size)
+        mask = cache.mask(size)
         keys, values = cache.append(0, k[:, :, part], v[:, :, part])
-        mask = attention_mask(size, start, None, q.device)
         parts.append(form(q[:, :, part], keys, values, mask, 0.2, 0.0))
         start += size
         cache.length = start

@@ -5,11 +5,22 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from minigpt.data.loader import IGNORE, Batch
+from minigpt.data.batch import IGNORE, Batch
 from minigpt.devices.device import Device, find_device
-from minigpt.training import objective as loss_module
-from minigpt.training.objective import cross_entropy_sum, linear_cross_entropy
-from tests.helpers.reference import SHAPES, VOCABULARY, assert_close, every_shape, pair, tokens
+from minigpt.model.gpt import GPT
+from minigpt.training import fast_loss, objective
+from minigpt.training.apply import objective_for
+from minigpt.training.fast_loss import linear_cross_entropy
+from minigpt.training.objective import cross_entropy_sum
+from tests.helpers.reference import (
+    SHAPES,
+    VOCABULARY,
+    assert_close,
+    config_of,
+    every_shape,
+    pair,
+    tokens,
+)
 
 
 def shifted(ids, ignored=()):
@@ -47,7 +58,7 @@ def test_equals_the_formula():
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 100])
 def test_in_pieces_it_is_the_same_with_the_same_gradients(monkeypatch, rows_at_a_time):
     """Together with the head, a few rows at a time: the loss to 1e-6, and both gradients."""
-    monkeypatch.setattr(loss_module, "_LOGITS", rows_at_a_time * VOCABULARY)
+    monkeypatch.setattr(fast_loss, "LOGITS_AT_A_TIME", rows_at_a_time * VOCABULARY)
     x = torch.randn(2, 11, 33, requires_grad=True)
     weight = torch.randn(VOCABULARY, 33, requires_grad=True)
     targets = torch.randint(0, VOCABULARY, (2, 11))
@@ -89,7 +100,7 @@ def test_bf16_logits_are_summed_in_fp32():
 
 def test_the_gradient_of_a_bf16_head_is_summed_in_fp32(monkeypatch):
     """A thousand pieces, each added to a sum a thousand times as large."""
-    monkeypatch.setattr(loss_module, "_LOGITS", VOCABULARY)
+    monkeypatch.setattr(fast_loss, "LOGITS_AT_A_TIME", VOCABULARY)
     x, weight = torch.rand(1000, 8), torch.randn(VOCABULARY, 8)
     targets = torch.zeros(1000, dtype=torch.int64)
     gradients = []
@@ -106,19 +117,18 @@ def test_the_gradient_of_a_bf16_head_is_summed_in_fp32(monkeypatch):
 )
 def test_the_head_is_multiplied_in_the_dtype_of_the_precision(precision, dtype, monkeypatch):
     asked = []
-    real = loss_module.linear_cross_entropy
+    real = linear_cross_entropy
 
     def recorded(x, weight, targets, kind):
         asked.append(kind)
         return real(x, weight, targets, torch.float32)
 
-    monkeypatch.setattr(loss_module, "linear_cross_entropy", recorded)
+    monkeypatch.setattr(objective, "linear_cross_entropy", recorded)
     monkeypatch.setattr(Device, "autocast", lambda self, precision: nullcontext())
     targets = torch.zeros(1, 3, dtype=torch.int64)
     batch = Batch(targets, targets, 3)
-    loss_module.batch_loss(
-        lambda *_: torch.ones(1, 3, 4), torch.ones(9, 4), batch, find_device("cpu"), precision
-    )
+    model = GPT(config_of(SHAPES["8 a head, odd inner"]))
+    objective_for(model, find_device("cpu"), precision)(batch)
     assert asked == [dtype]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt.data.loader import IGNORE
+from minigpt.data.batch import IGNORE
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT
 from minigpt.training.objective import cross_entropy_sum
@@ -43,21 +43,23 @@ def test_one_prefill_serves_several_samples():
     assert_close(logits, whole[:, 7:])
 
 
-def packed(lengths, length):
-    """documents and positions of a row that holds documents of `lengths`."""
-    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
+def packed(lengths, masked=False):
+    """Positions and documents of a row that holds documents of `lengths`, numbered for a mask or
+    by their lengths.
+    """
     positions = torch.cat([torch.arange(n) for n in lengths])
-    assert len(documents) == length
-    return documents[None], positions[None]
+    numbers = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
+    return positions[None], numbers[None] if masked else [lengths]
 
 
 @each_form
 @every_shape
-def test_packed_documents_equal_separate_ones(shape, form):
+@pytest.mark.parametrize("masked", [False, True])
+def test_packed_documents_equal_separate_ones(shape, form, masked):
     """Logits, loss and every gradient: nothing leaks from one document into the next."""
     model = random_gpt(shape).use_attention(form)
     lengths = [9, 1, 6, 8]
-    documents, positions = packed(lengths, POSITIONS)
+    positions, documents = packed(lengths, masked)
     row = tokens(1)
     targets = torch.randint(0, 97, row.shape)
     targets[0, 3] = IGNORE
@@ -81,7 +83,7 @@ def test_packed_documents_equal_separate_ones(shape, form):
 def test_without_the_mask_documents_would_leak(form):
     """The test above could not fail otherwise."""
     model = random_gpt(SHAPES["17 a head, odd inner"]).use_attention(form)
-    documents, positions = packed([12, 12], POSITIONS)
+    positions, documents = packed([12, 12])
     row = tokens(1)
     with pytest.raises(AssertionError):
         assert_close(model(row, positions), model(row, positions, documents))

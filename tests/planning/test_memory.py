@@ -29,7 +29,14 @@ from minigpt.model.zoo import find
 from minigpt.optim import adamw
 from minigpt.planning import memory as plan
 from minigpt.planning import peaks
-from minigpt.planning.fit import flops, largest_rows, nearest_fit, step_seconds, with_rows
+from minigpt.planning.fit import (
+    flops,
+    flops_per_token,
+    largest_rows,
+    nearest_fit,
+    step_seconds,
+    with_rows,
+)
 from minigpt.planning.flavors import FLAVORS
 from minigpt.planning.memory import Job, block_bytes, memory, moments, states, trained_count
 from minigpt.training import objective as loss
@@ -261,7 +268,7 @@ def test_an_adapter_of_13b_in_40_gb():
 
 
 def test_time_is_that_of_the_published_formula():
-    each = B13.flops_per_token(1024)
+    each = flops_per_token(B13, 1024)
     assert flops(FULL) == each * 16 * 1024
     again = flops(replace(FULL, recompute=True)) - flops(FULL)
     blocks = each - 6 * B13.vocab_size * B13.n_embd

@@ -16,17 +16,18 @@ from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.model_files import save_model
 from minigpt.checkpoint.run_files import resolve
+from minigpt.data.batch import IGNORE
 from minigpt.data.datasets import open_datasets
-from minigpt.data.loader import IGNORE
-from minigpt.devices.device import Device
+from minigpt.devices.device import find_device
 from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
+from minigpt.training.apply import objective_for
 from minigpt.training.build import build, create_run
-from minigpt.training.objective import batch_loss, linear_cross_entropy
 from tests.helpers.runs import corpus, records, train
 from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
 
+needs_compiler = pytest.mark.skipif(not hasattr(torch, "compile"), reason="no torch.compile")
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 
 
@@ -48,28 +49,21 @@ def test_instruct_needs_a_tuned_checkpoint(tmp_path):
         minigpt(["generate", "--checkpoint", str(base(tmp_path / "b")), "--instruct"])
 
 
-def documents_given(batch, kind):
-    """What GPT.features is given as documents on a device of this kind."""
-    given = []
-
-    def features(tokens, positions, documents):
-        assert tokens.is_meta and positions.is_meta
-        given.append(documents)
-        return torch.zeros(*tokens.shape, 8, device="meta")
-
-    device = Device(kind, torch.device("meta"))
-    batch_loss(features, torch.zeros(500, 8, device="meta"), batch, device, "fp32")
-    return given[0]
+def sum_and_gradients(objective, batch):
+    loss = objective(batch)
+    return loss, torch.autograd.grad(loss, list(objective.parameters()))
 
 
-def sum_and_gradients(model, batch):
-    x = model.features(batch.tokens, batch.positions, batch.documents)
-    loss = linear_cross_entropy(x, model.head_weight, batch.targets)
-    return loss, torch.autograd.grad(loss, list(model.parameters()))
+# By lengths; under a mask; the plain formula under a mask; compiled, under a mask.
+PATHS = [
+    {}, {"masked": True}, {"same_shapes": True},
+    pytest.param({"compiled": True}, marks=[pytest.mark.slow, needs_compiler]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_rows_equal_separate_rows(tmp_path, form):
+@pytest.mark.parametrize("path", PATHS)
+def test_packed_rows_equal_separate_rows(tmp_path, form, path):
     """The whole training set of real functions, packed and one a row: loss, every gradient."""
     data = str(instructions(tmp_path / "f.jsonl"))
     model = gpt.GPT(load_model(base(tmp_path / "base")).config).use_attention(form)
@@ -77,26 +71,17 @@ def test_packed_rows_equal_separate_rows(tmp_path, form):
     for packing in (True, False):
         dataset = open_datasets(data, tokenizer, 1024, packing=packing).train
         batch = dataset.batch(np.arange(len(dataset)))
-        assert (batch.documents is not None) == packing
-        results.append((len(dataset), batch.supervised, *sum_and_gradients(model, batch)))
+        assert (batch.lengths is not None) == packing
+        objective = objective_for(model, find_device("cpu"), compiled=path.get("compiled", False))
+        objective.masked = objective.masked or path.get("masked", False)
+        if path.get("same_shapes"):
+            objective.masked = objective.same_shapes = True
+        results.append((len(dataset), batch.supervised, *sum_and_gradients(objective, batch)))
     packed, apart = results
     assert packed[0] < apart[0] and packed[1] == apart[1]
     assert (packed[2] - apart[2]).abs() <= 1e-5 * apart[2]
     for mine, other in zip(packed[3], apart[3]):
         assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
-
-
-def test_a_mask_on_the_device_gives_the_same_as_documents_on_the_host(tmp_path, monkeypatch):
-    """MoAI and the compiler take the mask, everything else goes document by document."""
-    trainer = tuning(tmp_path)
-    batch = next(trainer.loader)
-    trainer.loader.close()
-    x = trainer.model.features(batch.tokens, batch.positions, batch.documents)
-    assert documents_given(batch, "mps") is batch.documents
-    assert documents_given(batch, "moai").is_meta
-    monkeypatch.setattr(gpt, "compiling", lambda: True)
-    masked = trainer.model.features(batch.tokens, batch.positions, batch.documents)
-    assert (masked - x).abs().max() <= 1e-5 * x.abs().max()
 
 
 def test_micro_batches_of_packed_rows_give_the_same_gradients(tmp_path):
@@ -105,9 +90,8 @@ def test_micro_batches_of_packed_rows_give_the_same_gradients(tmp_path):
         trainer = tuning(tmp_path, micro_batch_size=rows)
         batch = next(trainer.loader)
         trainer.loader.close()
-        trainer.loss_total = torch.zeros(())
         for micro in batch.micro_batches(rows):
-            trainer._accumulate(micro)
+            (trainer.objective(micro) / batch.supervised).backward()
         gradients.append([p.grad for p in trainer.model.parameters()])
     for whole, cut in zip(*gradients):
         assert (whole - cut).abs().max() <= 1e-5 * whole.abs().max()
@@ -124,7 +108,7 @@ def test_tutorial_template_pads_each_record_and_learns_the_prompt(tmp_path):
     trainer = tuning(tmp_path, template="moai")
     batch = next(trainer.loader)
     trainer.loader.close()
-    assert batch.positions is None and batch.documents is None
+    assert batch.positions is None and batch.lengths is None
     tokenizer = trainer.tokenizer
     for tokens, targets in zip(batch.tokens, batch.targets):
         ids = targets[targets != IGNORE]
@@ -178,7 +162,7 @@ def test_resumed_tuning_is_the_run_it_would_have_been(tmp_path, settings):
     whole = run_to_the_end(tuning(tmp_path, "whole", **settings))
     half = tuning(tmp_path, "half", **settings)
     stop_after(half, 4)
-    assert build(replace(half.config, resume=str(half.run))).train() == 0
+    assert build(replace(half.settings, resume=str(half.run))).train() == 0
     last = "checkpoints/step_00000006"
     for path in sorted((whole / last).glob("*")):
         if path.name != "manifest.json":
@@ -212,7 +196,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path, capsys):
     assert resolve(run).name == "step_%08d" % state.best_step
     assert "no better for 2 validations" in capsys.readouterr().out
     with pytest.raises(UsageError, match="larger --patience"):
-        build(replace(trainer.config, resume=str(run)))
+        build(replace(trainer.settings, resume=str(run)))
 
 
 def test_frozen_layers_stay_as_they_were(tmp_path):
@@ -258,7 +242,7 @@ def test_an_adapter_outlives_the_run_it_was_started_from_and_a_move(tmp_path):
     run.rename(tmp_path / "elsewhere")
     found = list(load_model(tmp_path / "elsewhere").parameters())
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected))
-    config = replace(tuning(tmp_path, "x", lora_rank=2, steps=4).config, out=None)
+    config = replace(tuning(tmp_path, "x", lora_rank=2, steps=4).settings, out=None)
     config = replace(config, init=str(before), resume=str(tmp_path / "elsewhere"))
     assert build(config).train() == 0
 
@@ -296,14 +280,14 @@ def test_a_resumed_run_trains_what_it_trained(tmp_path, before, after, says):
     trainer = tuning(tmp_path, steps=2, **before)
     run = run_to_the_end(trainer)
     with pytest.raises(UsageError, match=says):
-        build(replace(trainer.config, steps=4, resume=str(run), **after))
+        build(replace(trainer.settings, steps=4, resume=str(run), **after))
 
 
 def test_going_on_keeps_the_template(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = run_to_the_end(tuning(tmp_path, "first", template="moai", steps=2))
     again = tuning(tmp_path, "again", init=str(first), steps=2)
-    assert again.template.name == "moai" and again.config.template == "moai"
+    assert again.template.name == "moai" and again.settings.template == "moai"
     text = corpus(tmp_path / "corpus")
     run = run_to_the_end(
         tuning(tmp_path, "text", init=str(first), data=str(text), block_size=32, steps=2)

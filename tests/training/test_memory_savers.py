@@ -64,7 +64,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(trainer):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run.features(batch.tokens)
+            run.objective.features(batch.tokens)
         kept[name] = sum(sizes)
     assert kept["again"] < kept["plain"] / 4
 
@@ -104,7 +104,7 @@ def test_gradients_are_not_all_alive_at_once(trainer):
 def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
     """A compiled backward pass would hand out all gradients at once."""
     run = trainer("fused", fused_backward=True, compile=True)
-    assert run.features == run.model.features and run.optimizer.compiled
+    assert run.objective.features == run.model.features and run.optimizer.compiled
     assert "--compile: the optimizer alone" in capsys.readouterr().out
     run_to_the_end(run)
 
@@ -198,7 +198,7 @@ def stopped_at_three(run):
 
 
 def resumed(run, **settings):
-    return build(TrainConfig(**{**vars(run.config), "resume": str(run.run), **settings}))
+    return build(TrainConfig(**{**vars(run.settings), "resume": str(run.run), **settings}))
 
 
 @pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt.checkpoint.model_files import load_model
+from minigpt.planning.fit import flops_per_token
 from minigpt.training.build import _peak, build, create_run
 from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, files, records, train
@@ -32,10 +33,12 @@ def first_gradients(tmp_path, monkeypatch, rows):
     run = trainer(tmp_path, monkeypatch, micro_batch_size=rows)
     batch = next(run.loader)
     run.loader.close()
-    run.loss_total = torch.zeros(())
+    total = torch.zeros(())
     for micro in batch.micro_batches(rows):
-        run._accumulate(micro)
-    return run.loss_total.item(), {n: p.grad for n, p in run.model.named_parameters()}
+        loss = run.objective(micro) / batch.supervised
+        loss.backward()
+        total += loss.detach()
+    return total.item(), {n: p.grad for n, p in run.model.named_parameters()}
 
 
 def test_one_by_eight_is_eight_by_one(tmp_path, monkeypatch):
@@ -96,15 +99,15 @@ def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     run = trainer(tmp_path, monkeypatch)
     assert run.peak is None  # no table has this CPU
     monkeypatch.setattr("minigpt.training.build.looked_up_peak", lambda device, size: 1e12)
-    run.peak = _peak(run.config, run.device)
+    run.peak = _peak(run.settings, run.device)
     create_run(run)
     run.train()
     line = (run.run / "metrics.jsonl").read_text().splitlines()[-2]
     record = json.loads(line)
-    flops = run.model.config.flops_per_token(32)
+    flops = flops_per_token(run.model.config, 32)
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
     assert "% MFU" in capsys.readouterr().out
-    adapter = replace(run.config, lora_rank=4)  # its frozen matrices have no gradients
+    adapter = replace(run.settings, lora_rank=4)  # its frozen matrices have no gradients
     assert 1.2 < _peak(adapter, run.device) / run.peak < 1.5
 
 

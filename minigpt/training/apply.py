@@ -1,0 +1,70 @@
+"""What is put on a model from outside, in this order, and nowhere else: an adapter, frozen layers,
+the form of attention, recomputation, precision, compilation.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Optional
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint as keep_input_only
+
+from minigpt.base.errors import UsageError
+from minigpt.devices.device import Device
+from minigpt.model.attention import explicit_attention
+from minigpt.model.gpt import GPT
+from minigpt.training.objective import Objective
+
+
+def freeze(model: GPT, layers: Optional[int]) -> None:
+    """Keeps the embeddings and the first `layers` blocks as they are (None: nothing)."""
+    if layers is None:
+        return
+    if layers > len(model.blocks):
+        raise UsageError(
+            f"--freeze-layers is {layers}", f"the model has {len(model.blocks)} layers"
+        )
+    for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
+        module.requires_grad_(False)
+
+
+def objective_for(
+    model: GPT,
+    device: Device,
+    precision: str = "fp32",
+    recompute: bool = False,
+    compiled: bool = False,
+) -> Objective:
+    """The objective of `model` on `device`, as it is to be computed there."""
+    if not device.fused_attention:
+        model.use_attention(explicit_attention)
+    if recompute:
+        for block in model.blocks:
+            _recompute(block)
+    objective = Objective(
+        model, device.send, device.product_dtype(precision), device.static_shapes, compiled
+    )
+    if compiled:
+        objective.features = torch.compile(model.features)
+    if precision.endswith("-mixed"):
+        _compute_in(objective, device, precision)
+    return objective
+
+
+def _recompute(block: nn.Module) -> None:
+    """Activation checkpointing (Chen et al. 2016): only the block's input is kept for the backward
+    pass.
+    """
+    vars(block)["forward"] = partial(keep_input_only, block.forward, use_reentrant=False)
+
+
+def _compute_in(objective: Objective, device: Device, precision: str) -> None:
+    forward = objective.forward
+
+    def mixed(batch: object) -> torch.Tensor:
+        with device.autocast(precision):
+            return forward(batch)  # type: ignore[arg-type]
+
+    vars(objective)["forward"] = mixed
