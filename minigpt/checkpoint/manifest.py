@@ -16,9 +16,9 @@ from typing import Any, Dict
 from minigpt import __version__
 from minigpt.checkpoint.writer import FileRecord
 from minigpt.errors import CheckpointError
-from minigpt.files import read_object, write_json
+from minigpt.files import MANIFEST, read_object, write_json
 
-NAME = "manifest.json"
+NAME = MANIFEST
 FORMAT = 1
 _ANOTHER = "the checkpoint is damaged: use another one"
 

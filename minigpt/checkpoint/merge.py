@@ -16,7 +16,7 @@ from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.errors import UsageError
-from minigpt.files import atomic_directory
+from minigpt.files import atomic_directory, require_free
 from minigpt.text import nearest
 
 _DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,8 +43,7 @@ def merge_command(config: MergeConfig) -> None:
     directory, out = resolve(config.checkpoint), Path(config.out)
     if read_adapter(directory) is None:
         raise UsageError("%s has no adapter" % directory, "it is a whole checkpoint as it is")
-    if out.exists():
-        raise UsageError("--out %s exists" % out, "name another directory, or remove it")
+    require_free(out, source=directory)
     template = load_template(directory)
     with ExitStack() as stack, atomic_directory(out) as partial:
         dtype = _DTYPES[config.dtype]

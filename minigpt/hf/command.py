@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import tyro
 from tqdm import tqdm
@@ -13,7 +13,8 @@ from typing_extensions import Annotated
 
 from minigpt.cli import parse
 from minigpt.errors import UsageError
-from minigpt.hf.convert import DTYPES, convert
+from minigpt.files import require_free
+from minigpt.hf.convert import DTYPES, USE_IT, convert
 from minigpt.hf.download import Hub, download
 from minigpt.hf.export import export
 from minigpt.hf.verify import verify
@@ -82,9 +83,13 @@ def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
     directory, name = Path(config.source), Path(config.source).resolve().name
-    if not directory.is_dir():
-        directory, name = fetch_model(config.source, config.revision), config.source
+    published = not directory.is_dir()
+    if published:
+        name, *_ = _published(config.source)
     out = Path(config.out or Path("checkpoints") / name)
+    require_free(out, USE_IT, directory)  # before anything is downloaded
+    if published:
+        directory = fetch_model(config.source, config.revision)
     with _bar("converting") as bar:
 
         def progress(written: int, total: int) -> None:
@@ -101,19 +106,25 @@ def _convert(config: ConvertConfig) -> None:
 
 def fetch_model(name: str, revision: str = "main") -> Path:
     """Downloads a published model; returns the directory its files are in."""
-    entry = zoo.ZOO.get(name)
-    if entry is None or entry.repo is None:
-        raise UsageError(
-            "%s is neither a directory nor a published model" % name,
-            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
-        )
-    hub = Hub.from_environment(entry.repo, revision, entry.subfolder)
+    name, repo, entry = _published(name)
+    hub = Hub.from_environment(repo, revision, entry.subfolder)
     directory = Path("downloads") / name
     about = 4 * entry.config.parameter_count()
     print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
     with _bar("downloading", about) as bar:
         download(hub, directory, bar.update)
     return directory
+
+
+def _published(name: str) -> Tuple[str, str, zoo.ZooEntry]:
+    """The name, its repository and what the zoo says of it."""
+    entry = zoo.ZOO.get(name)
+    if entry is None or entry.repo is None:
+        raise UsageError(
+            "%s is neither a directory nor a published model" % name,
+            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
+        )
+    return name, entry.repo, entry
 
 
 def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:

@@ -22,13 +22,14 @@ from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.errors import CheckpointError
-from minigpt.files import atomic_directory
+from minigpt.files import atomic_directory, require_free
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.text import size
 
+USE_IT = "use it, remove it, or name another with --out"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
@@ -118,6 +119,7 @@ def convert(
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
     written.
     """
+    require_free(out, USE_IT, directory)
     with ExitStack() as stack:
         made = plan(directory, stack, weights)
         specs = {

@@ -22,7 +22,7 @@ from minigpt.checkpoint.writer import TensorSpec, write_sharded
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
 from minigpt.errors import CheckpointError
-from minigpt.files import atomic_directory, write_json
+from minigpt.files import atomic_directory, require_free, write_json
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.model.gpt import GPTConfig
@@ -38,6 +38,7 @@ def export(
     A muP model is refused unless `fold` is asked for. A LoRA checkpoint is merged on the way.
     """
     directory = resolve(checkpoint)
+    require_free(out, source=directory)
     config = read_config(directory)
     plain = _without_scales(config)
     if (directory / MARKER).exists():

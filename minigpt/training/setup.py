@@ -28,6 +28,7 @@ from minigpt.devices.device import Device, find_device, weight_dtype
 from minigpt.devices.fit import flops
 from minigpt.devices.peaks import looked_up_peak
 from minigpt.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
+from minigpt.files import require_free
 from minigpt.hf.command import fetch_model
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
@@ -211,6 +212,7 @@ def _published(config: TrainConfig) -> Path:
         raise CheckpointError(
             "%s is not there" % local, "get the weights with: python convert_hf.py %s" % config.init
         )
+    require_free(local, "remove it")
     print("\n".join(convert(fetch_model(config.init), local)), flush=True)
     return local
 
@@ -363,9 +365,5 @@ def _run_directory(config: TrainConfig) -> Path:
         name = config.model if config.init == "scratch" else Path(config.init).resolve().name
         return Path("runs") / ("%s-%s" % (name, time.strftime("%Y%m%d-%H%M%S")))
     run = Path(config.out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(
-            "--out %s exists and is not an empty directory" % run,
-            "go on with it by --resume %s, or name another" % run,
-        )
+    require_free(run, "go on with it by --resume %s, or name another" % run)
     return run
