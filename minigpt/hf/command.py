@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional
+from urllib.parse import quote
 
 import tyro
 from tqdm import tqdm
@@ -43,7 +44,7 @@ class ConvertConfig:
     weights: Annotated[Optional[str], _HIDDEN] = None
     """The weight file in SOURCE, when it has an unusual name."""
     revision: str = "main"
-    """Branch, tag or commit to download."""
+    """Branch, tag or commit to download; all but main go to NAME@REVISION."""
     fold_mup: bool = False
     """With --to-hf: fold a muP model's scales into its weights, as GPT-2 has none."""
     verify: bool = False
@@ -85,7 +86,8 @@ def _convert(config: ConvertConfig) -> None:
     directory, name = Path(config.source), Path(config.source).resolve().name
     published = not directory.is_dir()
     if published:
-        name, *_ = _published(config.source)
+        _published(config.source)
+        name = local_name(config.source, config.revision)
     out = Path(config.out or Path("checkpoints") / name)
     require_free(out, USE_IT, directory)  # before anything is downloaded
     if published:
@@ -106,9 +108,9 @@ def _convert(config: ConvertConfig) -> None:
 
 def fetch_model(name: str, revision: str = "main") -> Path:
     """Downloads a published model; returns the directory its files are in."""
-    name, repo, entry = _published(name)
-    hub = Hub.from_environment(repo, revision, entry.subfolder)
-    directory = Path("downloads") / name
+    entry = _published(name)
+    hub = Hub.from_environment(entry.repo or "", revision, entry.subfolder)
+    directory = Path("downloads") / local_name(name, revision)
     about = 4 * entry.config.parameter_count()
     print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
     with _bar("downloading", about) as bar:
@@ -116,15 +118,20 @@ def fetch_model(name: str, revision: str = "main") -> Path:
     return directory
 
 
-def _published(name: str) -> Tuple[str, str, zoo.ZooEntry]:
-    """The name, its repository and what the zoo says of it."""
+def local_name(name: str, revision: str) -> str:
+    """What a published model is called here: each revision is a model of its own."""
+    return name if revision == "main" else "%s@%s" % (name, quote(revision, ""))
+
+
+def _published(name: str) -> zoo.ZooEntry:
+    """What the zoo says of a model that can be downloaded."""
     entry = zoo.ZOO.get(name)
     if entry is None or entry.repo is None:
         raise UsageError(
             "%s is neither a directory nor a published model" % name,
             nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
         )
-    return name, entry.repo, entry
+    return entry
 
 
 def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:
