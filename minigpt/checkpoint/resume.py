@@ -71,7 +71,7 @@ def save_checkpoint(
     adapter: Optional[Adapter] = None,
 ) -> None:
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
-    with atomic_directory(directory) as partial:
+    with atomic_directory(directory, replace=True) as partial:
         if adapter is not None:
             records = write_adapter(partial, model, adapter)
         else:

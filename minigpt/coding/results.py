@@ -41,6 +41,7 @@ class Results:
         beside = self.path.with_name(self.path.name + ".settings.json")
         try:
             if not self.path.exists():
+                self._may_replace(beside)
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(beside, self.settings)
                 self.path.touch()
@@ -59,6 +60,15 @@ class Results:
         except OSError as error:
             raise storage_error(error, self.path) from error
         self.completions += completions
+
+    def _may_replace(self, beside: Path) -> None:
+        """Settings of ours, whose results were removed, give way; another's file does not."""
+        try:
+            ours = not beside.exists() or {*self.settings} <= {*read_object(beside)}
+        except ValueError:
+            ours = False
+        if not ours:
+            raise UsageError("%s is in the way" % beside, "name another file with --out")
 
     def _check(self, beside: Path) -> None:
         try:

@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
+from urllib.parse import quote
 
 import tyro
 from tqdm import tqdm
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest, size
 from minigpt.commands.cli import parse
 from minigpt.commands.verify import verify
-from minigpt.hf.convert import DTYPES, convert
+from minigpt.hf.convert import DTYPES, USE_IT, convert
 from minigpt.hf.download import Hub, download
 from minigpt.hf.export import export
 from minigpt.model import zoo
@@ -42,7 +44,7 @@ class ConvertConfig:
     weights: Annotated[Optional[str], _HIDDEN] = None
     """The weight file in SOURCE, when it has an unusual name."""
     revision: str = "main"
-    """Branch, tag or commit to download."""
+    """Branch, tag or commit to download; all but main go to NAME@REVISION."""
     fold_mup: bool = False
     """With --to-hf: fold a muP model's scales into its weights, as GPT-2 has none."""
     verify: bool = False
@@ -82,9 +84,14 @@ def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
     directory, name = Path(config.source), Path(config.source).resolve().name
-    if not directory.is_dir():
-        directory, name = fetch_model(config.source, config.revision), config.source
+    published = not directory.is_dir()
+    if published:
+        _published(config.source)
+        name = local_name(config.source, config.revision)
     out = Path(config.out or Path("checkpoints") / name)
+    require_free(out, USE_IT, directory)  # before anything is downloaded
+    if published:
+        directory = fetch_model(config.source, config.revision)
     with _bar("converting") as bar:
 
         def progress(written: int, total: int) -> None:
@@ -101,19 +108,30 @@ def _convert(config: ConvertConfig) -> None:
 
 def fetch_model(name: str, revision: str = "main") -> Path:
     """Downloads a published model; returns the directory its files are in."""
+    entry = _published(name)
+    hub = Hub.from_environment(entry.repo or "", revision, entry.subfolder)
+    directory = Path("downloads") / local_name(name, revision)
+    about = 4 * entry.config.parameter_count()
+    print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
+    with _bar("downloading", about) as bar:
+        download(hub, directory, bar.update)
+    return directory
+
+
+def local_name(name: str, revision: str) -> str:
+    """What a published model is called here: each revision is a model of its own."""
+    return name if revision == "main" else "%s@%s" % (name, quote(revision, ""))
+
+
+def _published(name: str) -> zoo.ZooEntry:
+    """What the zoo says of a model that can be downloaded."""
     entry = zoo.ZOO.get(name)
     if entry is None or entry.repo is None:
         raise UsageError(
             "%s is neither a directory nor a published model" % name,
             nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
         )
-    hub = Hub.from_environment(entry.repo, revision, entry.subfolder)
-    directory = Path("downloads") / name
-    about = 4 * entry.config.parameter_count()
-    print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
-    with _bar("downloading", about) as bar:
-        download(hub, directory, bar.update)
-    return directory
+    return entry
 
 
 def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import atomic_directory
+from minigpt.base.files import atomic_directory, require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
@@ -43,8 +43,7 @@ def merge_command(config: MergeConfig) -> None:
     directory, out = resolve(config.checkpoint), Path(config.out)
     if read_adapter(directory) is None:
         raise UsageError("%s has no adapter" % directory, "it is a whole checkpoint as it is")
-    if out.exists():
-        raise UsageError("--out %s exists" % out, "name another directory, or remove it")
+    require_free(out, source=directory)
     template = load_template(directory)
     with ExitStack() as stack, atomic_directory(out) as partial:
         dtype = _DTYPES[config.dtype]

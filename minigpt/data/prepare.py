@@ -24,8 +24,8 @@ import tyro
 from tqdm import tqdm
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DataError, UsageError
-from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.errors import DataError, StorageError, UsageError
+from minigpt.base.files import atomic_directory, require_free, write_json
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import (
     Keys,
@@ -84,12 +84,11 @@ def prepare_command(config: PrepareConfig) -> None:
 
 
 def prepare(config: PrepareConfig) -> Path:
-    """Makes `config.out`; DataError when it exists or the source is broken, and then nothing is
-    left of it.
+    """Makes `config.out`; UsageError when that is taken, DataError when the source is broken, and
+    then nothing is left of it.
     """
     out = Path(config.out)
-    if out.exists():
-        raise DataError("%s exists" % out, "name another directory, or remove it")
+    require_free(out, source=Path(config.source))
     keys, left_out = parse_keys(config.record_keys), LeftOut(config.strict)
     # A source that is not there is named before a vocabulary that is not.
     if holds_records(config.source, keys, template=config.template, strict=config.strict):
@@ -118,7 +117,11 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
     name = Path(source).resolve().name or "data"
     out = cache / ("%s-%s-%s" % (name, tokenizer.name, key))
     if not (out / DATASET).is_file():
-        _make(_text(found, tokenizer), tokenizer, out)
+        try:
+            _make(_text(found, tokenizer), tokenizer, out)
+        except (StorageError, UsageError):
+            if not (out / DATASET).is_file():  # else another process has made the same meanwhile
+                raise
     return out
 
 

@@ -277,7 +277,7 @@ def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UsageError(
-            "reading %s needs pyarrow" % path, 'install it with: pip install "minigpt[parquet]"'
+            "reading %s needs pyarrow" % path, "install it with: pip install pyarrow"
         ) from None
     try:
         batches = parquet.ParquetFile(str(path)).iter_batches(1000)

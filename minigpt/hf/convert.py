@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory
+from minigpt.base.files import atomic_directory, require_free
 from minigpt.base.text import size
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.lazy import LazyTensor
@@ -29,6 +29,7 @@ from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.model.gpt import GPT, GPTConfig
 
+USE_IT = "use it, remove it, or name another with --out"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
@@ -118,6 +119,7 @@ def convert(
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
     written.
     """
+    require_free(out, USE_IT, directory)
     with ExitStack() as stack:
         made = plan(directory, stack, weights)
         specs = {

@@ -2,12 +2,13 @@
 what was not yet there.
 
 Every file goes to `NAME.part` and continues there by a Range request after any failure; it gets
-its name when its size, and its sha256 where the server tells it, are right. Files that are whole
-already are kept.
+its name when its size, and its digest where the server tells it, are right. A file that is there
+is kept when the same is true of it, and fetched again otherwise.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ from minigpt.hf.source import WEIGHT_FILES, shard_names
 
 _BLOCK = 1 << 20
 _TRIES = 6
+_LINKED = "X-Linked-Etag"  # on the way to another place: the digest of what is there
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 Progress = Callable[[int], None]
@@ -86,10 +88,27 @@ def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the server says of a file: its size and, where it does, its sha256."""
+    """What the server says of a file: its size and, where it does, its digest."""
 
     size: Optional[int]
-    sha256: str
+    digest: str  # sha256 of a large file, what git calls a small one, or nothing
+
+    def is_in(self, path: Path) -> bool:
+        """Whether `path` holds it, as far as can be told."""
+        if self.size not in (None, path.stat().st_size):
+            return False
+        return not self.digest or self.digest == (
+            git_sha1(path) if len(self.digest) == 40 else sha256(path)
+        )
+
+
+def git_sha1(path: Path) -> str:
+    """What git calls the file: the sha1 of its size and bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def head(hub: Hub, name: str) -> Optional[Remote]:
@@ -98,21 +117,27 @@ def head(hub: Hub, name: str) -> Optional[Remote]:
     def ask() -> Optional[Remote]:
         try:
             with _open(hub, name, method="HEAD") as answer:
-                return _remote(answer.headers)
+                own = urllib.parse.urlsplit(answer.geturl()).netloc
+                return _remote(answer.headers, own == urllib.parse.urlsplit(hub.endpoint).netloc)
         except HTTPError as error:
             if error.code == 404:
                 return None
+            if _LINKED in error.headers and error.code < 400:
+                del error.headers["Content-Length"]  # of the answer that only shows the way
+                return _remote(error.headers, own=False)
             raise
 
     return _again(hub, name, ask)
 
 
-def _remote(headers: Message) -> Remote:
-    """Large files are named by their sha256, in an ETag that redirects keep by another name."""
-    tag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").strip('W/"')
+def _remote(headers: Message, own: bool) -> Remote:
+    """What the hub's `own` answer says, or what it says of a file that it has elsewhere; an ETag
+    of that other place may be anything.
+    """
+    tag = (headers.get(_LINKED) or (own and headers.get("ETag")) or "").strip('W/"').lower()
     size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-    digest = tag if re.fullmatch("[0-9a-f]{64}", tag) else ""
-    return Remote(int(size) if size and size.isdecimal() else None, digest)
+    known = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tag)
+    return Remote(int(size) if size and size.isdecimal() else None, tag if known else "")
 
 
 def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = None) -> Path:
@@ -121,20 +146,20 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
     remote = head(hub, name)
     if remote is None:
         raise CheckpointError("%s has no %s" % (hub.repo, name), "check the name and --revision")
-    if target.exists() and remote.size in (None, target.stat().st_size):
+    if target.exists() and remote.is_in(target):
         return target
     part.touch()
     if remote.size is not None:
         require_space(directory, remote.size - part.stat().st_size)
     for _ in range(2):
         _again(hub, name, lambda: _continue(hub, name, part, remote, progress))
-        if not remote.sha256 or sha256(part) == remote.sha256:
+        if remote.is_in(part):
             fsync(part)
             os.replace(str(part), str(target))
             return target
         part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
     raise CheckpointError(
-        "%s arrived, and is not what the server says it is (sha256)" % hub.url(name),
+        "%s arrived, and is not what the server says it is (its digest differs)" % hub.url(name),
         "try again, or another endpoint by HF_ENDPOINT",
     )
 
@@ -210,6 +235,8 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Optional[urllib.request.Request]:
         require_https(newurl)
+        if req.get_method() == "HEAD" and _LINKED in headers:
+            return None  # all that was asked for is said here
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             request.method = req.get_method()

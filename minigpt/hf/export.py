@@ -17,7 +17,7 @@ from typing import Any, Dict, List
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.files import atomic_directory, require_free, write_json
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
@@ -38,6 +38,7 @@ def export(
     A muP model is refused unless `fold` is asked for. A LoRA checkpoint is merged on the way.
     """
     directory = resolve(checkpoint)
+    require_free(out, source=directory)
     config = read_config(directory)
     plain = _without_scales(config)
     if (directory / MARKER).exists():

@@ -12,6 +12,7 @@ from typing import List, Optional
 import torch
 
 from minigpt.base.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import Adapter, keep_base, read_adapter
 from minigpt.checkpoint.model_files import load_adapted, load_model
@@ -211,6 +212,7 @@ def _published(config: TrainConfig) -> Path:
         raise CheckpointError(
             "%s is not there" % local, "get the weights with: python convert_hf.py %s" % config.init
         )
+    require_free(local, "remove it")
     print("\n".join(convert(fetch_model(config.init), local)), flush=True)
     return local
 
@@ -353,9 +355,5 @@ def _run_directory(config: TrainConfig) -> Path:
         name = config.model if config.init == "scratch" else Path(config.init).resolve().name
         return Path("runs") / ("%s-%s" % (name, time.strftime("%Y%m%d-%H%M%S")))
     run = Path(config.out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(
-            "--out %s exists and is not an empty directory" % run,
-            "go on with it by --resume %s, or name another" % run,
-        )
+    require_free(run, "go on with it by --resume %s, or name another" % run)
     return run

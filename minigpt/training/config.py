@@ -176,7 +176,7 @@ class TrainConfig:
     seed: int = 1337
     """Of the weights, the data order and dropout."""
     tensorboard: bool = False
-    """Also write TensorBoard events into the run directory (pip install "minigpt[track]")."""
+    """Also write TensorBoard events into the run directory (pip install tensorboard)."""
     moai_parallelization: bool = True
     """On MoAI: let the platform divide the work among its GPUs."""
     moai_num_stages: Annotated[OpenInt, _open("INT", "the platform's choice")] = OPEN

@@ -56,10 +56,9 @@ def job_of(config: TrainConfig, kind: str) -> Job:
             "--batch-size %d makes steps of more than two billion tokens" % config.batch_size,
             "choose a smaller one",
         )
-    if (config.freeze_layers or 0) > shape.n_layer:
+    if config.freeze_layers is not None and config.freeze_layers > shape.n_layer:
         raise UsageError(
-            "--freeze-layers is %d" % config.freeze_layers,
-            "the model has %d layers" % shape.n_layer,
+            f"--freeze-layers is {config.freeze_layers}", f"the model has {shape.n_layer} layers"
         )
     if config.fused_backward or kind == "moai":
         config = config.in_one_piece()

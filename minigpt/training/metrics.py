@@ -147,6 +147,6 @@ def _summary_writer(run: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError(
-            "--tensorboard needs the tensorboard package", 'pip install "minigpt[track]"'
+            "--tensorboard needs the tensorboard package", "pip install tensorboard"
         ) from None
     return SummaryWriter(str(run / "tensorboard"))

@@ -59,7 +59,7 @@ def plot(run: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return 'plot     pip install "matplotlib", then: python -m minigpt report %s' % run
+        return "plot     pip install matplotlib, then: python -m minigpt report %s" % run
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -207,6 +207,13 @@ def test_other_settings_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"has no own\.jsonl\.settings\.json beside it"):
         evaluate(tmp_path / "own.jsonl", solver())
     assert (tmp_path / "own.jsonl").read_text() == "mine\n"
+    for mine in ("mine\n", '{"mine": 1}'):
+        (tmp_path / "new.jsonl.settings.json").write_text(mine)
+        with pytest.raises(UsageError, match=r"new\.jsonl\.settings\.json is in the way"):
+            evaluate(tmp_path / "new.jsonl", solver())
+        assert (tmp_path / "new.jsonl.settings.json").read_text() == mine
+    (tmp_path / "out.jsonl").unlink()  # ours, so another evaluation may take its place
+    evaluate(tmp_path / "out.jsonl", solver(), {"seed": 2})
 
 
 BODY = "    return a + b"

@@ -99,8 +99,10 @@ def test_a_broken_record_leaves_nothing_half_made(corpus, tmp_path, line):
 
 
 def test_an_existing_directory_is_not_overwritten(corpus, tmp_path):
-    with pytest.raises(DataError, match="exists"):
-        run(corpus, corpus)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        run(corpus, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "nothing"])
@@ -121,7 +123,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
     big.write_text("".join("value_%d = %d\n" % (i, i) for i in range(400_000)))
     command = [sys.executable, "-m", "minigpt", "prepare", str(big), "--out", str(tmp_path / "o")]
     process = subprocess.Popen(command, cwd=str(ROOT), stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".o.partial/*.tokens")) and process.poll() is None:
+    while not list(tmp_path.glob(".o.*.partial/*.tokens")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -139,6 +141,25 @@ def test_the_cache_is_used_again_until_a_file_changes(corpus, tmp_path, monkeypa
     (corpus / "cli.py").write_text("x = 1\n")
     assert prepared(str(corpus), BytesTokenizer()) != first
     assert prepared(str(first), BytesTokenizer()) == first
+
+
+PREPARES = """
+import sys
+from minigpt.data.prepare import prepared
+from minigpt.data.tokenizer import BytesTokenizer
+print(prepared(sys.argv[1], BytesTokenizer()))
+"""
+
+
+def test_two_jobs_may_begin_with_the_same_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "big.txt").write_text("".join("value_%d = %d\n" % (i, i) for i in range(50_000)))
+    line = [sys.executable, "-c", PREPARES, str(tmp_path / "big.txt")]
+    jobs = [subprocess.Popen(line, cwd=str(ROOT), stdout=subprocess.PIPE) for _ in range(3)]
+    said = {job.communicate()[0] for job in jobs}
+    assert [job.returncode for job in jobs] == [0, 0, 0] and len(said) == 1
+    [made] = (tmp_path / "cache" / "minigpt" / "data").iterdir()
+    assert (made / "dataset.json").is_file()
 
 
 def shard(path, tokens=(1, 2, 3, 4), width=2):

@@ -317,7 +317,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
     line = [sys.executable, "-m", "minigpt", "prepare", str(path), "--out", str(tmp_path / "o"),
             "--tokenizer", "bytes"]  # fmt: skip
     process = subprocess.Popen(line, cwd=str(ROOT), stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".o.partial/*.tokens")) and process.poll() is None:
+    while not list(tmp_path.glob(".o.*.partial/*.tokens")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

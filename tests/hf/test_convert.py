@@ -269,7 +269,7 @@ def test_the_command_both_ways(tmp_path, theirs):
     assert "did you mean cerebras-13b" in run("cerebras-31b", code=2)
     assert "--shard-size is 'big'" in run(source, "--shard-size", "big", code=2)
     assert "nothing to convert" in run(code=2)
-    assert "config.json is missing" in run(tmp_path, "--out", "x", code=1)
+    assert "config.json is missing" in run("checkpoints", "--out", "x", code=1)
 
 
 def test_an_extended_vocabulary_and_a_null_inner_width():

@@ -6,14 +6,23 @@ import hashlib
 import http.server
 import json
 import threading
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from minigpt.base.errors import MinigptError
+from minigpt.checkpoint.model_files import load_model
+from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf import download as download_module
 from minigpt.hf.download import Hub, download, fetch
+from minigpt.hf.export import export
+from minigpt.model.gpt import GPTConfig
 from tests.helpers.runs import records, train
+from tests.helpers.tuning import base
 
 WEIGHTS = bytes(range(256)) * 4000
 FILES = {
@@ -30,6 +39,9 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = dict(FILES)
+        self.revisions = {}  # those that have files of their own
+        self.named_by = "sha256"  # or "git", or None for a server that gives no digest
+        self.elsewhere = None  # another server, which has the files
         self.asked = []
         self.cut_after, self.cuts = None, 0  # bytes sent before hanging up, and how many times
         self.fail, self.failures = None, 0  # a status, and how many times
@@ -56,9 +68,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.only(server.fail, {"Retry-After": "0"})
         if server.redirect and body:
             return self.only(302, {"Location": server.redirect})
-        if name not in server.files:
+        revision = self.path.split("/")[-2]
+        files = server.revisions.get(revision, server.files)
+        if name not in files:
             return self.only(404)
-        return self.send(server.files[name], body)
+        if server.elsewhere:
+            place = "http://127.0.0.1:%d%s" % (server.elsewhere.server_address[1], self.path)
+            return self.only(302, {"Location": place, **self.digests(files[name])})
+        return self.send(files[name], body)
+
+    def digests(self, data):
+        server = self.server
+        if server.named_by is None:
+            return {}
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        if server.named_by == "git":
+            return {"ETag": 'W/"%s"' % ("0" * 40 if server.wrong_sha else git)}
+        digest = "0" * 64 if server.wrong_sha else hashlib.sha256(data).hexdigest()
+        size = str(len(data) + server.lie)
+        return {"X-Linked-Etag": '"%s"' % digest, "X-Linked-Size": size}
 
     def only(self, status, headers=None):
         self.send_response(status)
@@ -68,14 +96,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, data, body):
-        digest = hashlib.sha256(data).hexdigest()
         start = 0
         if self.headers.get("Range") and not self.server.no_range:
             start = int(self.headers["Range"][len("bytes=") : -1])
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
-        self.send_header("X-Linked-Size", str(len(data) + self.server.lie))
-        self.send_header("X-Linked-Etag", '"%s"' % ("0" * 64 if self.server.wrong_sha else digest))
+        for key, value in self.digests(data).items():
+            self.send_header(key, value)
         self.end_headers()
         if not body:
             return
@@ -85,6 +112,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             part = part[: self.server.cut_after]
             self.close_connection = True
         self.wfile.write(part)
+
+
+def hub_at(server):
+    return "http://127.0.0.1:%d" % server.server_address[1]
 
 
 @pytest.fixture()
@@ -99,8 +130,7 @@ def server():
 
 @pytest.fixture()
 def hub(server):
-    endpoint = "http://127.0.0.1:%d" % server.server_address[1]
-    return Hub("someone/model", endpoint=endpoint, token="secret", wait=0.001)
+    return Hub("someone/model", endpoint=hub_at(server), token="secret", wait=0.001)
 
 
 def test_everything_arrives(server, hub, tmp_path):
@@ -150,6 +180,45 @@ def test_a_part_of_an_older_file_is_noticed_and_fetched_again(server, hub, tmp_p
     assert (tmp_path / "pytorch_model.bin").read_bytes() == WEIGHTS
 
 
+def gets(server):
+    return [path for method, path, *_ in server.asked if method == "GET"]
+
+
+@pytest.mark.parametrize("named_by", ["sha256", "git"])
+def test_a_file_of_the_same_size_that_is_another_is_fetched_again(server, hub, tmp_path, named_by):
+    server.named_by = named_by
+    (tmp_path / "vocab.json").write_bytes(b"[]")
+    (tmp_path / "pytorch_model.bin").write_bytes(WEIGHTS[::-1])
+    for name in ("vocab.json", "pytorch_model.bin"):
+        assert fetch(hub, name, tmp_path).read_bytes() == FILES[name]
+    assert len(gets(server)) == 2
+    for name in ("vocab.json", "pytorch_model.bin"):
+        assert fetch(hub, name, tmp_path).read_bytes() == FILES[name]
+    assert len(gets(server)) == 2
+
+
+def test_without_a_digest_the_size_decides(server, hub, tmp_path):
+    server.named_by = None
+    (tmp_path / "vocab.json").write_bytes(b"[]")
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert fetch(hub, "vocab.json", tmp_path).read_bytes() == b"[]"
+    assert fetch(hub, "config.json", tmp_path).read_bytes() == FILES["config.json"]
+
+
+@pytest.mark.parametrize("named_by", ["sha256", None])
+def test_the_digest_is_the_hubs_where_the_file_is_elsewhere(server, hub, tmp_path, named_by):
+    """The hub names a large file and sends on to a store, whose ETag is no sha256 of it."""
+    with Server() as store:
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        server.elsewhere, server.named_by = store, named_by
+        store.named_by, store.wrong_sha = "git", True
+        (tmp_path / "pytorch_model.bin").write_bytes(WEIGHTS[::-1])
+        found = fetch(hub, "pytorch_model.bin", tmp_path).read_bytes()
+        assert found == (WEIGHTS if named_by else WEIGHTS[::-1])
+        assert fetch(hub, "vocab.json", tmp_path).read_bytes() == FILES["vocab.json"]
+        store.shutdown()
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_failures_that_pass_are_tried_again(server, hub, tmp_path, status):
     server.fail, server.failures = status, 2
@@ -174,8 +243,9 @@ def test_a_missing_repository_is_one_sentence(server, hub, tmp_path):
         download(hub, tmp_path)
 
 
-def test_a_file_that_is_not_what_it_claims_is_refused(server, hub, tmp_path):
-    server.wrong_sha = True
+@pytest.mark.parametrize("named_by", ["sha256", "git"])
+def test_a_file_that_is_not_what_it_claims_is_refused(server, hub, tmp_path, named_by):
+    server.wrong_sha, server.named_by = True, named_by
     with pytest.raises(MinigptError, match="is not what the server says"):
         fetch(hub, "pytorch_model.bin", tmp_path)
     assert not (tmp_path / "pytorch_model.bin").exists()
@@ -243,9 +313,40 @@ def test_training_fetches_and_converts_what_is_missing(server, tmp_path, monkeyp
     transformers.GPT2LMHeadModel(config).save_pretrained(str(tmp_path / "hf"))
     load_tokenizer("gpt2").save(tmp_path / "hf")
     server.files = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:%d" % server.server_address[1])
+    monkeypatch.setenv("HF_ENDPOINT", hub_at(server))
     monkeypatch.chdir(tmp_path)
     done = train(tmp_path, "--init", "gpt2", "--steps", 2, "--block-size", 16, "--out", "run")
     assert "download http://127.0.0.1" in done.stdout and "about 497.8 MB" in done.stdout
     assert (tmp_path / "checkpoints" / "gpt2" / "manifest.json").exists()
     assert len(records(tmp_path / "run")) == 2
+
+
+NAMES = {"main": "gpt2", "step1000": "gpt2@step1000", "refs/pr/3": "gpt2@refs%2Fpr%2F3",
+         "..": "gpt2@..", "a b*:?": "gpt2@a%20b%2A%3A%3F"}  # fmt: skip
+
+
+def test_each_revision_is_a_model_of_its_own(server, tmp_path, monkeypatch):
+    """Three of equal sizes, one after the other and again: each time the one that was asked for,
+    and nothing is fetched twice.
+    """
+    base(tmp_path / "ours", "gpt2", shape=GPTConfig(50257, 64, 1, 1, 8))
+    export(tmp_path / "ours", tmp_path / "hf")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
+    weights = load_file(str(tmp_path / "hf" / "model.safetensors"))
+    for number, revision in enumerate(NAMES):
+        made = save({name: tensor + number for name, tensor in weights.items()}, {"format": "pt"})
+        served = {**files, "model.safetensors": made}
+        server.revisions[quote(revision, "")] = served
+    monkeypatch.setenv("HF_ENDPOINT", hub_at(server))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for again in range(2):
+        for number, (revision, name) in enumerate(NAMES.items()):
+            out = ["--out", "out%d" % number] if again else []
+            convert_command(["gpt2", "--revision", revision, *out])
+            model = load_model(out[1] if again else Path("checkpoints") / name)
+            expected = weights["transformer.ln_f.bias"] + number
+            assert torch.equal(dict(model.named_parameters())["final_norm.bias"], expected)
+    assert len(gets(server)) == len({*gets(server)})
+    assert {path.name for path in Path("downloads").iterdir()} == {*NAMES.values()}
+    assert {path.name for path in Path("checkpoints").iterdir()} == {*NAMES.values()}

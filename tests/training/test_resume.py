@@ -84,6 +84,7 @@ def test_kill_9_at_random_moments(tmp_path, whole):
     output = process.communicate()
     if process.returncode:  # killed after its last step
         assert "has done all of its 20 steps" in output[1]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))  # nor is a half left
     assert_same(tmp_path / "run", whole)
 
 
