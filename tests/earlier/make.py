@@ -1,6 +1,7 @@
-"""Made what test_earlier.py opens: run in an empty directory, with version 0.1.0 as it was at commit
-007ec86 on PYTHONPATH (today's has other modules).
+"""Made what test_earlier.py opens: run in an empty directory, with version 0.1.0 as it was at
+commit 007ec86 on PYTHONPATH (today's has other modules).
 """
+# ruff: noqa: I001, C408
 
 import json
 import shutil
