@@ -14,7 +14,8 @@ from tests.helpers.runs import ROOT
 
 AWKWARD = [
     "", " ", "\n", " \t\n  x", "def f(x):\n\treturn  x", "it's we'll I'D", "naïve café \u0301",
-    "한국어 문장", "日本語。", "\U0001f468\u200d\U0001f469\u200d\U0001f467 family", "1234567890 3.14",
+    "한국어 문장", "日本語。",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 family", "1234567890 3.14",
     "<|endoftext|>", "\x00\x1f\u200b\ufeff", "a" * 50, "  leading", "trailing  ",
     "\u3000wide\u00a0blank", "\r\n\r\n", "&&||!==", "_snake_case__",
 ]  # fmt: skip

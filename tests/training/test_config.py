@@ -113,7 +113,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         ("minigpt.commands.generate", "GenerateConfig"),
         ("minigpt.commands.evaluate", "EvaluateConfig"),
         ("minigpt.data.prepare", "PrepareConfig"),
-        ("minigpt.training.report", "ReportConfig"),
+        ("minigpt.commands.report", "ReportConfig"),
     ],
 )
 def test_every_flag_has_a_sentence_and_a_default(capsys, module, name):
