@@ -30,6 +30,7 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
+from minigpt.planning.fit import more_memory
 from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
@@ -87,7 +88,7 @@ class Trainer:
                 raise
             raise DeviceError(
                 "the %s has no memory left at step %d" % (self.device, self.state.step + 1),
-                self.device.more_memory(),
+                more_memory(self.device),
             ) from error
         finally:
             self.loader.close()

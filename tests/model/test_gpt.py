@@ -48,16 +48,6 @@ def test_the_count_by_formula_is_the_count(layers, heads, size, tied, inner):
     assert GPT(config).parameter_count() == config.parameter_count()
 
 
-def test_flops_per_token_against_a_count_by_hand():
-    """Each weight of a matrix is one multiplication and one addition forward and twice that
-    backward.
-    """
-    C, I, L, V, T = 16, 64, 2, 50, 16
-    matrices = L * (3 * C * C + C * C + C * I + I * C) + V * C
-    attention = L * 2 * (2 * T * C)  # q k^T and weights v, for one query
-    assert SMALL.flops_per_token(T) == 3 * (2 * matrices + attention)
-
-
 @given(st.integers(0, 14), st.integers(0, 49))
 @settings(max_examples=25, deadline=None)
 def test_a_later_token_changes_nothing_before_it(place, token):
