@@ -40,14 +40,10 @@ _SMALLER_STEPS = 5  # their distance
 def more_memory(device: Device) -> str:
     """What to do when memory runs out on `device` in a run that was planned to fit."""
     if device.static_shapes:
-        return (
-            "use a smaller --batch-size or --block-size, a larger flavor (moreh-switch-model),"
-            " or --moai-distribute-parameter True"
-        )
-    return (
-        f"use a smaller --micro-batch-size or --block-size, or {RECOMPUTE};"
-        " python -m minigpt plan with the same flags says what fits"
-    )
+        other = "a larger flavor (moreh-switch-model), or --moai-distribute-parameter True"
+        return f"use a smaller --batch-size or --block-size, {other}"
+    plan = "python -m minigpt plan with the same flags says what fits"
+    return f"use a smaller --micro-batch-size or --block-size, or {RECOMPUTE}; {plan}"
 
 
 @dataclass(frozen=True)
@@ -59,15 +55,6 @@ class Advice:
 
     def __str__(self) -> str:
         return ", ".join(f"{change.flag} ({change.cost})" for change in self.changes)
-
-    @property
-    def distance(self) -> int:
-        """How far it is from what was asked."""
-        return sum(change.distance for change in self.changes)
-
-    def contains(self, other: Advice) -> bool:
-        """Whether all that `other` changes is changed here too, but for the rows."""
-        return set(other.changes) & set(_LADDER) <= set(self.changes)
 
 
 def largest_rows(job: Job, room: int) -> int:
@@ -98,8 +85,9 @@ def nearest_fit(job: Job, room: int, most: int = 3, barred: Collection[str] = ()
     tried = (_with(job, changes, room) for changes in _combinations(job, barred))
     fitting = [advice for advice in tried if advice is not None]
     found: List[Advice] = []
-    for advice in sorted(fitting, key=lambda advice: advice.distance):
-        if not any(advice.contains(nearer) for nearer in found):
+    for advice in sorted(fitting, key=lambda one: sum(change.distance for change in one.changes)):
+        rungs = set(advice.changes) & set(_LADDER)
+        if not any(set(nearer.changes) & set(_LADDER) <= rungs for nearer in found):
             found.append(advice)
     return found[:most]
 
