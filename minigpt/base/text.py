@@ -31,3 +31,12 @@ def duration(seconds: float) -> str:
     if hours:
         return "%d:%02d:%02d" % (hours, minutes, rest)
     return "%d:%02d" % (minutes, rest) if minutes else "%d s" % rest
+
+
+def visible(line: str) -> str:
+    """A line in which what would move the cursor or change the colours is spelled out instead."""
+    return "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape", "replace").decode("ascii")

@@ -18,7 +18,7 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DataError, UsageError
-from minigpt.base.text import nearest
+from minigpt.base.text import nearest, visible
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.batch import IGNORE, Batch
@@ -174,12 +174,7 @@ def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]
         ends = len(text) - len(text.rstrip("\n"))
         lines = text[: len(text) - ends].split("\n")
         for line in [*lines[:-1], lines[-1] + "\\n" * ends]:
-            yield kind, "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
-
-
-def _spelled(character: str) -> str:
-    """What would move the cursor or change the colours, written so that it does not."""
-    return character.encode("unicode_escape", "replace").decode("ascii")
+            yield kind, visible(line)
 
 
 def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int) -> Iterator[str]:

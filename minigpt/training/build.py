@@ -24,7 +24,6 @@ from minigpt.data.loader import Dataset, Loader
 from minigpt.data.records import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
 from minigpt.hf.convert import convert
 from minigpt.model import zoo
@@ -131,10 +130,7 @@ def _device(config: TrainConfig) -> Device:
     """The device, asked whether it can do what it will have to."""
     device = find_device(config.device)
     config.check_on(device)
-    if device.kind == "moai":
-        moai.refuse_torchrun()
-        if config.moai_parallelization:
-            moai.enable(config.moai_options())
+    device.start(config.moai_options() if config.moai_parallelization else None)
     return device
 
 

@@ -231,9 +231,9 @@ class TrainConfig:
             raise DeviceError(
                 "--fused-backward: %s" % device.fused_backward_missing(), "train without it"
             )
-        if device.kind == "moai" and self.recompute:
+        if self.recompute and device.recompute_missing():
             raise UsageError(
-                "--recompute would hide the model from MoAI",
+                f"--recompute: {device.recompute_missing()}",
                 "use --moai-activation-recomputation True",
             )
 
@@ -275,7 +275,7 @@ class TrainConfig:
             raise UsageError("--fused-backward cannot take back a step", "use another --precision")
 
     def moai_options(self) -> Dict[str, Any]:
-        """The arguments for `devices.moai.enable`, None where the platform is to choose."""
+        """The arguments for `devices.moai.start`, None where the platform is to choose."""
         names = (
             "num_stages", "num_micro_batches", "pipeline_parallel", "activation_recomputation",
             "distribute_parameter", "mixed_precision",

@@ -29,6 +29,7 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
+from minigpt.planning.fit import more_memory
 from minigpt.training.config import TrainConfig as Settings
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
@@ -85,7 +86,7 @@ class Trainer:
                 raise
             raise DeviceError(
                 f"the {self.device} has no memory left at step {self.state.step + 1}",
-                self.device.more_memory(),
+                more_memory(self.device),
             ) from error
         finally:
             self.loader.close()

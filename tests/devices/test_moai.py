@@ -236,14 +236,16 @@ def test_what_each_kind_of_device_says_of_itself(monkeypatch):
     monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: False)
     monkeypatch.setattr(torch.version, "hip", None, raising=False)
     cpu, cuda = device_of(torch.device("cpu")), device_of(torch.device("cuda"))
-    assert (cpu.kind, cpu.pins_memory, cpu.generator_device.type) == ("cpu", False, "cpu")
-    assert (cuda.kind, cuda.pins_memory, cuda.generator_device.type) == ("cuda", True, "cuda")
+    assert (cpu.kind, cpu.on_cpu, cpu.generator_device.type) == ("cpu", True, "cpu")
+    assert (cuda.kind, cuda.on_cpu, cuda.generator_device.type) == ("cuda", False, "cuda")
+    assert not cpu.static_shapes and not cuda.static_shapes and not cuda.recompute_missing()
     monkeypatch.setattr(torch.version, "hip", "6.0", raising=False)
     assert device_of(torch.device("cuda")).kind == "rocm"
     monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: True)
     moai = device_of(torch.device("cuda"))
-    assert (moai.kind, moai.pins_memory, moai.generator_device.type) == ("moai", False, "cpu")
-    assert not moai.fused_attention and moai.static_shapes
+    assert (moai.kind, moai.on_cpu, moai.generator_device.type) == ("moai", False, "cpu")
+    assert not moai.fused_attention and moai.static_shapes and moai.recompute_missing()
+    assert moai.free_memory() is moai.peak_memory() is None and moai.gpu_name() == ""
     assert device_of(torch.device("mps")).generator_device.type == "cpu"
 
 
