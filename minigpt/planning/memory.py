@@ -26,9 +26,9 @@ from typing import List, Optional
 
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
+from minigpt.optim.execution import SLICE, WIDE_SLICE
 
-LOGITS_ALIVE = 1 << 24  # at a time, as in training/objective.py
-_SLICE, _WIDE_SLICE = 1 << 18, 1 << 24  # numbers stepped at a time, as in optim/adamw.py
+LOGITS_ALIVE = 1 << 24  # at a time, as in training/fast_loss.py
 _WIDE_COPIES = 7  # float32 copies of a slice of bfloat16 weights while it is stepped
 
 
@@ -265,7 +265,7 @@ def _update(job: Job) -> int:
     shape, narrow = job.shape, job.precision == "bf16"
     at_once = shape.n_embd * max(shape.vocab_size if job.head_learns else 0, shape.inner)
     if job.on_cpu or narrow:
-        at_once = _SLICE if job.on_cpu else _WIDE_SLICE
+        at_once = SLICE if job.on_cpu else WIDE_SLICE
     return 4 * (_WIDE_COPIES if narrow else 2) * min(at_once, trained_count(job))
 
 
