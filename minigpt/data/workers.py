@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from contextlib import contextmanager
 from itertools import cycle
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Callable, Deque, Iterable, Iterator, List, Tuple, TypeVar
@@ -51,16 +52,34 @@ def _started(count: int, function: Callable[[Any], Any]) -> Iterator[List[_Worke
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, function), daemon=True)
-            process.start()
-            started.append((process, ours))
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            with _no_interrupts():
+                process.start()
+                started.append((process, ours))
             theirs.close()  # or its end would never be seen
+        for worker in started:  # not before: each only listens when it has imported all it needs
+            with _alive(worker):
+                worker[1].send(function)
         yield started
     finally:
         for process, pipe in started:
             process.terminate()
             process.join()
             pipe.close()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """A Ctrl-C comes later, and never to a process that is started here: it is ended by us."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which, when the first process starts it, lets them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _finish(batch: List[Any], worker: _Worker) -> Iterator[Tuple[Any, Any]]:
@@ -84,10 +103,11 @@ def _alive(worker: _Worker) -> Iterator[None]:
         raise WorkerLost(f"a process that tokenizes {how}", "use --workers 1") from None
 
 
-def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
+def _work(pipe: Connection) -> None:
     """What a process does until there is nobody left to do it for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
     try:
+        function = pipe.recv()
         while True:
             pipe.send(_results(pipe.recv(), function))
     except (EOFError, ConnectionError):
