@@ -95,8 +95,8 @@ def _alive(worker: _Worker) -> Iterator[None]:
     """WorkerLost when the process at the other end is not there any more."""
     try:
         yield
-    except (EOFError, ConnectionError):
-        worker[0].join()
+    except (EOFError, OSError):  # the latter in the middle of a message
+        worker[0].join(10.0)
         code = worker[0].exitcode or 0
         killed = f"was killed by signal {-code}, perhaps for lack of memory"
         how = killed if code < 0 else f"ended with exit code {code}"
@@ -110,7 +110,7 @@ def _work(pipe: Connection) -> None:
         function = pipe.recv()
         while True:
             pipe.send(_results(pipe.recv(), function))
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):  # the latter in the middle of a message
         return
 
 
