@@ -156,6 +156,9 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
         if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
             raise ValueError("the ids are not 0 to %d" % (len(vocabulary) - 1))
         special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
+        lost = [token for token in special if "\u0120" in token]  # begins with a blank: a word
+        if lost:
+            raise ValueError("no merge makes %.40a" % lost[0])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError("vocab.json or merges.txt cannot be read: %s" % error, _AGAIN) from None
     ordinary = {
