@@ -1,8 +1,8 @@
 """Hugging Face to minigpt: a checkpoint read and written one tensor at a time.
 
 First everything is checked by names and shapes alone: which tensors there are, what each becomes,
-that none is missing, unknown or of a wrong shape. Only then is the first byte written; the result
-appears when it is whole.
+that none is missing, unknown or of a wrong shape, and that the vocabulary is one that we can read.
+Only then is the first byte written; the result appears when it is whole.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
 from minigpt.checkpoint.writer import TensorSpec
 from minigpt.data.template import load_template, save_template
-from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
+from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
-_GPT2_TOKENS = 50257
 
 
 @dataclass
@@ -113,15 +112,18 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     weights: Optional[str] = None,
     progress: Optional[Progress] = None,
+    tokenizer: str = BESIDE,
 ) -> List[str]:
     """Writes the minigpt checkpoint of `directory` to `out`; returns the lines of a short summary.
 
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
-    written.
+    written; `tokenizer` is beside (the weights), gpt2 (its own) or none.
     """
     require_free(out, USE_IT, directory)
     with ExitStack() as stack:
         made = plan(directory, stack, weights)
+        vocabulary, notes = find_vocabulary(directory, made.config.vocab_size, tokenizer)
+        made.notes.extend(notes)
         specs = {
             name: TensorSpec(name, DTYPES.get(dtype, t.dtype), layout.turned(name, t.shape))
             for name, t in made.tensors.items()
@@ -138,7 +140,8 @@ def convert(
 
         with atomic_directory(out) as partial:
             records = write_model(partial, made.config, [*specs.values()], fetch, shard_bytes)
-            made.notes.extend(_copy_tokenizer(directory, partial, made.config))
+            if vocabulary is not None:
+                vocabulary.save(partial)
             template = load_template(directory)  # of a tuned model that was exported
             if template is not None:
                 save_template(partial, template)
@@ -161,28 +164,6 @@ def _read(theirs: LazyTensor, spec: TensorSpec, room: Tensor) -> Tensor:
             "%s has numbers beyond what fp16 can hold (65504)" % spec.name, "use --dtype bf16"
         )
     return tensor
-
-
-def _copy_tokenizer(directory: Path, out: Path, config: GPTConfig) -> List[str]:
-    """The vocabulary beside the weights or, for GPT-2's own, wherever it is found."""
-    note = "there is no vocabulary beside the weights"
-    beside = (directory / VOCAB).is_file() and (directory / MERGES).is_file()
-    if not beside and config.vocab_size < _GPT2_TOKENS:
-        return [note + ", and GPT-2's own is too large: none kept"]
-    # Read as files: by its name, a directory called bytes would be the bytes tokenizer.
-    tokenizer = _beside(directory) if beside else load_tokenizer("gpt2")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            "%s has %d tokens and the model %d"
-            % (directory / VOCAB, tokenizer.vocab_size, config.vocab_size),
-            "get the vocabulary that belongs to the weights",
-        )
-    tokenizer.save(out)
-    return [] if beside else [note + ": GPT-2's own is used"]
-
-
-def _beside(directory: Path) -> Tokenizer:
-    return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
 
 
 def _summary(directory: Path, out: Path, made: Plan, total: int) -> List[str]:
