@@ -133,7 +133,7 @@ def test_a_tool_that_prints_without_end_is_stopped(tool):
     [
         "exec sleep 60",
         "exec >&- 2>&-; exec sleep 60",  # it closes its output and goes on
-        "setsid sleep 5 & exit 0",  # a child out of reach keeps the output open
+        "setsid sleep 30 & exit 0",  # a child out of reach keeps the output open
         "trap '' TERM HUP INT; while :; do sleep 1; done",
     ],
 )
@@ -142,7 +142,7 @@ def test_a_tool_that_hangs_is_one_sentence(tool, body):
     began = time.monotonic()
     with pytest.raises(DeviceError, match=r"^moreh-smi gave no answer within 1 s; try it by"):
         run(1)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
 
 
 def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path, tool):
