@@ -16,6 +16,7 @@ from benchmarks.side_by_side import report, side_by_side
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
+from minigpt.optim import execution
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
 from minigpt.optim.groups import decay_groups
@@ -47,7 +48,8 @@ def theirs(name: str, tokens: torch.Tensor):
 def ours(name: str, tokens: torch.Tensor, compiled: bool):
     model = GPT(find(name).config)
     features = torch.compile(model.features) if compiled else model.features
-    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, compiled=compiled)
+    way = execution.compiled if compiled else execution.in_slices
+    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, execution=way)
     device = find_device("cpu")
     targets = tokens.roll(-1, 1)
 

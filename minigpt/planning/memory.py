@@ -26,7 +26,7 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
 
 LOGITS = 1 << 24  # alive at a time, as in training/objective.py
-_SLICE, _WIDE_SLICE = 1 << 18, 1 << 24  # numbers stepped at a time, as in optim/adamw.py
+_SLICE, _WIDE_SLICE = 1 << 18, 1 << 24  # numbers stepped at a time, as in optim/execution.py
 _WIDE_COPIES = 7  # float32 copies of a slice of bfloat16 weights while it is stepped
 
 

@@ -34,6 +34,7 @@ from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora, freeze
 from minigpt.optim.adamw import AdamW
+from minigpt.optim.execution import compiled, in_slices, plain
 from minigpt.optim.groups import decay_groups
 from minigpt.planning.fit import flops
 from minigpt.planning.peaks import looked_up_peak
@@ -308,11 +309,11 @@ def _state(config: TrainConfig, start: Start, train: Dataset) -> RunState:
 def _optimizer(config: TrainConfig, model: GPT, device: Device) -> AdamW:
     c = config
     groups = decay_groups(model, c.weight_decay, c.hidden_lr_scale)
-    compiled = c.compile and not device.compiler_missing()
-    return AdamW(
-        groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay,
-        compiled=compiled, plain=device.static_shapes,
-    )  # fmt: skip
+    if device.static_shapes:
+        execution = plain
+    else:
+        execution = compiled if c.compile and not device.compiler_missing() else in_slices
+    return AdamW(groups, c.lr, (c.beta1, c.beta2), c.eps, c.weight_decay, execution)
 
 
 def _peak(config: TrainConfig, device: Device) -> Optional[float]:

@@ -30,6 +30,7 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
+from minigpt.optim.update import InBackward
 from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
@@ -71,7 +72,7 @@ class Trainer:
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
         if self.config.fused_backward:
-            self.norms = self.optimizer.fuse_into_backward()
+            self.in_backward = InBackward(self.optimizer)
         first = self.state.step + 1
         self._point_at_best()
         try:
@@ -129,10 +130,10 @@ class Trainer:
         self.loss_total += loss.detach()
 
     def _step_in_backward(self, batch: Batch) -> None:
-        self.optimizer.begin_step()
-        self._accumulate(batch)
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(self.norms).float())
-        self.norms.clear()
+        loss = self._loss(batch) / batch.supervised
+        self.in_backward.backward(loss)
+        self.loss_total += loss.detach()
+        self.grad_norm = self.in_backward.finish()
 
     def _step_optimizer(self) -> None:
         state, parameters = self.state, self.model.parameters()

@@ -19,6 +19,7 @@ from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attenti
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
+from minigpt.optim.execution import compiled, in_slices
 from minigpt.planning.memory import Job, memory
 from minigpt.training.build import build
 from minigpt.training.config import TrainConfig
@@ -82,16 +83,16 @@ def test_packed_documents_are_the_same_one_by_one_and_under_a_mask(tmp_path):
     assert close(features(tokens, positions, send(batch.documents)), one_by_one)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("execution", [in_slices, compiled])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adamw_moves_weights_as_on_the_cpu(dtype, compiled):
-    if compiled and find_device(PLACE).compiler_missing():
+def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
+    if execution is compiled and find_device(PLACE).compiler_missing():
         pytest.skip("PyTorch 2.0 and later")
     start, moved = torch.randn(300, 500).to(dtype), []
     gradients = [torch.randn(300, 500).to(dtype) for _ in range(5)]
-    for place, fast in (("cpu", False), (PLACE, compiled)):
+    for place, way in (("cpu", in_slices), (PLACE, execution)):
         weight = torch.nn.Parameter(start.clone().to(place))
-        optimizer = AdamW([weight], lr=1e-2, compiled=fast)
+        optimizer = AdamW([weight], lr=1e-2, execution=way)
         for gradient in gradients:
             weight.grad = gradient.to(place)
             optimizer.step(torch.full((), 0.5, device=place))

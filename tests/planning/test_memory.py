@@ -26,7 +26,8 @@ from minigpt.model.attention import HAS_FUSED, explicit_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, add_lora, freeze
 from minigpt.model.zoo import find
-from minigpt.optim import adamw
+from minigpt.optim import execution
+from minigpt.optim.adamw import AdamW
 from minigpt.planning import memory as plan
 from minigpt.planning import peaks
 from minigpt.planning.fit import flops, largest_rows, nearest_fit, step_seconds, with_rows
@@ -131,7 +132,7 @@ def measure(start, out, values):
     for precision in ("fp32", "bf16-mixed"):  # libraries make their own buffers at first use
         with find_device("cpu").autocast(precision):
             warm(torch.zeros(2, 32, dtype=torch.int64)).float().sum().backward()
-    adamw.AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
+    AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
     text = Path(out).parent / "text.txt"
     before = resident()
     config = TrainConfig(
@@ -198,7 +199,7 @@ def test_a_real_run_takes_what_was_planned(case, tmp_path):
 
 def test_sizes_of_pieces_are_those_of_the_code():
     assert plan.LOGITS == loss._LOGITS
-    assert (plan._SLICE, plan._WIDE_SLICE) == (adamw._SLICE, adamw._WIDE_SLICE)
+    assert (plan._SLICE, plan._WIDE_SLICE) == (execution.SLICE, execution.WIDE_SLICE)
 
 
 def test_counts_are_those_of_real_models():
@@ -232,9 +233,12 @@ def test_off_the_cpu_an_update_takes_two_copies_of_the_largest_weight():
     assert step.work == 2 * 4 * 5000 * SMALL.n_embd
     huge = replace(SMALL, vocab_size=10**6)
     lean = moments(Job(huge, 1, 1, 8, precision="bf16"))[-1]
-    assert lean.work == 4 * plan._WIDE_COPIES * adamw._WIDE_SLICE
-    weight = torch.nn.Parameter(torch.empty(1, device="meta", dtype=torch.bfloat16))
-    assert adamw.AdamW([weight])._slice(weight) == adamw._WIDE_SLICE
+    assert lean.work == 4 * plan._WIDE_COPIES * execution.WIDE_SLICE
+    weight, sizes = torch.empty(40_000_000, device="meta", dtype=torch.bfloat16), []
+    execution.in_slices(
+        lambda piece, scale: sizes.append(piece.numel()), [weight], execution.Scalars((), ()), None
+    )
+    assert max(sizes) == execution.WIDE_SLICE
 
 
 # 13B ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.devices.device import find_device
+from minigpt.optim import execution
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.planning import peaks
 from minigpt.training import build as setup
@@ -88,13 +89,13 @@ def test_a_step_inside_the_backward_pass_is_the_same_step(trainer):
 @needs_hook
 def test_gradients_are_not_all_alive_at_once(trainer):
     run, most = trainer("fused", fused_backward=True), []
-    real = run.optimizer._move
+    real = run.optimizer.step_weight
 
     def counted(weight, group, scale=None):
         most.append(sum(p.grad.numel() for p in run.model.parameters() if p.grad is not None))
         real(weight, group, scale)
 
-    run.optimizer._move = counted
+    run.optimizer.step_weight = counted
     run_to_the_end(run)
     largest = max(p.numel() for p in run.model.parameters())
     assert max(most) <= 2 * largest < run.model.parameter_count()
@@ -104,7 +105,7 @@ def test_gradients_are_not_all_alive_at_once(trainer):
 def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
     """A compiled backward pass would hand out all gradients at once."""
     run = trainer("fused", fused_backward=True, compile=True)
-    assert run.features == run.model.features and run.optimizer.compiled
+    assert run.features == run.model.features and run.optimizer.execution is execution.compiled
     assert "--compile: the optimizer alone" in capsys.readouterr().out
     run_to_the_end(run)
 
