@@ -50,14 +50,14 @@ def step_scalars(group: Dict[str, Any]) -> Scalars:
     step_size = lr sqrt(1 - beta2^t) / (1 - beta1^t),  eps_hat = eps sqrt(1 - beta2^t)
     w = (1 - lr weight_decay) w - step_size m / (sqrt(v) + eps_hat)
     """
-    (beta1, beta2), t, decay = group["betas"], group["step"], group["weight_decay"]
+    (beta1, beta2), t = group["betas"], group["step"]
     lr = group["lr"] * group["lr_scale"]
     correction1, correction2_sqrt = 1.0 - beta1**t, math.sqrt(1.0 - beta2**t)
-    # 0-d tensors, since these change: a function compiled for numbers would be compiled again.
-    eps_hat = torch.tensor(group["eps"] * correction2_sqrt)
-    inverse_step_size = torch.tensor(correction1 / (lr * correction2_sqrt) if lr else math.inf)
-    decay_factor = torch.tensor(1.0 - lr * decay) if decay else None
-    return 1.0 - beta1, 1.0 - beta2, eps_hat, inverse_step_size, decay_factor
+    eps_hat = group["eps"] * correction2_sqrt
+    inverse_step_size = correction1 / (lr * correction2_sqrt) if lr else math.inf
+    decay_factor = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
+    constant = 1.0 - beta1, 1.0 - beta2
+    return Scalars(constant, (eps_hat, inverse_step_size, decay_factor))
 
 
 def adamw_step_bf16(

@@ -38,7 +38,7 @@ class Update:
 
 
 class Clipped(Update):
-    """Never waits for the device. `grad_clip` is the largest norm allowed; 0: any."""
+    """Never waits for the device. `grad_clip` is the largest norm that passes; 0: no clipping."""
 
     def __init__(self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float) -> None:
         self.optimizer, self.parameters, self.grad_clip = optimizer, list(parameters), grad_clip

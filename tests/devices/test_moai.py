@@ -12,6 +12,7 @@ from minigpt.base.errors import DeviceError, UsageError
 from minigpt.devices.device import Device, device_of, find_device
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
+from minigpt.optim.execution import plain
 from minigpt.training.build import build, create_run
 from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
@@ -152,7 +153,7 @@ def test_explicit_attention_fp32_weights_no_autocast_a_plain_optimizer(trainer, 
     layers = [module for module in run.model.modules() if isinstance(module, Attention)]
     assert layers and all(layer.attend is explicit_attention for layer in layers)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    assert run.optimizer.plain and not run.optimizer.compiled
+    assert run.optimizer.execution is plain
 
 
 def test_a_loss_is_printed_with_the_digits_it_has(trainer, capsys):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.execution import SLICE, WIDE_SLICE, compiled, in_slices, plain
+from minigpt.optim.execution import SLICE, WIDE_SLICE, Scalars, compiled, in_slices, plain
 
 needs_compiler = pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 and later")
 SHAPES = [(), (1,), (7, 5), (SLICE,), (SLICE + 1,), (300, 2000)]
@@ -43,7 +43,7 @@ def test_compiled_computes_the_same(transpose):
 
 def sizes_of(execution, **options):
     sizes, weight = [], torch.empty(5000, 8000, **options)
-    execution(lambda piece, scale: sizes.append(piece.numel()), [weight], (), None)
+    execution(lambda piece, scale: sizes.append(piece.numel()), [weight], Scalars((), ()), None)
     assert sum(sizes) == weight.numel()
     return sizes
 
@@ -57,6 +57,6 @@ def test_only_a_cpu_has_small_slices_and_only_bfloat16_has_large_ones():
 
 def test_plain_gives_the_step_numbers_of_python():
     seen, weight = [], torch.ones(3)
-    scalars = (0.1, torch.tensor(0.25), None)
+    scalars = Scalars((0.1,), (0.25, None))
     plain(lambda *arguments: seen.extend(arguments[1:]), [weight], scalars, None)
     assert seen == [0.1, 0.25, None, None] and not any(isinstance(s, torch.Tensor) for s in seen)
