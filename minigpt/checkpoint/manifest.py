@@ -43,12 +43,7 @@ def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
 
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object from a checkpoint's file; CheckpointError when it is not one."""
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        raise CheckpointError("%s is missing" % path, "use another checkpoint") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError("%s cannot be read: %s" % (path, error), _ANOTHER) from error
+    return read_object(path, CheckpointError, _ANOTHER)
 
 
 def check(directory: Path) -> None:

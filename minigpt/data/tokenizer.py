@@ -15,6 +15,7 @@ from typing import Dict, List, Sequence, Tuple, Union
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.base.files import parse_object
 from minigpt.data.vocabulary import find_gpt2
 
 MARKER = "bytes_tokenizer.json"
@@ -121,7 +122,7 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
     means.
     """
     try:
-        vocabulary: Dict[str, int] = json.loads(vocab_json)
+        vocabulary: Dict[str, int] = parse_object(vocab_json)
         byte_of = {character: byte for byte, character in _byte_characters().items()}
         ranks = {bytes([byte]): rank for rank, byte in enumerate(_byte_characters())}
         for line in merges.decode("utf-8").splitlines():

@@ -58,13 +58,8 @@ def _beside(name: str, where: Path) -> str:
 
 
 def read_json(path: Path) -> Dict[str, Any]:
-    """A JSON object; CheckpointError when it is none."""
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        raise CheckpointError("%s is missing" % path, "get it beside the weights") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError("%s cannot be read: %s" % (path, error), "get it again") from None
+    """A JSON object of theirs; CheckpointError when it is none."""
+    return read_object(path, CheckpointError, "get it again, from where the weights are")
 
 
 def open_tensors(paths: List[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
