@@ -18,7 +18,7 @@ from typing import Dict, Optional
 from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import atomic_directory, write_json
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.writer import FileRecord, TensorSpec, write_safetensors
+from minigpt.checkpoint.safetensors import FileRecord, TensorSpec, write_safetensors
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import LoRAConfig, adapter_tensors
 

@@ -16,7 +16,7 @@ from typing import Any, Dict
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import MANIFEST, read_object, write_json
-from minigpt.checkpoint.writer import FileRecord
+from minigpt.checkpoint.safetensors import FileRecord
 
 NAME = MANIFEST
 FORMAT = 1

@@ -19,9 +19,16 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
-from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import INDEX, Fetch, FileRecord, TensorSpec, write_sharded
+from minigpt.checkpoint.safetensors import (
+    INDEX,
+    Fetch,
+    FileRecord,
+    LazyTensor,
+    TensorSpec,
+    open_safetensors,
+    write_sharded,
+)
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 

@@ -21,9 +21,8 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import atomic_directory, write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import Adapter, write_adapter
-from minigpt.checkpoint.lazy import open_safetensors
 from minigpt.checkpoint.model_files import save_model
-from minigpt.checkpoint.writer import TensorSpec, write_safetensors
+from minigpt.checkpoint.safetensors import TensorSpec, open_safetensors, write_safetensors
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT

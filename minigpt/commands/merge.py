@@ -15,7 +15,7 @@ from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.model_files import open_weights, read_config, write_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import TensorSpec
+from minigpt.checkpoint.safetensors import TensorSpec
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import load_tokenizer
 

@@ -19,9 +19,8 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import atomic_directory, require_free
 from minigpt.base.text import size
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.lazy import LazyTensor
 from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
-from minigpt.checkpoint.writer import TensorSpec
+from minigpt.checkpoint.safetensors import LazyTensor, TensorSpec
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config

@@ -21,7 +21,7 @@ from minigpt.base.files import atomic_directory, require_free, write_json
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import TensorSpec, write_sharded
+from minigpt.checkpoint.safetensors import TensorSpec, write_sharded
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
 from minigpt.hf import config as hf_config

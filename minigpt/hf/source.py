@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import read_object
-from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
+from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
 from minigpt.hf.torch_pickle import open_torch_file
 
 # A single file, and the index of several, in the order in which they are looked for; safetensors

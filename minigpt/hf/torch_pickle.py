@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.checkpoint.lazy import LazyTensor
+from minigpt.checkpoint.safetensors import LazyTensor
 
 _PICKLE_BYTES = 64 << 20  # more than any state_dict of a language model needs
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

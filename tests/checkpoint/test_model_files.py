@@ -10,7 +10,7 @@ from minigpt.base.errors import CheckpointError, MinigptError
 from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model, save_model, write_model
-from minigpt.checkpoint.writer import TensorSpec
+from minigpt.checkpoint.safetensors import TensorSpec
 from minigpt.model.gpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51, activation="gelu")

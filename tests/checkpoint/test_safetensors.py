@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minigpt.checkpoint.writer import TensorSpec, plan_shards, shard_names, write_safetensors
+from minigpt.checkpoint.safetensors import TensorSpec, plan_shards, shard_names, write_safetensors
 
 
 def tensors():
