@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Union
+from typing import Dict, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,9 @@ from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import (
     INDEX,
-    Fetch,
     FileRecord,
     LazyTensor,
-    TensorSpec,
+    in_memory,
     open_safetensors,
     write_sharded,
 )
@@ -39,23 +38,20 @@ SHARD_BYTES = 5_000_000_000
 def write_model(
     directory: Path,
     config: GPTConfig,
-    specs: List[TensorSpec],
-    fetch: Fetch,
+    tensors: Mapping[str, LazyTensor],
     shard_bytes: Optional[int] = SHARD_BYTES,
 ) -> Dict[str, FileRecord]:
     """Writes `config.json` and the weights into `directory`; returns what the manifest needs of
     them.
     """
-    records = write_sharded(directory, specs, fetch, shard_bytes)
+    records = write_sharded(directory, tensors, shard_bytes)
     write_json(directory / CONFIG, asdict(config))
     return records
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
     """`write_model` of a model in memory, each tensor leaving its device alone."""
-    tensors = dict(model.named_parameters())
-    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-    return write_model(directory, model.config, specs, tensors.__getitem__)
+    return write_model(directory, model.config, in_memory(dict(model.named_parameters())))
 
 
 def load_model(

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import write_text
-from minigpt.checkpoint.manifest import NAME as MANIFEST
+from minigpt.base.files import MANIFEST, write_text
 
 LATEST, BEST = "latest", "best"
 
