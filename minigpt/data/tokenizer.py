@@ -157,24 +157,22 @@ def _byte_characters() -> Dict[int, str]:
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
-    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory."""
-    if str(source) == "bytes":
+    """`bytes`, `gpt2`, or the tokenizer of a checkpoint or prepared directory; a Path is always a
+    directory, whatever its name. (minigpt.load_tokenizer takes a run's directory too.)
+    """
+    if source == "bytes":
         return BytesTokenizer()
-    if str(source) == "gpt2":
+    if source == "gpt2":
         return GPT2Tokenizer(*find_gpt2())
-    directory = _tokenizer_directory(Path(source))
-    if (directory / MARKER).is_file():
-        return BytesTokenizer()
+    directory = Path(source)
     try:
-        return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
-    except OSError:
+        if (directory / MARKER).is_file():
+            return BytesTokenizer()
+        files = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         raise UsageError(
-            "%s is no tokenizer: neither bytes, gpt2, nor a directory with %s and %s"
-            % (source, VOCAB, MERGES),
+            f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with {VOCAB} and"
+            f" {MERGES}",
             "use bytes or gpt2",
         ) from None
-
-
-def _tokenizer_directory(path: Path) -> Path:
-    pointer = path / "latest"
-    return path / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else path
+    return GPT2Tokenizer(*files)

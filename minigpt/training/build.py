@@ -17,13 +17,13 @@ from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import Adapter, keep_base, read_adapter
 from minigpt.checkpoint.model_files import load_adapted, load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
-from minigpt.checkpoint.run_files import LATEST, resolve
+from minigpt.checkpoint.run_files import LATEST, load_tokenizer, resolve
 from minigpt.commands.convert import fetch_model
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.records import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices import moai
 from minigpt.devices.device import Device, find_device, weight_dtype
 from minigpt.hf.convert import convert
