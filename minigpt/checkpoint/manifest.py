@@ -57,8 +57,12 @@ def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The file's sha256 in hex, read in pieces."""
-    digest = hashlib.sha256()
+    """The file's sha256 in hex."""
+    return hexdigest(path, hashlib.sha256())
+
+
+def hexdigest(path: Path, digest: Any) -> str:
+    """What `digest`, one of hashlib's, makes of the file, read in pieces."""
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 22), b""):
             digest.update(block)

@@ -33,6 +33,8 @@ from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000
+# What the weights may be cast to on their way from one directory to another.
+DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def write_model(

@@ -13,10 +13,11 @@ from typing_extensions import Annotated
 from minigpt.base.errors import UsageError
 from minigpt.base.files import require_free
 from minigpt.base.text import nearest
+from minigpt.checkpoint.model_files import DTYPES
 from minigpt.commands.cli import parse
 from minigpt.commands.verify import verify
 from minigpt.hf import published
-from minigpt.hf.convert import DTYPES, USE_IT, convert
+from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.export import export
 
 _HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
@@ -50,8 +51,8 @@ class ConvertConfig:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("keep", *DTYPES):
-            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, ("keep", *DTYPES)))
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
         self.shard_bytes = parse_size(self.shard_size)
 
 

@@ -6,19 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from minigpt.base.errors import UsageError
 from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.manifest import write_checkpoint
-from minigpt.checkpoint.model_files import open_weights, read_config, write_model
+from minigpt.checkpoint.model_files import DTYPES, open_weights, read_config, write_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import load_template
 from minigpt.data.tokenizer import load_tokenizer
-
-_DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -33,8 +29,8 @@ class MergeConfig:
     """Of the weights: keep (the base's), fp32, bf16 or fp16."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise UsageError("--dtype is %r" % self.dtype, nearest(self.dtype, _DTYPES))
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
 
 
 def merge_command(config: MergeConfig) -> None:
@@ -43,7 +39,7 @@ def merge_command(config: MergeConfig) -> None:
     if read_adapter(directory) is None:
         raise UsageError(f"{directory} has no adapter", "it is a whole checkpoint as it is")
     require_free(out, source=directory)
-    shape, dtype = read_config(directory), _DTYPES[config.dtype]
+    shape, dtype = read_config(directory), DTYPES[config.dtype]
     tokenizer, template = load_tokenizer(directory), load_template(directory)
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)

@@ -20,7 +20,7 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import require_free
 from minigpt.base.text import size
 from minigpt.checkpoint.manifest import write_checkpoint
-from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
+from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
@@ -30,7 +30,6 @@ from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
 _GPT2_TOKENS = 50257
@@ -55,7 +54,7 @@ def convert(
         found = check_source(directory, stack, weights)
         tokenizer, notes = _find_tokenizer(directory, found.config)
         found.notes.extend(notes)
-        tensors = _as_ours(found.tensors, DTYPES.get(dtype), progress)
+        tensors = _as_ours(found.tensors, DTYPES[dtype], progress)
         write_checkpoint(
             out,
             lambda partial: write_model(partial, found.config, tensors, shard_bytes),
