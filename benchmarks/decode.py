@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.side_by_side import report, side_by_side
 from minigpt.decoding.generate import Step, compiled_step, decode_step, stream
 from minigpt.decoding.sampling import Sampling
-from minigpt.hf.layout import to_theirs, turn
+from minigpt.hf.layout import other_layout, to_theirs
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.zoo import find
 
@@ -39,7 +39,7 @@ def twin(model: GPT) -> transformers.GPT2LMHeadModel:
             bos_token_id=0, eos_token_id=None, pad_token_id=0,
         )
     )  # fmt: skip
-    weights = {to_theirs(name): turn(name, p) for name, p in model.state_dict().items()}
+    weights = {to_theirs(name): other_layout(name, p) for name, p in model.state_dict().items()}
     missing = theirs.load_state_dict(weights, strict=False).missing_keys
     assert missing == ["lm_head.weight"], missing  # which is tied to the embedding
     return theirs.eval().to(model.token_embedding.weight.dtype)

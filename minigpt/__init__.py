@@ -15,7 +15,7 @@ _HOME = {
     "GPT": "minigpt.model.gpt",
     "GPTConfig": "minigpt.model.gpt",
     "load_model": "minigpt.checkpoint.model_files",
-    "load_tokenizer": "minigpt.data.tokenizer",
+    "load_tokenizer": "minigpt.checkpoint.run_files",
     "generate": "minigpt.decoding.generate",
 }
 

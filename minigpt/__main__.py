@@ -19,7 +19,7 @@ _READ_SETTINGS = {
 _COMMANDS = {
     "generate": ("minigpt.commands.generate", "GenerateConfig", "generate_command"),
     "evaluate": ("minigpt.commands.evaluate", "EvaluateConfig", "evaluate_command"),
-    "prepare": ("minigpt.data.prepare", "PrepareConfig", "prepare_command"),
+    "prepare": ("minigpt.commands.prepare", "PrepareConfig", "prepare_command"),
     "inspect": ("minigpt.commands.inspect", "InspectConfig", "inspect_command"),
     "merge": ("minigpt.commands.merge", "MergeConfig", "merge_command"),
     "devices": ("minigpt.commands.devices", "DevicesConfig", "devices_command"),

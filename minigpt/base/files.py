@@ -1,7 +1,8 @@
-"""Writing so that a crash at any moment leaves the old state or the new one, never a half.
+"""Writing so that a crash at any moment leaves the old state or the new one, never a half; and the
+one reader of JSON, which believes nothing of what it reads.
 
-Everything goes to a temporary sibling first, is pushed to the disk (fsync), and takes its name by
-one rename. The sibling has a name of its own, so that two processes do not write into one, and
+What is written goes to a temporary sibling first, is pushed to the disk (fsync), and takes its name
+by one rename. The sibling has a name of its own, so that two processes do not write into one, and
 nothing that was there before is replaced unless the caller says that it is its own.
 """
 
@@ -15,9 +16,9 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Type, Union
 
-from minigpt.base.errors import StorageError, UsageError, storage_error
+from minigpt.base.errors import DataError, MinigptError, StorageError, UsageError, storage_error
 from minigpt.base.text import size
 
 try:
@@ -28,6 +29,7 @@ except ImportError:  # Windows, where what a killed process left stays
 MANIFEST = "manifest.json"
 ANOTHER_OUT = "name another with --out, or remove it"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
+_JSON_BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -60,14 +62,6 @@ def write_text(path: Path, text: str) -> None:
 def _sibling(path: Path) -> Path:
     """A name beside `path` that nobody else has."""
     return path.with_name(".%s.%s.partial" % (path.name, secrets.token_hex(8)))
-
-
-def read_object(path: Path) -> Dict[str, Any]:
-    """The JSON object in a file; OSError or ValueError when there is none."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
-    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -202,7 +196,7 @@ def _is_ours(target: Path) -> bool:
     """Whether there is a checkpoint of ours, by its manifest."""
     try:
         return not target.is_symlink() and "minigpt" in read_object(target / MANIFEST)
-    except (OSError, ValueError):
+    except DataError:
         return False
 
 
@@ -217,3 +211,41 @@ def require_space(directory: Path, needed: int) -> None:
             "%s has %s free and %s are needed" % (place, size(free), size(needed)),
             "free some space or name another folder with --out",
         )
+
+
+def read_object(path: Path, error: Type[MinigptError] = DataError, fix: str = "") -> Dict[str, Any]:
+    """The JSON object in a file; an `error`, and `fix` is what mends it, when there is none or
+    reading it would take for ever.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # opening a pipe would wait for ever
+        with path.open("rb") as file:
+            return parse_object(file.read(_JSON_BYTES + 1))
+    except FileNotFoundError:
+        raise error(f"{path} is missing", fix) from None
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}", fix) from None
+    except ValueError as problem:
+        raise error(f"{path} cannot be read: {problem}", fix) from None
+
+
+def parse_object(text: Union[str, bytes]) -> Dict[str, Any]:
+    """The JSON object in a text; ValueError when there is none."""
+    if len(text) > _JSON_BYTES:
+        raise ValueError(f"it has more than {size(_JSON_BYTES)}")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits")
+    return int(digits)

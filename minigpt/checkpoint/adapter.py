@@ -18,7 +18,7 @@ from typing import Dict, Optional
 from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import atomic_directory, write_json
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.writer import FileRecord, TensorSpec, write_safetensors
+from minigpt.checkpoint.safetensors import FileRecord, in_memory, write_safetensors
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import LoRAConfig, adapter_tensors
 
@@ -42,13 +42,11 @@ class Adapter:
 
 def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, FileRecord]:
     """Writes both files, and the model's shape; returns what the manifest needs of them."""
-    tensors = adapter_tensors(model)
-    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
     places = [os.path.relpath(str(adapter.base), str(directory.resolve())), str(adapter.base)]
     values = {"base": places, "base_sha256": adapter.base_sha256}
     write_json(directory / FILE, {**asdict(adapter.lora), **values})
     write_json(directory / "config.json", asdict(model.config))
-    return {WEIGHTS: write_safetensors(directory / WEIGHTS, specs, tensors.__getitem__)}
+    return {WEIGHTS: write_safetensors(directory / WEIGHTS, in_memory(adapter_tensors(model)))}
 
 
 def keep_base(adapter: Adapter, run: Path) -> Adapter:

@@ -11,25 +11,40 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import MANIFEST, read_object, write_json
-from minigpt.checkpoint.writer import FileRecord
+from minigpt.base.files import MANIFEST, atomic_directory, read_object, write_json
+from minigpt.checkpoint.safetensors import FileRecord
+from minigpt.data.template import Template, save_template
+from minigpt.data.tokenizer import Tokenizer
 
 NAME = MANIFEST
 FORMAT = 1
 _ANOTHER = "the checkpoint is damaged: use another one"
 
 
-def sha256(path: Path) -> str:
-    """The file's sha256 in hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 22), b""):
-            digest.update(block)
-    return digest.hexdigest()
+def write_checkpoint(
+    directory: Path,
+    write: Callable[[Path], Dict[str, FileRecord]],
+    tokenizer: Optional[Tokenizer],
+    template: Optional[Template] = None,
+    replace: bool = False,
+) -> None:
+    """The one way to write a checkpoint, whole or not at all: what `write` puts into the directory
+    that it is given, the tokenizer, the template and, last, the manifest. `write` returns what it
+    knows of its files, so that large ones are not read again for their sha256.
+
+    With `replace`, which is for a run's own, an older checkpoint gives way.
+    """
+    with atomic_directory(directory, replace) as partial:
+        records = write(partial)
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        if template is not None:
+            save_template(partial, template)
+        write_manifest(partial, records)
 
 
 def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
@@ -41,14 +56,22 @@ def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
     write_json(directory / NAME, {"format": FORMAT, "minigpt": __version__, "files": files})
 
 
+def sha256(path: Path) -> str:
+    """The file's sha256 in hex."""
+    return hexdigest(path, hashlib.sha256())
+
+
+def hexdigest(path: Path, digest: Any) -> str:
+    """What `digest`, one of hashlib's, makes of the file, read in pieces."""
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object from a checkpoint's file; CheckpointError when it is not one."""
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        raise CheckpointError("%s is missing" % path, "use another checkpoint") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError("%s cannot be read: %s" % (path, error), _ANOTHER) from error
+    return read_object(path, CheckpointError, _ANOTHER)
 
 
 def check(directory: Path) -> None:
@@ -56,28 +79,26 @@ def check(directory: Path) -> None:
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            "%s has format %s and this version reads %d"
-            % (directory, manifest.get("format"), FORMAT),
-            "use the minigpt that wrote it (%s)" % manifest.get("minigpt"),
+            f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}",
+            f"use the minigpt that wrote it ({manifest.get('minigpt')})",
         )
     try:
         files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        what = "%s is not as it was written: %r" % (directory / NAME, error)
+        what = f"{directory / NAME} is not as it was written: {error!r}"
         raise CheckpointError(what, _ANOTHER) from None
     for path, record in files.items():  # all sizes before the first sha256, which takes long
         _check_size(path, record.size)
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(files, pool.map(sha256, files)):
             if digest != files[path].sha256:
-                what = "%s is not what was written (its sha256 differs)" % path
+                what = f"{path} is not what was written (its sha256 differs)"
                 raise CheckpointError(what, _ANOTHER)
 
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise CheckpointError("%s is missing" % path, _ANOTHER)
-    if path.stat().st_size != expected:
-        found = path.stat().st_size
-        what = "%s has %d bytes and should have %s" % (path, found, expected)
-        raise CheckpointError(what, _ANOTHER)
+        raise CheckpointError(f"{path} is missing", _ANOTHER)
+    size = path.stat().st_size
+    if size != expected:
+        raise CheckpointError(f"{path} has {size} bytes and should have {expected}", _ANOTHER)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Union
+from typing import Dict, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +19,41 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
-from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import INDEX, Fetch, FileRecord, TensorSpec, write_sharded
+from minigpt.checkpoint.safetensors import (
+    INDEX,
+    FileRecord,
+    LazyTensor,
+    in_memory,
+    open_safetensors,
+    write_sharded,
+)
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000
+# What the weights may be cast to on their way from one directory to another.
+DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def write_model(
     directory: Path,
     config: GPTConfig,
-    specs: List[TensorSpec],
-    fetch: Fetch,
+    tensors: Mapping[str, LazyTensor],
     shard_bytes: Optional[int] = SHARD_BYTES,
 ) -> Dict[str, FileRecord]:
     """Writes `config.json` and the weights into `directory`; returns what the manifest needs of
     them.
     """
-    records = write_sharded(directory, specs, fetch, shard_bytes)
+    records = write_sharded(directory, tensors, shard_bytes)
     write_json(directory / CONFIG, asdict(config))
     return records
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
     """`write_model` of a model in memory, each tensor leaving its device alone."""
-    tensors = dict(model.named_parameters())
-    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-    return write_model(directory, model.config, specs, tensors.__getitem__)
+    return write_model(directory, model.config, in_memory(dict(model.named_parameters())))
 
 
 def load_model(

@@ -18,13 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.adapter import Adapter, write_adapter
-from minigpt.checkpoint.lazy import open_safetensors
 from minigpt.checkpoint.model_files import save_model
-from minigpt.checkpoint.writer import TensorSpec, write_safetensors
-from minigpt.data.template import Template, save_template
+from minigpt.checkpoint.safetensors import (
+    FileRecord,
+    in_memory,
+    open_safetensors,
+    write_safetensors,
+)
+from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
@@ -71,23 +75,22 @@ def save_checkpoint(
     adapter: Optional[Adapter] = None,
 ) -> None:
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
-    with atomic_directory(directory, replace=True) as partial:
+
+    def write(partial: Path) -> Dict[str, FileRecord]:
         if adapter is not None:
             records = write_adapter(partial, model, adapter)
         else:
             records = save_model(partial, model)
-        tensors = {
-            "%s.%s" % (kind, name): tensor
+        moments = {
+            f"{kind}.{name}": tensor
             for name, parameter in model.named_parameters()
             for kind, tensor in optimizer.state.get(parameter, {}).items()
         }
-        specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
-        records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, specs, tensors.__getitem__)
+        records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, in_memory(moments))
         write_json(partial / STATE, asdict(state))
-        tokenizer.save(partial)
-        if template is not None:
-            save_template(partial, template)
-        manifest.write_manifest(partial, records)
+        return records
+
+    manifest.write_checkpoint(directory, write, tokenizer, template, replace=True)
 
 
 def load_state(directory: Path) -> RunState:

@@ -8,51 +8,75 @@ system, and one rename moves them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import write_text
-from minigpt.checkpoint.manifest import NAME as MANIFEST
+from minigpt.base.files import MANIFEST, write_text
+from minigpt.data import tokenizer
+from minigpt.data.tokenizer import Tokenizer
 
 LATEST, BEST = "latest", "best"
 
 
 def step_directory(run: Path, step: int) -> Path:
     """Where the checkpoint of a step is kept."""
-    return run / "checkpoints" / ("step_%08d" % step)
+    return run / "checkpoints" / f"step_{step:08d}"
 
 
 def point(run: Path, pointer: str, checkpoint: Path) -> None:
     """Makes `run/pointer` name `checkpoint`."""
-    write_text(run / pointer, "%s\n" % checkpoint.relative_to(run).as_posix())
+    write_text(run / pointer, f"{checkpoint.relative_to(run).as_posix()}\n")
 
 
 def pointed(run: Path, pointer: str) -> Optional[Path]:
     """The complete checkpoint that `run/pointer` names, or None."""
-    path = run / pointer
-    if not path.is_file():
+    if not os.path.isfile(run / pointer):
         return None
-    checkpoint = run / path.read_text(encoding="utf-8").strip()
-    return checkpoint if (checkpoint / MANIFEST).is_file() else None
+    try:
+        checkpoint = run / (run / pointer).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return checkpoint if _is_complete(checkpoint) else None
 
 
-def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Path:
+def _is_complete(checkpoint: Path) -> bool:
+    return os.path.isfile(checkpoint / MANIFEST)  # False, too, for what no file can be called
+
+
+def find(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Optional[Path]:
     """The checkpoint directory meant by `path`: itself, or what the first of a run's `pointers`
-    names.
+    names; None where there is none.
     """
     path = Path(path)
-    if (path / MANIFEST).is_file():
+    if _is_complete(path):
         return path
     for pointer in pointers:
         checkpoint = pointed(path, pointer)
         if checkpoint is not None:
             return checkpoint
-    complete = _complete(path)
-    if complete:  # killed after its first checkpoint and before the pointer to it
-        return complete[-1]
-    raise CheckpointError(*_why_not(path))
+    # Killed after its first checkpoint and before the pointer to it, a run has only the former.
+    return _complete(path)[-1] if _complete(path) else None
+
+
+def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Path:
+    """`find`; CheckpointError where there is none."""
+    checkpoint = find(path, pointers)
+    if checkpoint is None:
+        raise CheckpointError(*_why_not(Path(path)))
+    return checkpoint
+
+
+def tokenizer_source(source: Union[str, Path]) -> Union[str, Path]:
+    """What data.tokenizer opens for `source`, which may also be a run."""
+    return source if source in ("bytes", "gpt2") else find(source, (LATEST,)) or Path(source)
+
+
+def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
+    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory."""
+    return tokenizer.load_tokenizer(tokenizer_source(source))
 
 
 def prune(run: Path, keep: int) -> None:
@@ -67,22 +91,21 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _complete(run: Path) -> List[Path]:
-    return sorted(path.parent for path in (run / "checkpoints").glob("step_*/" + MANIFEST))
+    checkpoints = run / "checkpoints"
+    if not os.path.isdir(checkpoints):
+        return []
+    return sorted(path.parent for path in checkpoints.glob(f"step_*/{MANIFEST}"))
 
 
-def _why_not(path: Path) -> List[str]:
-    if not path.exists():
-        return ["there is no %s" % path, "name a checkpoint or run directory, such as runs/NAME"]
+def _why_not(path: Path) -> Tuple[str, str]:
+    if not os.path.exists(path):
+        return f"there is no {path}", "name a checkpoint or run directory, such as runs/NAME"
     if not path.is_dir():
-        return ["%s is a file" % path, "name the checkpoint directory it is in"]
+        return f"{path} is a file", "name the checkpoint directory it is in"
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
-        return [
-            "%s has weights but no %s of ours" % (path, MANIFEST),
-            "convert it with: python convert_hf.py %s" % path,
-        ]
+        fix = f"convert it with: python convert_hf.py {path}"
+        return f"{path} has weights but no {MANIFEST} of ours", fix
     if (path / "config.toml").is_file():
-        return ["the run %s has no complete checkpoint yet" % path, "start it again"]
-    return [
-        "%s is no checkpoint: it has no %s" % (path, MANIFEST),
-        "name a checkpoint or run directory",
-    ]
+        return f"the run {path} has no complete checkpoint yet", "start it again"
+    what = f"{path} is no checkpoint: it has no {MANIFEST}"
+    return what, "name a checkpoint or run directory"

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from minigpt.base.errors import UsageError, storage_error
-from minigpt.base.files import fsync, read_object, write_json
+from minigpt.base.errors import DataError, UsageError, storage_error
+from minigpt.base.files import fsync, parse_object, read_object, write_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Results:
         """Settings of ours, whose results were removed, give way; another's file does not."""
         try:
             ours = not beside.exists() or {*self.settings} <= {*read_object(beside)}
-        except ValueError:
+        except DataError:
             ours = False
         if not ours:
             raise UsageError("%s is in the way" % beside, "name another file with --out")
@@ -73,7 +73,7 @@ class Results:
     def _check(self, beside: Path) -> None:
         try:
             found = read_object(beside)
-        except (OSError, ValueError):
+        except DataError:
             raise UsageError(
                 "%s has no %s beside it" % (self.path, beside.name), "name another file with --out"
             ) from None
@@ -101,6 +101,6 @@ class Results:
 
 def _completion(line: bytes) -> Optional[Completion]:
     try:
-        return Completion(**json.loads(line)) if line.endswith(b"\n") else None
+        return Completion(**parse_object(line)) if line.endswith(b"\n") else None
     except (TypeError, ValueError):
         return None

@@ -6,22 +6,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
-from urllib.parse import quote
 
 import tyro
-from tqdm import tqdm
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError
 from minigpt.base.files import require_free
-from minigpt.base.text import nearest, size
+from minigpt.base.text import nearest
+from minigpt.checkpoint.model_files import DTYPES
 from minigpt.commands.cli import parse
 from minigpt.commands.verify import verify
-from minigpt.hf.convert import DTYPES, USE_IT, convert
-from minigpt.hf.download import Hub, download
+from minigpt.hf import published
+from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.export import export
 from minigpt.hf.vocabulary import BESIDE, CHOICES
-from minigpt.model import zoo
 
 _HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
 _OUT = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: checkpoints/NAME)")
@@ -56,8 +54,8 @@ class ConvertConfig:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("keep", *DTYPES):
-            raise UsageError("--dtype is %r" % self.dtype, nearest(self.dtype, ("keep", *DTYPES)))
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
         if self.tokenizer not in CHOICES:
             raise UsageError(f"--tokenizer is {self.tokenizer!r}", nearest(self.tokenizer, CHOICES))
         self.shard_bytes = parse_size(self.shard_size)
@@ -69,7 +67,7 @@ def parse_size(text: str) -> int:
     powers = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
     count = int(float(match[1]) * powers[match[2]]) if match else 0
     if count < 1:
-        raise UsageError("--shard-size is %r" % text, "write a size such as 5GB or 500MB")
+        raise UsageError(f"--shard-size is {text!r}", "write a size such as 5GB or 500MB")
     return count
 
 
@@ -89,15 +87,15 @@ def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
     directory, name = Path(config.source), Path(config.source).resolve().name
-    published = not directory.is_dir()
-    if published:
-        _published(config.source)
-        name = local_name(config.source, config.revision)
+    to_fetch = not directory.is_dir()
+    if to_fetch:
+        published.find(config.source)
+        name = published.local_name(config.source, config.revision)
     out = Path(config.out or Path("checkpoints") / name)
     require_free(out, USE_IT, directory)  # before anything is downloaded
-    if published:
-        directory = fetch_model(config.source, config.revision)
-    with _bar("converting") as bar:
+    if to_fetch:
+        directory = published.fetch(config.source, config.revision)
+    with published.progress_bar("converting") as bar:
 
         def progress(written: int, total: int) -> None:
             bar.total = total
@@ -110,38 +108,6 @@ def _convert(config: ConvertConfig) -> None:
     print("\n".join(lines))
     if config.verify:
         print("\n".join(verify(out, directory)))
-    print("next     python train.py --init %s, or: python -m minigpt generate --checkpoint %s" % (
-        out, out))  # fmt: skip
-
-
-def fetch_model(name: str, revision: str = "main") -> Path:
-    """Downloads a published model; returns the directory its files are in."""
-    entry = _published(name)
-    hub = Hub.from_environment(entry.repo or "", revision, entry.subfolder)
-    directory = Path("downloads") / local_name(name, revision)
-    about = 4 * entry.config.parameter_count()
-    print("download %s to %s: about %s" % (hub.url(""), directory, size(about)), flush=True)
-    with _bar("downloading", about) as bar:
-        download(hub, directory, bar.update)
-    return directory
-
-
-def local_name(name: str, revision: str) -> str:
-    """What a published model is called here: each revision is a model of its own."""
-    return name if revision == "main" else "%s@%s" % (name, quote(revision, ""))
-
-
-def _published(name: str) -> zoo.ZooEntry:
-    """What the zoo says of a model that can be downloaded."""
-    entry = zoo.ZOO.get(name)
-    if entry is None or entry.repo is None:
-        raise UsageError(
-            "%s is neither a directory nor a published model" % name,
-            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
-        )
-    return entry
-
-
-def _bar(what: str, total: Optional[int] = None) -> tqdm[None]:
-    # disable=None: only where somebody watches
-    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)
+    print(
+        f"next     python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
+    )

@@ -20,12 +20,12 @@ from typing_extensions import Annotated
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.text import nearest, visible
 from minigpt.checkpoint.model_files import read_config
-from minigpt.checkpoint.run_files import resolve
+from minigpt.checkpoint.run_files import load_tokenizer, resolve
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.shuffle import shuffled
 from minigpt.data.template import Template, find_template, load_template
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.training.config import check_block
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.

@@ -77,12 +77,6 @@ class PrepareConfig:
             raise UsageError("--workers and --shard-tokens count something", "use 1 or more")
 
 
-def prepare_command(config: PrepareConfig) -> None:
-    """Prepares and says what was made."""
-    directory = prepare(config)
-    print("%s is ready; train on it with: python train.py --data %s" % (directory, directory))
-
-
 def prepare(config: PrepareConfig) -> Path:
     """Makes `config.out`; UsageError when that is taken, DataError when the source is broken, and
     then nothing is left of it.

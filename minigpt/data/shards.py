@@ -127,7 +127,7 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     """
     try:
         content = read_object(directory / DATASET)
-    except (OSError, ValueError):
+    except DataError:
         return None
     if content.get("format") != form:
         return None

@@ -89,15 +89,15 @@ def save_template(directory: Path, template: Template) -> None:
 
 def load_template(directory: Path) -> Optional[Template]:
     """The template a checkpoint was tuned with; None when it was not."""
-    if not (directory / FILE).exists():
+    path, fix = directory / FILE, "use another checkpoint"
+    if not path.exists():
         return None
+    values = read_object(path, CheckpointError, fix)
     try:
-        template = Template(**read_object(directory / FILE))
+        template = Template(**values)
         for name, value in asdict(template).items():
             if type(value) is not type(getattr(TEMPLATES["instruct"], name)):
                 raise ValueError("its %s is %r" % (name, value))
         return template
-    except (TypeError, ValueError, OSError) as error:
-        raise CheckpointError(
-            "%s cannot be read: %s" % (directory / FILE, error), "use another checkpoint"
-        ) from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", fix) from None

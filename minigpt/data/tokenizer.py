@@ -16,6 +16,7 @@ from typing import Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.base.files import parse_object
 from minigpt.data.long_pieces import merge, parts
 from minigpt.data.vocabulary import find_gpt2
 
@@ -144,7 +145,7 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
     means.
     """
     try:
-        vocabulary: Dict[str, int] = json.loads(vocab_json)
+        vocabulary: Dict[str, int] = parse_object(vocab_json)
         byte_of = {character: byte for byte, character in _byte_characters().items()}
         ranks = {bytes([byte]): rank for rank, byte in enumerate(_byte_characters())}
         for line in merges.decode("utf-8").splitlines():
@@ -186,24 +187,22 @@ def _byte_characters() -> Dict[int, str]:
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
-    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory."""
-    if str(source) == "bytes":
+    """`bytes`, `gpt2`, or the tokenizer of a checkpoint or prepared directory; a Path is always a
+    directory, whatever its name. (minigpt.load_tokenizer takes a run's directory too.)
+    """
+    if source == "bytes":
         return BytesTokenizer()
-    if str(source) == "gpt2":
+    if source == "gpt2":
         return GPT2Tokenizer(*find_gpt2())
-    directory = _tokenizer_directory(Path(source))
-    if (directory / MARKER).is_file():
-        return BytesTokenizer()
+    directory = Path(source)
     try:
-        return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
-    except OSError:
+        if (directory / MARKER).is_file():
+            return BytesTokenizer()
+        files = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         raise UsageError(
-            "%s is no tokenizer: neither bytes, gpt2, nor a directory with %s and %s"
-            % (source, VOCAB, MERGES),
+            f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with {VOCAB} and"
+            f" {MERGES}",
             "use bytes or gpt2",
         ) from None
-
-
-def _tokenizer_directory(path: Path) -> Path:
-    pointer = path / "latest"
-    return path / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else path
+    return GPT2Tokenizer(*files)

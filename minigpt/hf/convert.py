@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
@@ -16,13 +17,12 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import size
-from minigpt.checkpoint import manifest
-from minigpt.checkpoint.lazy import LazyTensor
-from minigpt.checkpoint.model_files import SHARD_BYTES, write_model
-from minigpt.checkpoint.writer import TensorSpec
-from minigpt.data.template import load_template, save_template
+from minigpt.checkpoint.manifest import write_checkpoint
+from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
+from minigpt.checkpoint.safetensors import LazyTensor
+from minigpt.data.template import load_template
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
@@ -30,78 +30,8 @@ from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
-
-
-@dataclass
-class Plan:
-    """What a conversion will do: for each of our tensors, the one of theirs it is made from."""
-
-    config: GPTConfig
-    tensors: Dict[str, LazyTensor]  # by our name, in the model's order
-    masks: int  # buffers that are dropped
-    notes: List[str]
-
-
-def plan(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Plan:
-    """Decides from config and headers alone; CheckpointError for what does not fit together."""
-    path = directory / "config.json"
-    config, notes = hf_config.read(read_json(path), str(path))
-    theirs = open_tensors(find_files(directory, weights), stack)
-    kept = [name for name in theirs if not layout.is_buffer(name)]
-    ours: Dict[str, LazyTensor] = {}
-    for name in kept:
-        mine = layout.to_ours(name)
-        if mine is None or mine in ours:
-            what = "is no tensor of a GPT-2" if mine is None else "comes with and without prefix"
-            raise CheckpointError("%s: %s %s" % (directory, name, what), "check where it is from")
-        ours[mine] = theirs[name]
-    if config.tied_head and layout.HEAD in ours:
-        notes.append(_tie(directory, ours))
-    return Plan(config, _in_order(directory, config, ours), len(theirs) - len(kept), notes)
-
-
-def _tie(directory: Path, ours: Dict[str, LazyTensor]) -> str:
-    """A tied head may be stored as the embedding, the head, or both, which must then be equal."""
-    head = ours.pop(layout.HEAD)
-    embedding = ours.setdefault(layout.EMBEDDING, head)
-    if embedding is head:
-        return "the tied head lm_head.weight is the token embedding too"
-    if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
-        raise CheckpointError(
-            "%s: lm_head.weight and wte.weight differ, yet config.json ties them" % directory,
-            'set "tie_word_embeddings": false there if both are meant',
-        )
-    return "lm_head.weight equals the token embedding and is kept once"
-
-
-def _in_order(
-    directory: Path, config: GPTConfig, ours: Dict[str, LazyTensor]
-) -> Dict[str, LazyTensor]:
-    """All of the model's tensors, in its order, with exactly its shapes."""
-    found = {}
-    for name, parameter in GPT(config, device=torch.device("meta")).named_parameters():
-        theirs = layout.to_theirs(name)
-        if name not in ours:
-            raise CheckpointError("%s lacks %s" % (directory, theirs), "get all files again")
-        tensor, shape = ours.pop(name), layout.turned(name, tuple(parameter.shape))
-        if tensor.shape != shape or not tensor.dtype.is_floating_point:
-            raise CheckpointError(
-                "%s: %s is %s of %s and config.json makes it %s of floats"
-                % (directory, theirs, [*tensor.shape], tensor.dtype, [*shape]),
-                _OF_TWO_MODELS,
-            )
-        found[name] = tensor
-    if ours:
-        extra = ", ".join(map(layout.to_theirs, sorted(ours)[:3]))
-        raise CheckpointError(
-            "%s has tensors beyond its config.json: %s" % (directory, extra), _OF_TWO_MODELS
-        )
-    return found
-
-
 _OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
@@ -121,61 +51,136 @@ def convert(
     """
     require_free(out, USE_IT, directory)
     with ExitStack() as stack:
-        made = plan(directory, stack, weights)
-        vocabulary, notes = find_vocabulary(directory, made.config.vocab_size, tokenizer)
-        made.notes.extend(notes)
-        specs = {
-            name: TensorSpec(name, DTYPES.get(dtype, t.dtype), layout.turned(name, t.shape))
-            for name, t in made.tensors.items()
-        }
-        total = sum(spec.nbytes for spec in specs.values())
-        # For one tensor after the other: new pages cost more than the copying itself.
-        room = torch.empty(max(spec.nbytes for spec in specs.values()), dtype=torch.uint8)
-
-        def fetch(name: str) -> Tensor:
-            tensor = _read(made.tensors[name], specs[name], room)
-            if progress is not None:
-                progress(specs[name].nbytes, total)
-            return tensor
-
-        with atomic_directory(out) as partial:
-            records = write_model(partial, made.config, [*specs.values()], fetch, shard_bytes)
-            if vocabulary is not None:
-                vocabulary.save(partial)
-            template = load_template(directory)  # of a tuned model that was exported
-            if template is not None:
-                save_template(partial, template)
-            manifest.write_manifest(partial, records)
-    return _summary(directory, out, made, total)
+        found = check_source(directory, stack, weights)
+        vocabulary, notes = find_vocabulary(directory, found.config.vocab_size, tokenizer)
+        found.notes.extend(notes)
+        tensors = _as_ours(found.tensors, DTYPES[dtype], progress)
+        write_checkpoint(
+            out,
+            lambda partial: write_model(partial, found.config, tensors, shard_bytes),
+            vocabulary,
+            load_template(directory),  # of a tuned model that was exported
+        )
+    return _summary(directory, out, found, sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _read(theirs: LazyTensor, spec: TensorSpec, room: Tensor) -> Tensor:
-    """Our tensor, in `room` where it has to be turned or cast, so valid until the next is read;
-    CheckpointError if its dtype cannot hold it.
+@dataclass
+class Source:
+    """What there is to convert, found to be whole."""
+
+    config: GPTConfig
+    tensors: Dict[str, LazyTensor]  # theirs, by our name, in the model's order
+    masks: int  # buffers that are dropped
+    notes: List[str]
+
+
+def check_source(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Source:
+    """Reads config and headers alone; CheckpointError for what does not fit together."""
+    path = directory / "config.json"
+    config, notes = hf_config.read(read_json(path), str(path))
+    theirs = open_tensors(find_files(directory, weights), stack)
+    kept = [name for name in theirs if not layout.is_buffer(name)]
+    named: Dict[str, LazyTensor] = {}
+    for name in kept:
+        ours = layout.to_ours(name)
+        if ours is None or ours in named:
+            what = "is no tensor of a GPT-2" if ours is None else "comes with and without prefix"
+            raise CheckpointError(f"{directory}: {name} {what}", "check where it is from")
+        named[ours] = theirs[name]
+    if config.tied_head and layout.HEAD in named:
+        notes.append(_tie(directory, named))
+    return Source(config, _in_order(directory, config, named), len(theirs) - len(kept), notes)
+
+
+def _tie(directory: Path, named: Dict[str, LazyTensor]) -> str:
+    """A tied head may be stored as the embedding, the head, or both, which must then be equal."""
+    head = named.pop(layout.HEAD)
+    embedding = named.setdefault(layout.EMBEDDING, head)
+    if embedding is head:
+        return "the tied head lm_head.weight is the token embedding too"
+    if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
+        raise CheckpointError(
+            f"{directory}: lm_head.weight and wte.weight differ, yet config.json ties them",
+            'set "tie_word_embeddings": false there if both are meant',
+        )
+    return "lm_head.weight equals the token embedding and is kept once"
+
+
+def _in_order(
+    directory: Path, config: GPTConfig, named: Dict[str, LazyTensor]
+) -> Dict[str, LazyTensor]:
+    """All of the model's tensors, in its order, with exactly its shapes."""
+    found = {}
+    for name, parameter in GPT(config, device=torch.device("meta")).named_parameters():
+        theirs = layout.to_theirs(name)
+        if name not in named:
+            raise CheckpointError(f"{directory} lacks {theirs}", "get all files again")
+        tensor, shape = named.pop(name), layout.other_shape(name, tuple(parameter.shape))
+        if tensor.shape != shape or not tensor.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{directory}: {theirs} is {[*tensor.shape]} of {tensor.dtype} and config.json"
+                f" makes it {[*shape]} of floats",
+                _OF_TWO_MODELS,
+            )
+        found[name] = tensor
+    if named:
+        extra = ", ".join(map(layout.to_theirs, sorted(named)[:3]))
+        raise CheckpointError(
+            f"{directory} has tensors beyond its config.json: {extra}", _OF_TWO_MODELS
+        )
+    return found
+
+
+def _as_ours(
+    theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Optional[Progress]
+) -> Dict[str, LazyTensor]:
+    """The same tensors in our layout and in `dtype` (None: their own). What is read is valid until
+    the next is read.
     """
-    source = layout.turn(spec.name, theirs.read())
-    if source.is_contiguous() and source.dtype == spec.dtype:
+    sizes = {name: tensor.to(dtype).nbytes for name, tensor in theirs.items()}
+    # For one tensor after the other: new pages cost more than the copying itself.
+    room, total = torch.empty(max(sizes.values()), dtype=torch.uint8), sum(sizes.values())
+
+    def read(name: str, wanted: torch.dtype) -> Tensor:
+        tensor = _converted(name, theirs[name].read(), wanted, room[: sizes[name]])
+        if progress is not None:
+            progress(sizes[name], total)
+        return tensor
+
+    ours = {}
+    for name, tensor in theirs.items():
+        wanted = dtype or tensor.dtype
+        shape = layout.other_shape(name, tensor.shape)
+        ours[name] = LazyTensor(wanted, shape, partial(read, name, wanted))
+    return ours
+
+
+def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> Tensor:
+    """Our tensor, in `room` where it has to be transposed or cast; CheckpointError if its dtype
+    cannot hold it.
+    """
+    source = layout.other_layout(name, theirs)
+    if source.is_contiguous() and source.dtype == dtype:
         return source
-    tensor = room[: spec.nbytes].view(spec.dtype).view(spec.shape)
-    tensor.copy_(source)  # turns and casts in one pass
-    narrowed = spec.dtype == torch.float16 and source.dtype != torch.float16
+    tensor = room.view(dtype).view(source.shape)
+    tensor.copy_(source)  # transposes and casts in one pass
+    narrowed = dtype == torch.float16 and source.dtype != torch.float16
     if narrowed and not torch.isfinite(tensor).all():
         raise CheckpointError(
-            "%s has numbers beyond what fp16 can hold (65504)" % spec.name, "use --dtype bf16"
+            f"{name} has numbers beyond what fp16 can hold (65504)", "use --dtype bf16"
         )
     return tensor
 
 
-def _summary(directory: Path, out: Path, made: Plan, total: int) -> List[str]:
-    config = made.config
-    count = format(config.parameter_count(), ",")
-    shape = (config.n_layer, config.n_head, config.n_embd, config.activation, count)
-    turned = sum(map(layout.is_transposed, made.tensors))
+def _summary(directory: Path, out: Path, found: Source, total: int) -> List[str]:
+    config, tensors = found.config, found.tensors
+    transposed = sum(map(layout.is_transposed, tensors))
     return [
-        "read     %s: %d layers, %d heads, %d wide, %s, %s parameters" % (directory, *shape),
-        "kept     %d tensors, %d of them transposed, all renamed; head %s"
-        % (len(made.tensors), turned, "tied" if config.tied_head else "of its own"),
-        "dropped  %s" % ("%d mask buffers" % made.masks if made.masks else "nothing"),
-        *("note     %s" % note for note in made.notes),
-        "wrote    %s: %s" % (out, size(total)),
+        f"read     {directory}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd}"
+        f" wide, {config.activation}, {config.parameter_count():,} parameters",
+        f"kept     {len(tensors)} tensors, {transposed} of them transposed, all renamed;"
+        f" head {'tied' if config.tied_head else 'of its own'}",
+        f"dropped  {f'{found.masks} mask buffers' if found.masks else 'nothing'}",
+        *(f"note     {note}" for note in found.notes),
+        f"wrote    {out}: {size(total)}",
     ]

@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 
 from minigpt.base.errors import CheckpointError, storage_error
 from minigpt.base.files import fsync, require_space
-from minigpt.checkpoint.manifest import sha256
+from minigpt.checkpoint.manifest import hexdigest
 from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.hf.source import WEIGHT_FILES, shard_names
 from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
@@ -55,11 +55,9 @@ class Hub:
         return cls(repo, revision, subfolder, endpoint, os.environ.get("HF_TOKEN", ""))
 
     def url(self, name: str) -> str:
-        path = "%s/%s" % (self.subfolder, name) if self.subfolder else name
-        return "%s/%s/resolve/%s/%s" % (
-            self.endpoint, self.repo, urllib.parse.quote(self.revision, ""),
-            urllib.parse.quote(path),
-        )  # fmt: skip
+        path = urllib.parse.quote(f"{self.subfolder}/{name}" if self.subfolder else name)
+        revision = urllib.parse.quote(self.revision, "")
+        return f"{self.endpoint}/{self.repo}/resolve/{revision}/{path}"
 
 
 def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> List[Path]:
@@ -98,20 +96,12 @@ class Remote:
 
     def is_in(self, path: Path) -> bool:
         """Whether `path` holds it, as far as can be told."""
-        if self.size not in (None, path.stat().st_size):
+        size = path.stat().st_size
+        if self.size not in (None, size):
             return False
-        return not self.digest or self.digest == (
-            git_sha1(path) if len(self.digest) == 40 else sha256(path)
-        )
-
-
-def git_sha1(path: Path) -> str:
-    """What git calls the file: the sha1 of its size and bytes."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        git = hashlib.sha1(b"blob %d\0" % size)
+        own = git if len(self.digest) == git.digest_size * 2 else hashlib.sha256()
+        return not self.digest or self.digest == hexdigest(path, own)
 
 
 def head(hub: Hub, name: str) -> Optional[Remote]:

@@ -12,7 +12,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from minigpt.base.files import atomic_directory, require_free, write_json
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.writer import TensorSpec, write_sharded
+from minigpt.checkpoint.safetensors import LazyTensor, write_sharded
 from minigpt.data.template import load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
 from minigpt.hf import config as hf_config
@@ -43,45 +43,32 @@ def export(
     plain = _without_scales(config)
     if (directory / MARKER).exists():
         raise CheckpointError(
-            "%s has the bytes tokenizer, which transformers does not know" % directory,
+            f"{directory} has the bytes tokenizer, which transformers does not know",
             "train with --tokenizer gpt2 to export a model",
         )
     if plain != config and not fold:
         raise CheckpointError(
-            "%s is a muP model, whose scales GPT-2 has not" % directory,
+            f"{directory} is a muP model, whose scales GPT-2 has not",
             "fold them into the weights with --fold-mup",
         )
     with ExitStack() as stack:
         ours = open_weights(directory, stack)
         if not plain.tied_head:
             ours.setdefault(layout.HEAD, ours[layout.EMBEDDING])
-        specs = [
-            TensorSpec(layout.to_theirs(name), tensor.dtype, layout.turned(name, tensor.shape))
-            for name, tensor in ours.items()
-        ]
-
-        def fetch(theirs: str) -> Tensor:
-            name = layout.to_ours(theirs)
-            assert name is not None
-            tensor = ours[name].read()
-            if plain != config:
-                tensor = _fold(name, tensor, config)
-            return layout.turn(name, tensor).contiguous()
-
+        folded = None if plain == config else config
+        theirs = {layout.to_theirs(n): _as_theirs(n, tensor, folded) for n, tensor in ours.items()}
         with atomic_directory(out) as partial:
             if (directory / VOCAB).exists():  # not where what was converted had none
                 load_tokenizer(directory).save(partial)
                 write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
-            write_sharded(partial, specs, fetch, shard_bytes)
-            dtype = str(specs[0].dtype).replace("torch.", "")
+            write_sharded(partial, theirs, shard_bytes)
+            dtype = str(ours[layout.EMBEDDING].dtype).replace("torch.", "")
             write_json(partial / "config.json", hf_config.write(plain, dtype))
             template = load_template(directory)
             if template is not None:  # of no use to others, and needed on the way back
                 save_template(partial, template)
-    total = size(sum(spec.nbytes for spec in specs))
-    return [
-        "wrote    %s: %d tensors, %s, opens in transformers as it is" % (out, len(specs), total)
-    ]
+    total = size(sum(tensor.nbytes for tensor in theirs.values()))
+    return [f"wrote    {out}: {len(theirs)} tensors, {total}, opens in transformers as it is"]
 
 
 def _without_scales(config: GPTConfig) -> GPTConfig:
@@ -92,6 +79,16 @@ def _without_scales(config: GPTConfig) -> GPTConfig:
     return replace(
         config, tied_head=False, embedding_scale=1.0, output_scale=1.0, attention_scale=None
     )
+
+
+def _as_theirs(name: str, ours: LazyTensor, folded: Optional[GPTConfig]) -> LazyTensor:
+    """Our tensor in their layout, with the scales of `folded` in it."""
+
+    def read() -> Tensor:
+        tensor = ours.read() if folded is None else _fold(name, ours.read(), folded)
+        return layout.other_layout(name, tensor)
+
+    return LazyTensor(ours.dtype, layout.other_shape(name, ours.shape), read)
 
 
 def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:

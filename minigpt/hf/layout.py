@@ -1,7 +1,7 @@
 """Hugging Face's GPT-2 and ours: one table of names, and both directions derive from it.
 
 Theirs keeps the four matrices of a block as Conv1D, [in, out]; ours are nn.Linear, [out, in].
-Embeddings and the head lie alike on both sides.
+Embeddings and the head have the same layout on both sides.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def to_ours(theirs: str) -> Optional[str]:
     match = re.fullmatch(r"(?:transformer\.)?(?:h\.(\d+)\.)?(.+)\.(weight|bias)", theirs)
     if match is None or match[2] not in _OURS:
         return None
-    block = "blocks.%d." % int(match[1]) if match[1] else ""
-    return "%s%s.%s" % (block, _OURS[match[2]], match[3])
+    block = f"blocks.{int(match[1])}." if match[1] else ""
+    return f"{block}{_OURS[match[2]]}.{match[3]}"
 
 
 def to_theirs(ours: str) -> str:
@@ -59,20 +59,20 @@ def to_theirs(ours: str) -> str:
     block = ""
     if module.startswith("blocks."):
         _, layer, module = module.split(".", 2)
-        block = "h.%s." % layer
-    return "transformer.%s%s.%s" % (block, _THEIRS[module], leaf)
+        block = f"h.{layer}."
+    return f"transformer.{block}{_THEIRS[module]}.{leaf}"
 
 
 def is_transposed(ours: str) -> bool:
-    """Whether the tensor lies the other way round over there."""
+    """Whether theirs is the transpose of the tensor that we call `ours`."""
     return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
 
 
-def turn(ours: str, tensor: Tensor) -> Tensor:
-    """A tensor of theirs as ours called `ours`, or the other way round."""
+def other_layout(ours: str, tensor: Tensor) -> Tensor:
+    """Their tensor in the layout of the one we call `ours`, or ours in the layout of theirs."""
     return tensor.t() if is_transposed(ours) else tensor
 
 
-def turned(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
-    """The shape that `turn` gives to a tensor of `shape`."""
+def other_shape(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """The shape of `other_layout` of a tensor of `shape`."""
     return shape[::-1] if is_transposed(ours) else shape

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import read_object
-from minigpt.checkpoint.lazy import LazyTensor, open_safetensors
+from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
 from minigpt.hf.torch_pickle import open_torch_file
 
 # A single file, and the index of several, in the order in which they are looked for; safetensors
@@ -58,13 +58,8 @@ def _beside(name: str, where: Path) -> str:
 
 
 def read_json(path: Path) -> Dict[str, Any]:
-    """A JSON object; CheckpointError when it is none."""
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        raise CheckpointError("%s is missing" % path, "get it beside the weights") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError("%s cannot be read: %s" % (path, error), "get it again") from None
+    """A JSON object of theirs; CheckpointError when it is none."""
+    return read_object(path, CheckpointError, "get it again, from where the weights are")
 
 
 def open_tensors(paths: List[Path], stack: ExitStack) -> Dict[str, LazyTensor]:

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.checkpoint.lazy import LazyTensor
+from minigpt.checkpoint.safetensors import LazyTensor, width
 
 _PICKLE_BYTES = 64 << 20  # more than any state_dict of a language model needs
+_MOST, _DIMENSIONS = 1 << 62, 64  # of a size, a stride or an offset; of a tensor's dimensions
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -78,7 +79,7 @@ def open_torch_file(path: Path) -> Dict[str, LazyTensor]:
         return {name: _lazy(path, name, view, storages) for name, view in value.items()}
     except Exception as error:  # whatever a file that is none of torch.save's may cause
         raise CheckpointError(
-            "%s cannot be read as a file of torch.save: %.200s" % (path, error),
+            f"{path} cannot be read as a file of torch.save: {error!s:.200}",
             "get it again from a source you trust",
         ) from None
 
@@ -114,7 +115,7 @@ def _record_start(data: mmap.mmap, header: int) -> int:
 
 def _bounded(data: mmap.mmap, place: int, size: int) -> bytes:
     if size > _PICKLE_BYTES:
-        raise ValueError("it has a pickle of %d bytes, which no state_dict needs" % size)
+        raise ValueError(f"it has a pickle of {size} bytes, which no state_dict needs")
     return data[place : place + size]
 
 
@@ -133,8 +134,10 @@ def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
     storages: Places = {}
     place = head.tell()
     for key in keys:
+        if type(key) is not str:
+            raise ValueError("a storage's name is no text")
         (numel,) = struct.unpack_from("<q", data, place)
-        size = numel * _width(machine.storages[key].dtype)
+        size = numel * width(machine.storages[key].dtype)
         place += 8
         if numel < 0 or place + size > len(data):
             raise ValueError("a storage reaches beyond its end")
@@ -143,25 +146,23 @@ def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
     return value, storages
 
 
-def _width(dtype: torch.dtype) -> int:
-    return torch.empty(0, dtype=dtype).element_size()
-
-
-def _lazy(path: Path, name: Any, view: Any, storages: Places) -> LazyTensor:
+def _lazy(path: Path, name: str, view: Any, storages: Places) -> LazyTensor:
     """The tensor, to be read later: it lies inside a storage that is really there."""
-    if not isinstance(name, str) or not isinstance(view, View):
-        raise ValueError("it holds something that is no tensor: %.80r" % (name,))
+    if not isinstance(view, View):
+        raise ValueError(f"it holds something that is no tensor: {name!r:.80}")
     numbers = (*view.shape, *view.stride, view.offset)
-    if not all(type(n) is int and n >= 0 for n in numbers) or len(view.shape) != len(view.stride):
-        raise ValueError("tensor %.80r has an impossible shape" % name)
+    if not all(type(n) is int and 0 <= n < _MOST for n in numbers):
+        raise ValueError(f"tensor {name!r:.80} has an impossible shape")
+    if not len(view.shape) == len(view.stride) <= _DIMENSIONS:
+        raise ValueError(f"tensor {name!r:.80} has an impossible number of dimensions")
     dtype, key, _ = view.storage
     if key not in storages:
-        raise ValueError("the numbers of tensor %.80r are missing" % name)
+        raise ValueError(f"the numbers of tensor {name!r:.80} are missing")
     place, size = storages[key]
-    if (view.offset + view.span) * _width(dtype) > size:
-        raise ValueError("tensor %.80r claims more numbers than there are" % name)
+    if (view.offset + view.span) * width(dtype) > size:
+        raise ValueError(f"tensor {name!r:.80} claims more numbers than there are")
     if math.prod(view.shape) > view.span:  # a stride of 0 would make much out of little
-        raise ValueError("tensor %.80r repeats numbers" % name)
+        raise ValueError(f"tensor {name!r:.80} repeats numbers")
     return LazyTensor(dtype, view.shape, partial(_read, path, view, place))
 
 
@@ -169,12 +170,12 @@ def _read(path: Path, view: View, place: int) -> Tensor:
     dtype = view.storage.dtype
     if not view.span:
         return torch.empty(view.shape, dtype=dtype)
-    place += view.offset * _width(dtype)
+    place += view.offset * width(dtype)
     start = place - place % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as file:
         # A private map: whoever writes to a tensor changes his memory and never the file. The
         # system counts it as memory, so it is no larger than the tensor.
-        length = place + view.span * _width(dtype) - start
+        length = place + view.span * width(dtype) - start
         data = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
     flat = torch.frombuffer(data, dtype=dtype, count=view.span, offset=place - start)
     return torch.as_strided(flat, view.shape, view.stride)
@@ -193,34 +194,27 @@ def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
     return data
 
 
+def _dictionary(items: Any = ()) -> Dict[str, Any]:
+    """Of text keys only: to hash another, a tuple of a million tuples, could take for ever."""
+    if not all(type(key) is str for key, _ in items):
+        raise ValueError("the pickle has a dictionary whose keys are no text")
+    return dict(items)
+
+
 # What the names in a pickle mean here. No name is looked up anywhere else.
 _GLOBALS: Dict[str, Any] = {
-    "collections OrderedDict": dict,
+    "collections OrderedDict": _dictionary,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
-    **{"torch %sStorage" % kind: dtype for kind, dtype in _DTYPES.items()},
-    **{"torch.cuda %sStorage" % kind: dtype for kind, dtype in _DTYPES.items()},
+    **{f"torch {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
+    **{f"torch.cuda {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
 }
-
-# Instructions that push what stands behind them in the pickle; behind NONE stands nothing.
-_LITERALS = (
-    "NONE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINSTRING", "SHORT_BINSTRING",
-)  # fmt: skip
 _MARK = object()
-_NEW: Dict[str, Callable[[], Any]] = {
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "MARK": lambda: _MARK,
-}
 
 
 class _Machine:
     """Runs one pickle. The stack holds plain data and what `_GLOBALS` names, so that nothing else
-    can be called; an unknown instruction ends it.
+    can be called; an instruction that is not in `_INSTRUCTIONS` ends it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -233,74 +227,87 @@ class _Machine:
         for instruction, argument, _ in pickletools.genops(self.file):
             if instruction.name == "STOP":
                 return self.stack.pop()
-            self._do(instruction.name, argument)
+            if instruction.name not in _INSTRUCTIONS:
+                raise ValueError(f"the pickle uses {instruction.name}")
+            _INSTRUCTIONS[instruction.name](self, argument)
         raise EOFError("the pickle does not end")
 
-    def _do(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _NEW:
-            stack.append(_NEW[name]())
-        elif name == "TUPLE":
-            stack.append(tuple(self._since_mark()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(self._pop(int(name[-1]))))
-        elif name in ("APPEND", "APPENDS"):
-            items = self._since_mark() if name == "APPENDS" else self._pop(1)
-            self._top(list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._since_mark() if name == "SETITEMS" else self._pop(2)
-            self._top(dict).update(zip(items[::2], items[1::2]))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name == "GLOBAL":
-            stack.append(_find(argument))
-        elif name == "STACK_GLOBAL":
-            stack.append(_find(" ".join(self._pop(2))))
-        elif name == "REDUCE":
-            stack.append(_call(*self._pop(2)))
-        elif name == "BINPERSID":
-            stack.append(self._storage(stack.pop()))
-        elif name == "BUILD":
-            stack.pop()  # attributes such as a state_dict's _metadata, of no use here
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError("the pickle uses %s" % name)
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
-    def _pop(self, count: int) -> List[Any]:
+    def pop(self, count: int) -> List[Any]:
         items = [self.stack.pop() for _ in range(count)]
         return items[::-1]
 
-    def _since_mark(self) -> List[Any]:
+    def since_mark(self) -> List[Any]:
         items = list(iter(self.stack.pop, _MARK))
         return items[::-1]
 
+    def keep(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def append(self, items: List[Any]) -> None:
+        self._top(list).extend(items)
+
+    def set(self, items: List[Any]) -> None:
+        self._top(dict).update(_dictionary([*zip(items[::2], items[1::2])]))
+
     def _top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise ValueError("the pickle puts items into no %s" % kind.__name__)
+            raise ValueError(f"the pickle puts items into no {kind.__name__}")
         return self.stack[-1]
 
-    def _storage(self, identity: Any) -> Storage:
+    def call(self, function: Any, arguments: Any) -> None:
+        if not callable(function) or type(arguments) is not tuple:
+            raise ValueError("the pickle calls what is no function")
+        self.push(function(*arguments))
+
+    def find(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise ValueError(f"the pickle asks for {name!r:.80}")
+        self.push(_GLOBALS[name])
+
+    def storage(self, identity: Any) -> None:
         kind, dtype, key, _location, numel = identity[:5]
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
             raise ValueError("the pickle has a strange storage")
         storage = Storage(dtype, key, int(numel))
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError("the pickle contradicts itself about storage %.80r" % key)
-        return storage
+            raise ValueError(f"the pickle contradicts itself about storage {key!r:.80}")
+        self.push(storage)
 
 
-def _find(name: str) -> Any:
-    if name not in _GLOBALS:
-        raise ValueError("the pickle asks for %.80r" % name)
-    return _GLOBALS[name]
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    if not callable(function) or type(arguments) is not tuple:
-        raise ValueError("the pickle calls what is no function")
-    return function(*arguments)
+# In the pickle's own order of things: `argument` is what stands there behind the instruction.
+_INSTRUCTIONS: Dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
+    **dict.fromkeys(
+        ("NONE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE",
+         "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+        _Machine.push,  # behind NONE stands nothing, None
+    ),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.set(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set(machine.since_mark()),
+    "MEMOIZE": lambda machine, _: machine.keep(len(machine.memo)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.keep),
+    **dict.fromkeys(
+        ("BINGET", "LONG_BINGET"), lambda machine, place: machine.push(machine.memo[place])
+    ),
+    "GLOBAL": _Machine.find,
+    "STACK_GLOBAL": lambda machine, _: machine.find(" ".join(machine.pop(2))),
+    "REDUCE": lambda machine, _: machine.call(*machine.pop(2)),
+    "BINPERSID": lambda machine, _: machine.storage(*machine.pop(1)),
+    # Attributes such as a state_dict's _metadata, of no use here.
+    "BUILD": lambda machine, _: machine.pop(1),
+}  # fmt: skip

@@ -11,21 +11,20 @@ from typing import List, Optional
 
 import torch
 
-from minigpt.base.errors import CheckpointError, DataError, DeviceError, UsageError, storage_error
+from minigpt.base.errors import DataError, DeviceError, UsageError, storage_error
 from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import Adapter, keep_base, read_adapter
 from minigpt.checkpoint.model_files import load_adapted, load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
-from minigpt.checkpoint.run_files import LATEST, resolve
-from minigpt.commands.convert import fetch_model
+from minigpt.checkpoint.run_files import LATEST, load_tokenizer, resolve
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.records import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
-from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices.device import Device, find_device, weight_dtype
-from minigpt.hf.convert import convert
+from minigpt.hf.published import published
 from minigpt.model import zoo
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora
@@ -156,7 +155,7 @@ def _start(config: TrainConfig, device: Device) -> Start:
             "--tokenizer is for training from scratch and --init brings its own", "leave one out"
         )
     if config.init in zoo.ZOO:
-        return _tuned(_published(config), config, device)
+        return _tuned(published(config.init, not config.dry_run), config, device)
     path = Path(config.init)
     if not path.exists():
         raise UsageError(
@@ -198,20 +197,6 @@ def _tuned(checkpoint: Path, config: TrainConfig, device: Device) -> Start:
         return start
     model = add_lora(start.model, lora)
     return replace(start, model=model, recipe=LORA_TUNING, adapter=Adapter.on(checkpoint, lora))
-
-
-def _published(config: TrainConfig) -> Path:
-    """The converted checkpoint of a model's name, downloaded and converted when it is not there."""
-    local = Path("checkpoints") / config.init
-    if local.exists():
-        return resolve(local)
-    if config.dry_run or zoo.find(config.init).repo is None:
-        raise CheckpointError(
-            "%s is not there" % local, "get the weights with: python convert_hf.py %s" % config.init
-        )
-    require_free(local, "remove it")
-    print("\n".join(convert(fetch_model(config.init), local)), flush=True)
-    return local
 
 
 def _from_scratch(config: TrainConfig, device: Device) -> Start:

@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterable, List, Optional
 from tqdm import tqdm
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import write_text
+from minigpt.base.files import parse_object, write_text
 from minigpt.base.text import duration
 from minigpt.data.batch import Batch
 
@@ -137,7 +137,7 @@ def read_metrics(path: Path) -> List[Dict[str, Any]]:
 def _records(lines: Iterable[str]) -> Iterable[Dict[str, Any]]:
     for line in lines:
         try:
-            yield json.loads(line)
+            yield parse_object(line)
         except ValueError:
             return
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest, model_files
 from minigpt.checkpoint.adapter import Adapter, write_adapter
 from minigpt.checkpoint.model_files import load_model, save_model
@@ -18,8 +17,7 @@ SHAPE = GPTConfig(300, 32, 3, 2, 64)
 
 
 def saved(directory, write):
-    with atomic_directory(directory) as partial:
-        manifest.write_manifest(partial, write(partial))
+    manifest.write_checkpoint(directory, write, None)
     return directory
 
 

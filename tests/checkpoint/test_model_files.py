@@ -7,10 +7,9 @@ import torch
 
 import minigpt
 from minigpt.base.errors import CheckpointError, MinigptError
-from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model, save_model, write_model
-from minigpt.checkpoint.writer import TensorSpec
+from minigpt.checkpoint.safetensors import in_memory
 from minigpt.model.gpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51, activation="gelu")
@@ -19,14 +18,14 @@ SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51,
 def saved(tmp_path, shape=SHAPE, shard_bytes=None):
     torch.manual_seed(0)
     model = GPT(shape)
-    with atomic_directory(tmp_path / "model") as partial:
+    named = in_memory(dict(model.named_parameters()))
+
+    def write(partial):
         if shard_bytes is None:
-            records = save_model(partial, model)
-        else:
-            named = dict(model.named_parameters())
-            specs = [TensorSpec.of(name, tensor) for name, tensor in named.items()]
-            records = write_model(partial, shape, specs, named.__getitem__, shard_bytes)
-        manifest.write_manifest(partial, records)
+            return save_model(partial, model)
+        return write_model(partial, shape, named, shard_bytes)
+
+    manifest.write_checkpoint(tmp_path / "model", write, None)
     return model, tmp_path / "model"
 
 

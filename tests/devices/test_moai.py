@@ -217,16 +217,16 @@ def test_a_framework_without_parallelization_is_named(trainer, monkeypatch):
 
 
 def test_weights_leave_the_device_one_tensor_at_a_time(trainer, monkeypatch):
-    from minigpt.checkpoint import writer
+    from minigpt.checkpoint import safetensors
 
     run, moved = trainer(steps=1), []
-    real = writer.as_bytes
+    real = safetensors.as_bytes
 
     def counted(tensor):
         moved.append(tensor.numel())
         return real(tensor)
 
-    monkeypatch.setattr(writer, "as_bytes", counted)
+    monkeypatch.setattr(safetensors, "as_bytes", counted)
     create_run(run)
     run.train()
     sizes = sorted(p.numel() for p in run.model.parameters())

@@ -4,8 +4,7 @@ import json
 
 import torch
 
-from minigpt.base.files import atomic_directory
-from minigpt.checkpoint import manifest
+from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import save_model
 from minigpt.data.functions import functions
 from minigpt.data.tokenizer import load_tokenizer
@@ -25,10 +24,7 @@ def base(directory, tokenizer="bytes", positions=1024, shape=None):
     torch.manual_seed(3)
     known = load_tokenizer(tokenizer)
     model = GPT(shape or GPTConfig(known.vocab_size, positions, 2, 2, 32, init_std=0.1))
-    with atomic_directory(directory) as partial:
-        records = save_model(partial, model)
-        known.save(partial)
-        manifest.write_manifest(partial, records)
+    write_checkpoint(directory, lambda partial: save_model(partial, model), known)
     return directory
 
 

@@ -103,6 +103,36 @@ def laughs():
 
 HOSTILE["billion laughs"] = laughs
 
+DEEP, DOUBLED = b")" + b"\x85" * 1_000_000, b")" + b"q\x00h\x00\x86" * 60
+LONG = b"\x8b" + struct.pack("<i", 2_000_000) + b"\x7f" * 2_000_000
+
+
+def with_key(key):
+    return lambda: b"\x80\x02}" + key + b"K\x01s."
+
+
+def ordered_with_key(key):
+    return lambda: b"\x80\x02ccollections\nOrderedDict\n](" + key + b"K\x01\x86e\x85R."
+
+
+def storage_called(key):
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x04tQ"
+    )
+    return lambda: b"\x80\x02}X\x01\x00\x00\x00w" + storage + b"s."
+
+
+for words, key in {
+    "deep": DEEP,
+    "doubled": DOUBLED,
+    "long": LONG,
+    "a pair": b"K\x01K\x01\x86",
+}.items():
+    HOSTILE["a key: " + words] = with_key(key)
+    HOSTILE["a key of an OrderedDict: " + words] = ordered_with_key(key)
+    HOSTILE["a storage: " + words] = storage_called(key)
+    HOSTILE["a value: " + words] = lambda value=key: b"\x80\x02}X\x01\x00\x00\x00w" + value + b"s."
+
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE.keys())
@@ -150,6 +180,12 @@ LIES = {
     "a storage elsewhere": lambda: tensor(Storage(key="../../etc/passwd")),
     "shape and stride of two lengths": lambda: tensor(Storage(), shape=(2, 2), stride=(1,)),
     "a shape of texts": lambda: tensor(Storage(), shape=("4",)),
+    "a stride of 2^75": lambda: tensor(Storage(), shape=(1,), stride=(1 << 75,)),
+    "a stride of 2 MB": lambda: tensor(Storage(), shape=(1,), stride=(1 << 16_000_000,)),
+    "a size of 2 MB": lambda: tensor(Storage(), shape=(1 << 16_000_000,)),
+    "none of 2^75": lambda: tensor(Storage(), shape=(0, 1 << 75), stride=(1, 1)),
+    "a million dimensions": lambda: tensor(Storage(), shape=(1,) * 10**6, stride=(1,) * 10**6),
+    "truth": lambda: tensor(Storage(), shape=(True,)),
     "a wider type than was saved": lambda: tensor(Storage(kind="DoubleStorage")),
 }
 
@@ -170,6 +206,20 @@ def test_a_tensor_that_lies_about_its_storage_is_refused(tmp_path, lie):
     archive(tmp_path / "x.bin", pickled({"w": lie()}), [("archive/data/0", bytes(16))])
     with pytest.raises(CheckpointError):
         open_torch_file(tmp_path / "x.bin")
+
+
+HARMLESS = {
+    "none of much": ((0, 1 << 61), (1, 1)),
+    "one with a stride nobody takes": ((1, 4), (1 << 61, 1)),
+    "64 dimensions": ((1,) * 63 + (4,), (1,) * 64),
+}
+
+
+@pytest.mark.parametrize("shape, stride", HARMLESS.values(), ids=HARMLESS.keys())
+def test_strange_numbers_that_mean_something_are_read(tmp_path, shape, stride):
+    value = pickled({"w": tensor(Storage(), shape=shape, stride=stride)})
+    archive(tmp_path / "x.bin", value, [("archive/data/0", bytes(16))])
+    assert open_torch_file(tmp_path / "x.bin")["w"].read().shape == shape
 
 
 def test_a_file_larger_than_memory_is_read(tmp_path):
