@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DataError, DeviceError, UsageError, at_least
+from minigpt.base.errors import DeviceError, UsageError, at_least
 from minigpt.base.text import nearest
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
@@ -40,6 +40,7 @@ from minigpt.decoding.sampling import Sampling
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
+from minigpt.training.config import check_block
 from minigpt.training.objective import batch_loss
 from minigpt.training.validation import validate
 
@@ -131,15 +132,13 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     device.check_precision(config.precision)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     model = load_model(directory, device.torch_device, dtype)
-    tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
+    tokenizer, longest = load_tokenizer(directory), model.config.n_positions
     name, block = config.data or "stdlib", config.block_size or longest
-    model.config.check_block(block)
+    check_block(block, longest)
     template = config.template or load_template(directory) or "instruct"
-    found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
-    if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            "%s was prepared with another tokenizer than the model's" % name, "name its source"
-        )
+    found = open_datasets(
+        name, tokenizer, block, template, record_keys=config.record_keys, origin=directory
+    )
     for line in found.notes:
         print("note: %s" % line, file=sys.stderr)
 

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DataError, UsageError
+from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import resolve
@@ -26,6 +26,7 @@ from minigpt.data.loader import IGNORE, Batch
 from minigpt.data.shuffle import shuffled
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.training.config import check_block
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
 _COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
@@ -84,12 +85,9 @@ def inspect_command(config: InspectConfig) -> None:
     """Prints the rows, each document of them apart, and the counts over all of them."""
     tokenizer, template, block = _settings(config)
     found = open_datasets(
-        config.data, tokenizer, block, template, config.packing, config.record_keys, config.strict
-    )
-    if found.train.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            "%s was prepared with another tokenizer" % config.data, "name it with --tokenizer"
-        )
+        config.data, tokenizer, block, template, config.packing, config.record_keys,
+        config.strict, config.checkpoint,
+    )  # fmt: skip
     count = len(found.train)
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
     batch = found.train.batch(shuffled(numbers, count, config.seed))
@@ -109,7 +107,7 @@ def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
     directory = resolve(config.checkpoint)
     shape = read_config(directory)
     block = config.block_size or min(_BLOCK, shape.n_positions)
-    shape.check_block(block)
+    check_block(block, shape.n_positions)
     if config.template is None:
         template = load_template(directory) or template
     return load_tokenizer(directory), template, block

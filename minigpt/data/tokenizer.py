@@ -156,10 +156,12 @@ def _byte_characters() -> Dict[int, str]:
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
-    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory."""
-    if str(source) == "bytes":
+    """`bytes`, `gpt2`, or the tokenizer of a checkpoint, run or prepared directory; a Path is
+    always a directory, whatever its name.
+    """
+    if source == "bytes":
         return BytesTokenizer()
-    if str(source) == "gpt2":
+    if source == "gpt2":
         return GPT2Tokenizer(*find_gpt2())
     directory = _tokenizer_directory(Path(source))
     if (directory / MARKER).is_file():

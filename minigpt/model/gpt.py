@@ -86,15 +86,6 @@ class GPTConfig:
     def qk_scale(self) -> float:
         return self.attention_scale or 1.0 / math.sqrt(self.head_dim)
 
-    def check_block(self, block_size: int) -> None:
-        """UsageError when a row of `block_size` tokens has more than there are positions."""
-        if block_size > self.n_positions:
-            raise UsageError(
-                "--block-size %d is more than the model's %d positions"
-                % (block_size, self.n_positions),
-                "use --block-size %d" % self.n_positions,
-            )
-
     def parameter_count(self) -> int:
         """All parameters, a tied head counted once (reference: the published tables, exactly)."""
         C, I = self.n_embd, self.inner

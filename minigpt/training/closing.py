@@ -46,7 +46,7 @@ def _quality(trainer: Trainer) -> List[str]:
 def _yardsticks(trainer: Trainer) -> List[str]:
     if trainer.answers:
         return []  # an answer to a question is not a text to compress
-    documents = validation_documents(trainer.config.data, _YARDSTICK_BYTES)
+    documents = validation_documents(trainer.settings.data, _YARDSTICK_BYTES)
     if not documents:
         return []
     lines = []

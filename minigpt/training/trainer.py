@@ -30,18 +30,18 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.optim.schedule import learning_rate
-from minigpt.training.config import TrainConfig
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
 from minigpt.training.objective import batch_loss
+from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation, validate
 
 
 @dataclass
 class Trainer:
-    """A run. `config` has every setting filled in; `features` is the model's, compiled or not."""
+    """A run. `features` is the model's, compiled or not."""
 
-    config: TrainConfig
+    settings: Settings
     run: Path
     device: Device
     model: GPT
@@ -64,13 +64,13 @@ class Trainer:
         saves in either case. Returns the exit code: 0, 130 or 143.
         """
         self.reporter = Reporter(
-            self.run, self.config.steps, self.state.step, self.config.tensorboard,
+            self.run, self.settings.steps, self.state.step, self.settings.tensorboard,
             self.device.loss_format,
         )  # fmt: skip
         self.clock, self.unlogged = Clock(), 0
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
-        if self.config.fused_backward:
+        if self.settings.fused_backward:
             self.norms = self.optimizer.fuse_into_backward()
         first = self.state.step + 1
         self._point_at_best()
@@ -95,7 +95,7 @@ class Trainer:
 
     def finished(self) -> bool:
         """Whether all steps are done, or validation has not improved for too long."""
-        c, state = self.config, self.state
+        c, state = self.settings, self.state
         return state.step >= c.steps or 0 < c.patience <= state.worse
 
     def step(self) -> None:
@@ -104,10 +104,10 @@ class Trainer:
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
         self.optimizer.set_lr(self.lr())
-        if self.config.fused_backward:
+        if self.settings.fused_backward:
             self._step_in_backward(batch)
         else:
-            for micro in batch.micro_batches(self.config.micro_batch_size):
+            for micro in batch.micro_batches(self.settings.micro_batch_size):
                 self._accumulate(micro)
             self._step_optimizer()
         self.state.step += 1
@@ -119,7 +119,7 @@ class Trainer:
 
     def lr(self) -> float:
         """The rate of the step that comes next."""
-        c = self.config
+        c = self.settings
         return learning_rate(self.state.step, c.steps, c.lr, c.min_lr, c.warmup_steps, c.schedule)
 
     def _accumulate(self, micro: Batch) -> None:
@@ -136,7 +136,7 @@ class Trainer:
 
     def _step_optimizer(self) -> None:
         state, parameters = self.state, self.model.parameters()
-        norm, scale = clip_scale(parameters, self.config.grad_clip, state.loss_scale or 1.0)
+        norm, scale = clip_scale(parameters, self.settings.grad_clip, state.loss_scale or 1.0)
         # Only float16 overflows in a sound run, so only there is the device asked.
         finite = not state.loss_scale or math.isfinite(norm.item())
         if finite:
@@ -149,11 +149,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _loss(self, batch: Batch) -> Tensor:
-        head, precision = self.model.head_weight, self.config.precision
+        head, precision = self.model.head_weight, self.settings.precision
         return batch_loss(self.features, head, batch, self.device, precision)
 
     def _after_step(self, first: int, stopping: bool) -> None:
-        c, step = self.config, self.state.step
+        c, step = self.settings, self.state.step
         last = step >= c.steps
         validating = last or _due(step, c.eval_every)
         # A text that grows is a new shape with every token.
@@ -208,7 +208,7 @@ class Trainer:
         """The model's loss on the validation set."""
         return validate(
             self.model, self._loss, self.validation, self.tokenizer.byte_lengths(),
-            self.config.micro_batch_size, self.config.eval_tokens, self.device.static_shapes,
+            self.settings.micro_batch_size, self.settings.eval_tokens, self.device.static_shapes,
         )  # fmt: skip
 
     def _validate(self) -> None:
@@ -222,7 +222,7 @@ class Trainer:
             self._point_at_best()
         else:
             self.state.worse += 1
-        if 0 < self.config.patience <= self.state.worse:
+        if 0 < self.settings.patience <= self.state.worse:
             text = "step %d: no better for %d validations, stopping; the best was step %d"
             steps = self.state.step, self.state.worse, self.state.best_step
             self.reporter.note(text % steps)
@@ -244,7 +244,7 @@ class Trainer:
         """The prompt continued, from a generator of its own: training does not notice."""
         ids = generate(
             self.model, self.prompt, count, temperature, 50,
-            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.config.seed,
+            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.settings.seed,
         )  # fmt: skip
         return self.tokenizer.decode(self.prompt + ids)
 
@@ -258,7 +258,7 @@ class Trainer:
                 self.template, self.adapter,
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
-            run_files.prune(self.run, self.config.keep)
+            run_files.prune(self.run, self.settings.keep)
         return directory
 
 

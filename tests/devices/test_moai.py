@@ -12,11 +12,10 @@ from minigpt.base.errors import DeviceError, UsageError
 from minigpt.devices.device import Device, device_of, find_device
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
-from minigpt.training.build import build, create_run
+from minigpt.training.build import create_run
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, records
-from tests.helpers.tuning import base, instructions
+from tests.helpers.tuning import base, instructions, trainer_of
 
 QUIET = {"log_every": 100, "eval_every": 0, "save_every": 0, "sample_every": 0}
 
@@ -49,7 +48,7 @@ def trainer(tmp_path, monkeypatch, platform):
         values.update(log_every=1, eval_tokens=320, out=str(tmp_path / name))
         if "init" not in settings:
             values["data"] = str(corpus(tmp_path / "corpus"))
-        return build(TrainConfig(**{**values, **settings}))
+        return trainer_of(**{**values, **settings})
 
     return make
 
@@ -107,7 +106,7 @@ def test_nothing_is_pulled_between_two_log_lines(tmp_path, trainer, monkeypatch,
 def test_shapes_never_change_and_the_batch_comes_whole(tmp_path, trainer, monkeypatch):
     """In training and in validation, though the last batch of that is smaller."""
     run = tuned(tmp_path, trainer, steps=4, eval_every=2, eval_tokens=0, batch_size=4)
-    assert run.config.micro_batch_size == 4
+    assert run.settings.micro_batch_size == 4
     shapes, features = set(), run.model.features
 
     def seen(tokens, positions=None, documents=None, cache=None):

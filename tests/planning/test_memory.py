@@ -33,8 +33,8 @@ from minigpt.planning.fit import flops, largest_rows, nearest_fit, step_seconds,
 from minigpt.planning.flavors import FLAVORS
 from minigpt.planning.memory import Job, block_bytes, memory, moments, states, trained_count
 from minigpt.training import objective as loss
-from minigpt.training.build import build, create_run
-from minigpt.training.config import TrainConfig
+from minigpt.training.build import create_run
+from tests.helpers.tuning import trainer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
@@ -134,7 +134,7 @@ def measure(start, out, values):
     adamw.AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
     text = Path(out).parent / "text.txt"
     before = resident()
-    config = TrainConfig(
+    trainer = trainer_of(
         init=start,
         out=out,
         data=str(text),
@@ -143,7 +143,6 @@ def measure(start, out, values):
         sample_every=0,
         **json.loads(values),
     )
-    trainer = build(config)
     create_run(trainer)
     trainer._after_step = lambda *_: None
     trainer.train()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +21,10 @@ from minigpt.devices.device import Device
 from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
-from minigpt.training.build import build, create_run
+from minigpt.training.build import create_run
 from minigpt.training.objective import batch_loss, linear_cross_entropy
 from tests.helpers.runs import corpus, records, train
-from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
+from tests.helpers.tuning import base, instructions, resumed, run_to_the_end, tuning
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 
@@ -178,7 +177,7 @@ def test_resumed_tuning_is_the_run_it_would_have_been(tmp_path, settings):
     whole = run_to_the_end(tuning(tmp_path, "whole", **settings))
     half = tuning(tmp_path, "half", **settings)
     stop_after(half, 4)
-    assert build(replace(half.config, resume=str(half.run))).train() == 0
+    assert resumed(half).train() == 0
     last = "checkpoints/step_00000006"
     for path in sorted((whole / last).glob("*")):
         if path.name != "manifest.json":
@@ -212,7 +211,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path, capsys):
     assert resolve(run).name == "step_%08d" % state.best_step
     assert "no better for 2 validations" in capsys.readouterr().out
     with pytest.raises(UsageError, match="larger --patience"):
-        build(replace(trainer.config, resume=str(run)))
+        resumed(run)
 
 
 def test_frozen_layers_stay_as_they_were(tmp_path):
@@ -258,9 +257,7 @@ def test_an_adapter_outlives_the_run_it_was_started_from_and_a_move(tmp_path):
     run.rename(tmp_path / "elsewhere")
     found = list(load_model(tmp_path / "elsewhere").parameters())
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected))
-    config = replace(tuning(tmp_path, "x", lora_rank=2, steps=4).config, out=None)
-    config = replace(config, init=str(before), resume=str(tmp_path / "elsewhere"))
-    assert build(config).train() == 0
+    assert resumed(tmp_path / "elsewhere", steps=4).train() == 0
 
 
 def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
@@ -293,17 +290,16 @@ def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
     ],
 )
 def test_a_resumed_run_trains_what_it_trained(tmp_path, before, after, says):
-    trainer = tuning(tmp_path, steps=2, **before)
-    run = run_to_the_end(trainer)
+    run = run_to_the_end(tuning(tmp_path, steps=2, **before))
     with pytest.raises(UsageError, match=says):
-        build(replace(trainer.config, steps=4, resume=str(run), **after))
+        resumed(run, steps=4, **after)
 
 
 def test_going_on_keeps_the_template(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = run_to_the_end(tuning(tmp_path, "first", template="moai", steps=2))
     again = tuning(tmp_path, "again", init=str(first), steps=2)
-    assert again.template.name == "moai" and again.config.template == "moai"
+    assert again.template.name == "moai" and again.settings.template == "moai"
     text = corpus(tmp_path / "corpus")
     run = run_to_the_end(
         tuning(tmp_path, "text", init=str(first), data=str(text), block_size=32, steps=2)

@@ -15,10 +15,8 @@ from minigpt.devices.device import find_device
 from minigpt.optim.clipping import clip_scale, next_loss_scale
 from minigpt.planning import peaks
 from minigpt.training import build as setup
-from minigpt.training.build import build
-from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, files, records
-from tests.helpers.tuning import run_to_the_end
+from tests.helpers.tuning import resumed, run_to_the_end, trainer_of
 
 HOOK = not find_device("cpu").fused_backward_missing()
 FP16 = not find_device("cpu").precision_missing("fp16-mixed")
@@ -33,7 +31,7 @@ def trainer(tmp_path, monkeypatch):
         defaults = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / name)}
         defaults.update(batch_size=8, block_size=32, steps=6, warmup_steps=1, seed=5)
         defaults.update(log_every=1, eval_tokens=640, sample_every=0, save_every=3, grad_clip=0.0)
-        return build(TrainConfig(**{**defaults, **settings}))
+        return trainer_of(**{**defaults, **settings})
 
     return make
 
@@ -195,10 +193,6 @@ def stopped_at_three(run):
     run.finished = lambda: real() or run.state.step >= 3
     run_to_the_end(run)
     return run
-
-
-def resumed(run, **settings):
-    return build(TrainConfig(**{**vars(run.config), "resume": str(run.run), **settings}))
 
 
 @pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")
