@@ -23,25 +23,20 @@ from minigpt.base.text import nearest
 Config = TypeVar("Config")
 
 
-def parse(
-    kind: Type[Config], prog: str, arguments: Sequence[str], default: Optional[Config] = None
-) -> Config:
-    """`arguments` as a `kind`, a dataclass, starting from `default`. UsageError names what cannot
-    be parsed.
-    """
+def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
+    """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
     if "-h" in arguments or "--help" in arguments:
-        tyro.cli(kind, prog=prog, args=["--help"], default=default)
+        tyro.cli(kind, prog=prog, args=["--help"])
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             config, unknown = tyro.cli(
-                kind, prog=prog, args=list(arguments), default=default, return_unknown_args=True
+                kind, prog=prog, args=list(arguments), return_unknown_args=True
             )
     except SystemExit:
         raise _explain(kind, prog, arguments, said.getvalue()) from None
     if unknown:
         raise _unknown(kind, unknown[0])
-    assert config is not None
     return config
 
 

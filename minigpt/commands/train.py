@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import List
 
-from minigpt.base.errors import CheckpointError, DeviceError
+from minigpt.base.errors import CheckpointError, DeviceError, UsageError
 from minigpt.base.text import duration
 from minigpt.commands.convert import fetch_model
 from minigpt.commands.flags import parse_settings
@@ -71,7 +71,10 @@ def _fetch(config: TrainConfig, settings: Settings) -> None:
     """Downloads and converts a published model that is not here yet."""
     if settings.start is None or settings.start.exists():
         return
-    if config.dry_run or zoo.find(config.init).repo is None:
+    if zoo.find(config.init).repo is None:
+        train_it = f"train it from scratch with --model {config.init}"
+        raise UsageError(f"{config.init} has no published weights", train_it)
+    if config.dry_run:
         raise CheckpointError(
             f"{settings.start} is not there",
             f"get the weights with: python convert_hf.py {config.init}",

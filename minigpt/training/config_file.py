@@ -24,12 +24,12 @@ else:
     import tomli as toml
 
 CONFIG = "config.toml"
-_OF_ONE_START = ("config", "resume", "epochs", "dry_run", "debug", "out", "force")
+_OF_ONE_START = ("dry_run", "debug", "force")
 _ON_THE_LINE = ("config", "resume")  # they say which file is read
 
 
 def write_settings(path: Path, settings: Settings) -> None:
-    """Writes what `settings` have a value for. Where and how to start is not a setting."""
+    """Writes what `settings` have a value for; how to start is none of them."""
     values = {f.name: getattr(settings, f.name, f.default) for f in fields(TrainConfig)}
     if settings.lora is not None:
         values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
@@ -76,6 +76,7 @@ def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig)
 
 
 def _switches(kind: Type[TrainConfig]) -> Set[str]:
+    """The flags that take no value: --compile and --no-compile."""
     return {field.name for field in fields(kind) if field.type == "bool"}
 
 

@@ -13,7 +13,6 @@ from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.devices.device import find_device
 from minigpt.optim.clipping import clip_scale, next_loss_scale
-from minigpt.planning import peaks
 from minigpt.training import build as setup
 from tests.helpers.runs import corpus, files, records
 from tests.helpers.tuning import resumed, run_to_the_end, trainer_of
@@ -249,14 +248,6 @@ def test_no_memory_is_one_sentence(trainer, text, monkeypatch):
     monkeypatch.setattr(run, "_loss", full)
     with pytest.raises(DeviceError, match="no memory left at step 1; use a smaller"):
         run_to_the_end(run)
-
-
-def test_force_starts_what_does_not_fit(trainer, monkeypatch):
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
-    with pytest.raises(DeviceError, match="--force"):
-        trainer()
-    run = trainer(force=True)
-    assert run_to_the_end(run) == run.run
 
 
 def test_other_errors_are_not_taken_for_it(trainer, monkeypatch):
