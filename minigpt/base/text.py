@@ -25,9 +25,11 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3:07, 2:15:00."""
+    """Seconds as a person reads them: 42 s, 3:07, 2:15:00, 12 days."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24:,} days"
     if hours:
         return "%d:%02d:%02d" % (hours, minutes, rest)
     return "%d:%02d" % (minutes, rest) if minutes else "%d s" % rest

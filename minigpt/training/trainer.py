@@ -30,10 +30,10 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
 from minigpt.planning.fit import more_memory
-from minigpt.training.config import TrainConfig as Settings
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
 from minigpt.training.objective import Objective
+from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation, validate
 
 

@@ -21,11 +21,9 @@ from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, in_slices
 from minigpt.planning.memory import Job, memory
-from minigpt.training.build import build
-from minigpt.training.config import TrainConfig
 from minigpt.training.fast_loss import linear_cross_entropy
 from tests.helpers.runs import ROOT, corpus, files, records
-from tests.helpers.tuning import base, run_to_the_end, tuning
+from tests.helpers.tuning import base, resumed, run_to_the_end, trainer_of, tuning
 
 PLACE = "cuda"
 pytestmark = [
@@ -49,7 +47,7 @@ def started(tmp_path, name="run", **settings):
     values = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / name)}
     values.update(device=PLACE, batch_size=8, block_size=64, steps=8, warmup_steps=1, seed=5)
     values.update(log_every=1, eval_every=4, eval_tokens=640, sample_every=0, save_every=4)
-    return build(TrainConfig(**{**values, **settings}))
+    return trainer_of(**{**values, **settings})
 
 
 @pytest.fixture(autouse=True)
@@ -169,8 +167,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(way, tmp_path):
         real = half.finished
         half.finished = lambda: real() or half.state.step >= 4
         run_to_the_end(half)
-        config = TrainConfig(**{**vars(half.settings), "resume": str(half.run)})
-        assert build(config).train() == 0
+        assert resumed(half).train() == 0
     finally:
         torch.use_deterministic_algorithms(False)
     last = "checkpoints/step_00000008"

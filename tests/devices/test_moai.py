@@ -13,11 +13,10 @@ from minigpt.devices.device import Device, device_of, find_device
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
 from minigpt.optim.execution import plain
-from minigpt.training.build import build, create_run
+from minigpt.training.build import create_run
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, records
-from tests.helpers.tuning import base, instructions
+from tests.helpers.tuning import base, instructions, trainer_of
 
 QUIET = {"log_every": 100, "eval_every": 0, "save_every": 0, "sample_every": 0}
 
@@ -48,7 +47,7 @@ def trainer(tmp_path, monkeypatch, platform):
         values.update(log_every=1, eval_tokens=320, out=str(tmp_path / name))
         if "init" not in settings:
             values["data"] = str(corpus(tmp_path / "corpus"))
-        return build(TrainConfig(**{**values, **settings}))
+        return trainer_of(**{**values, **settings})
 
     return make
 

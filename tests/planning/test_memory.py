@@ -31,8 +31,8 @@ from minigpt.planning import memory as plan
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, block_bytes, memory, moments, states, trained_count
 from minigpt.training import fast_loss
-from minigpt.training.build import build, create_run
-from minigpt.training.config import TrainConfig
+from minigpt.training.build import create_run
+from tests.helpers.tuning import trainer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
@@ -132,7 +132,7 @@ def measure(start, out, values):
     AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
     text = Path(out).parent / "text.txt"
     before = resident()
-    config = TrainConfig(
+    trainer = trainer_of(
         init=start,
         out=out,
         data=str(text),
@@ -141,7 +141,6 @@ def measure(start, out, values):
         sample_every=0,
         **json.loads(values),
     )
-    trainer = build(config)
     create_run(trainer)
     trainer._after_step = lambda *_: None
     trainer.train()
