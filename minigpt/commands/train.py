@@ -12,6 +12,7 @@ from minigpt.data.datasets import Opened
 from minigpt.data.loader import Loader
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
+from minigpt.hf.published import published
 from minigpt.planning import peaks
 from minigpt.planning.memory import Job, trained_count
 from minigpt.training.build import build, create_run, open_data, open_state
