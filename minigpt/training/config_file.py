@@ -88,7 +88,7 @@ def _word(name: str, value: Any, switch: bool) -> str:
 
 def _read_toml(path: Path) -> Dict[str, Any]:
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
+        return toml.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from None
     except (toml.TOMLDecodeError, UnicodeDecodeError) as error:

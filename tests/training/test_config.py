@@ -109,6 +109,11 @@ def test_a_file_and_flags_on_top(tmp_path):
     assert config.compile is False
 
 
+@pytest.mark.parametrize("text", ["\ufefflr = 3e-5\n", "lr = 3e-5\r\n", "# a\n'lr'=3e-5"])
+def test_a_file_as_other_editors_write_it(tmp_path, text):
+    assert flags(*file_of(tmp_path, text)).lr == 3e-5
+
+
 @pytest.mark.parametrize("word, other", [("--steps", "epochs"), ("--epochs", "steps")])
 def test_a_flag_wins_over_the_other_way_to_say_it(tmp_path, word, other):
     config = flags(*file_of(tmp_path, f"{other} = 3\n"), f"{word}=2")
