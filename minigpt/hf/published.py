@@ -19,12 +19,15 @@ from minigpt.model import zoo
 
 def published(name: str, may_fetch: bool = True) -> Path:
     """The converted checkpoint of a model of the zoo. What is not here yet is downloaded and
-    converted; CheckpointError if that may not be, or there is nothing to download.
+    converted; CheckpointError if that may not be, UsageError if there is nothing to download.
     """
     local = Path("checkpoints") / name
     if local.exists():
         return resolve(local)
-    if not may_fetch or zoo.find(name).repo is None:
+    if zoo.find(name).repo is None:
+        fix = f"train it from scratch with --model {name}"
+        raise UsageError(f"{name} has no published weights", fix)
+    if not may_fetch:
         fix = f"get the weights with: python convert_hf.py {name}"
         raise CheckpointError(f"{local} is not there", fix)
     require_free(local, "remove it")

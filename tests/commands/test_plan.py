@@ -147,7 +147,7 @@ def test_advice_can_be_followed(case, kind, tmp_path, monkeypatch):
     if device.precision_missing("bf16") and "bf16" in words:
         pytest.skip("which it has not")
     asked = resolve(parse_settings(TrainConfig, "train.py", words), device)
-    room = int(share * memory(job_of(asked, kind)).total)
+    room = int(share * memory(job_of(asked, device)).total)
     monkeypatch.setattr(peaks, "free_memory", lambda device: room)
     verdict = verdict_of(words, device)
     assert not verdict.fits
@@ -205,7 +205,8 @@ def test_flags_win_over_the_file_even_when_they_are_the_default(capsys, tmp_path
 def test_recomputation_on_moai_is_none_of_ours():
     words = ["--model", "cerebras-111m", "--moai-activation-recomputation", "True"]
     settings = resolve(parse_settings(TrainConfig, "train.py", words), None)
-    assert not job_of(settings, "cpu").recompute and job_of(settings, "moai").recompute
+    cpu, moai = Device("cpu", torch.device("cpu")), Device("moai", torch.device("cuda"))
+    assert not job_of(settings, cpu).recompute and job_of(settings, moai).recompute
 
 
 def test_a_batch_is_divided_no_further_than_it_has_rows(capsys):
@@ -228,6 +229,6 @@ def test_rows_left_open_are_those_that_training_takes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trainer = trainer_of(data=str(corpus(tmp_path / "corpus")), out=str(tmp_path / "run"), steps=1)
     trainer.loader.close()
-    job = job_of(trainer.settings, "cpu")
+    job = job_of(trainer.settings, trainer.device)
     assert job.rows == trainer.settings.micro_batch_size and job.shape == trainer.model.config
     assert default_rows(batch_size=64, block_size=1024, vocab_size=50257) == 4

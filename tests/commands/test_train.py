@@ -12,7 +12,9 @@ from minigpt.devices.device import Device
 from minigpt.model.gpt import GPT
 from minigpt.planning import peaks
 from minigpt.planning.memory import trained_count
+from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
+from minigpt.training.settings import resolve
 from tests.helpers.runs import command as words_of
 from tests.helpers.runs import environment, train
 from tests.helpers.tuning import base, instructions, tuning
@@ -110,7 +112,7 @@ def test_a_dry_run_leaves_moai_alone(said, tmp_path, monkeypatch, weightless):
 def test_what_the_opening_lines_count_is_what_the_model_has(tmp_path, settings):
     trainer = tuning(tmp_path, **settings)
     trainer.loader.close()
-    job = job_of(trainer.settings, "cpu")
+    job = job_of(trainer.settings, trainer.device)
     learned = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert trained_count(job) == learned
     whole = trainer.settings.shape.parameter_count() + (learned if trainer.adapter else 0)
@@ -155,8 +157,8 @@ def test_a_checkpoint_in_a_directory_called_bytes_keeps_its_own_vocabulary(tmp_p
 
 
 def test_a_device_that_is_not_a_cpu_has_a_time_where_it_is_in_a_table(monkeypatch):
-    job = job_of(command.resolve(command.TrainConfig(), None), "cuda")
     gpu = Device("cuda", torch.device("cuda"))
+    job = job_of(resolve(TrainConfig(), None), gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 36, 1 << 36))
     assert "about" in command._time(job, 1000, gpu)
