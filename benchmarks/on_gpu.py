@@ -14,17 +14,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
 
 from minigpt.base.text import size
+from minigpt.data.tokenizer import load_tokenizer
+from minigpt.devices.device import find_device
 from minigpt.planning.memory import memory
-from minigpt.training.build import build, create_run
+from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
+from minigpt.training.settings import resolve
 
 _LEAN = {
     "batch_size": 16, "steps": 8, "precision": "bf16", "fused_backward": True, "recompute": True,
@@ -50,8 +52,13 @@ def run(name: str, device: str = "cuda", **changes: Any) -> List[str]:
     """One case in this process, as a row of the table."""
     with tempfile.TemporaryDirectory() as directory:
         settings = {**_COMMON, **CASES[name], **changes, "device": device}
-        trainer = build(TrainConfig(out=str(Path(directory) / "run"), **settings))
-        planned = memory(replace(job_of(trainer.config, device), on_cpu=device == "cpu")).total
+        config = TrainConfig(out=str(Path(directory) / "run"), **settings)
+        here = find_device(device)
+        asked = resolve(config, here)
+        tokenizer = load_tokenizer(asked.vocabulary)
+        data = open_data(asked, tokenizer)
+        trainer = build(resolve(config, here, data), here, tokenizer, data)
+        planned = memory(job_of(trainer.settings, here.kind)).total
         trainer.save = lambda: trainer.run  # type: ignore[method-assign]
         create_run(trainer)
         trainer.train()

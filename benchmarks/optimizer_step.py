@@ -1,6 +1,4 @@
-"""python -m benchmarks.optimizer_step: our AdamW against torch's fused one, same parameters and
-gradients.
-"""
+"""python -m benchmarks.optimizer_step: our AdamW against torch's fused one, same gradients."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from benchmarks.side_by_side import report, side_by_side
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 from minigpt.optim.adamw import AdamW
+from minigpt.optim.execution import compiled, in_slices, plain
 from minigpt.optim.groups import decay_groups
 
 
@@ -23,13 +22,13 @@ def main() -> None:
         groups = decay_groups(model, 0.1)
         optimizers = {
             "torch fused": torch.optim.AdamW(groups, lr=1e-4, fused=True),
-            "ours, compiled": AdamW(groups, lr=1e-4, compiled=True),
-            "ours, in slices": AdamW(groups, lr=1e-4),
-            "ours, plain loop": AdamW(groups, lr=1e-4, sliced=False),
+            "ours, compiled": AdamW(groups, lr=1e-4, execution=compiled),
+            "ours, in slices": AdamW(groups, lr=1e-4, execution=in_slices),
+            "ours, plain": AdamW(groups, lr=1e-4, execution=plain),
         }
         ways = {label: optimizer.step for label, optimizer in optimizers.items()}
         rounds = 30 if name == "cerebras-111m" else 200
-        report("AdamW step of %s" % name, side_by_side(ways, rounds), "torch fused")
+        report(f"AdamW step of {name}", side_by_side(ways, rounds), "torch fused")
 
 
 if __name__ == "__main__":

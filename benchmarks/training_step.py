@@ -17,6 +17,7 @@ from minigpt.data.batch import Batch
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
+from minigpt.optim import execution
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
 from minigpt.optim.groups import decay_groups
@@ -47,7 +48,8 @@ def theirs(name: str, tokens: torch.Tensor):
 
 def ours(name: str, tokens: torch.Tensor, compiled: bool):
     model = GPT(find(name).config)
-    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, compiled=compiled)
+    way = execution.compiled if compiled else execution.in_slices
+    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-4, execution=way)
     objective = objective_for(model, find_device("cpu"), "bf16-mixed", compiled=compiled)
     batch = Batch(tokens, tokens.roll(-1, 1), tokens.numel())
 

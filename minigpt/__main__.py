@@ -23,7 +23,7 @@ _COMMANDS = {
     "inspect": ("minigpt.commands.inspect", "InspectConfig", "inspect_command"),
     "merge": ("minigpt.commands.merge", "MergeConfig", "merge_command"),
     "devices": ("minigpt.commands.devices", "DevicesConfig", "devices_command"),
-    "report": ("minigpt.training.report", "ReportConfig", "report_command"),
+    "report": ("minigpt.commands.report", "ReportConfig", "report_command"),
 }
 
 _USAGE = """usage: minigpt COMMAND [-h] ...

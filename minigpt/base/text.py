@@ -25,9 +25,20 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3:07, 2:15:00."""
+    """Seconds as a person reads them: 42 s, 3:07, 2:15:00, 12 days."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24:,} days"
     if hours:
         return "%d:%02d:%02d" % (hours, minutes, rest)
     return "%d:%02d" % (minutes, rest) if minutes else "%d s" % rest
+
+
+def visible(line: str) -> str:
+    """A line in which what would move the cursor or change the colours is spelled out instead."""
+    return "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape", "replace").decode("ascii")

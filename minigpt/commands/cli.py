@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
+from itertools import takewhile
 from typing import Any, Callable, List, Optional, Sequence, Type, TypeVar
 
 import tyro
@@ -21,24 +23,20 @@ from minigpt.base.text import nearest
 Config = TypeVar("Config")
 
 
-def parse(
-    kind: Type[Config], prog: str, arguments: Sequence[str], default: Optional[Config] = None
-) -> Config:
-    """`arguments` as a `kind`, a dataclass, starting from `default`. UsageError names what cannot
-    be parsed.
-    """
+def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
+    """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
     if "-h" in arguments or "--help" in arguments:
-        tyro.cli(kind, prog=prog, args=["--help"], default=default)
+        tyro.cli(kind, prog=prog, args=["--help"])
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             config, unknown = tyro.cli(
-                kind, prog=prog, args=list(arguments), default=default, return_unknown_args=True
+                kind, prog=prog, args=list(arguments), return_unknown_args=True
             )
     except SystemExit:
-        raise _explain(kind, prog, arguments) from None
+        raise _explain(kind, prog, arguments, said.getvalue()) from None
     if unknown:
         raise _unknown(kind, unknown[0])
-    assert config is not None
     return config
 
 
@@ -79,36 +77,24 @@ def _unknown(kind: Type[Any], word: str) -> UsageError:
     return UsageError("%r belongs to no flag" % word, "see --help")
 
 
-def _explain(kind: Type[Any], prog: str, arguments: Sequence[str]) -> UsageError:
-    """tyro says what it expected in a box of many lines, so each flag is tried alone to find the
-    one at fault.
-    """
+def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:
+    """tyro says what is wrong in a box of many lines; the first flag in it is the one at fault."""
+    named = [word for word in re.findall(r"--[\w-]+", said) if word in _flags(kind)]
+    how = f"see {prog} --help"
+    if not named:
+        return UsageError(f"{prog}: something required is missing", how)
+    given = _given(named[0], arguments)
+    if given is None:
+        return UsageError(f"{named[0]} is missing", how)
+    return UsageError(f"{named[0]} cannot be {given or 'nothing'}", f"{how} for what it takes")
+
+
+def _given(name: str, arguments: Sequence[str]) -> Optional[str]:
+    """What follows the last flag called `name`; None when there is none."""
+    found = None
     for place, word in enumerate(arguments):
-        if not word.startswith("--"):
-            continue
-        name, _, value = word.partition("=")
-        values = [value] if value else _values(arguments[place + 1 :])
-        if not _parses(kind, prog, [name, *values]):
-            given = " ".join(values) or "nothing"
-            return UsageError(
-                "%s cannot be %s" % (name, given), "see %s --help for what it takes" % prog
-            )
-    return UsageError("%s: something required is missing" % prog, "see %s --help" % prog)
-
-
-def _values(following: Sequence[str]) -> List[str]:
-    values = []
-    for word in following:
-        if word.startswith("--"):
-            break
-        values.append(word)
-    return values
-
-
-def _parses(kind: Type[Any], prog: str, arguments: List[str]) -> bool:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            tyro.cli(kind, prog=prog, args=arguments, return_unknown_args=True)
-    except SystemExit:
-        return False
-    return True
+        flag, sign, value = word.partition("=")
+        if flag.replace("_", "-") == name:
+            following = takewhile(lambda w: not w.startswith("--"), arguments[place + 1 :])
+            found = value if sign else " ".join(following)
+    return found

@@ -19,6 +19,7 @@ from minigpt.commands.verify import verify
 from minigpt.hf import published
 from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.export import export
+from minigpt.hf.vocabulary import BESIDE, CHOICES
 
 _HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
 _OUT = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: checkpoints/NAME)")
@@ -41,6 +42,8 @@ class ConvertConfig:
     """Weights go to several files of at most this size."""
     weights: Annotated[Optional[str], _HIDDEN] = None
     """The weight file in SOURCE, when it has an unusual name."""
+    tokenizer: str = BESIDE
+    """The vocabulary: the one beside the weights, gpt2 for GPT-2's own, or none."""
     revision: str = "main"
     """Branch, tag or commit to download; all but main go to NAME@REVISION."""
     fold_mup: bool = False
@@ -53,6 +56,8 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
+        if self.tokenizer not in CHOICES:
+            raise UsageError(f"--tokenizer is {self.tokenizer!r}", nearest(self.tokenizer, CHOICES))
         self.shard_bytes = parse_size(self.shard_size)
 
 
@@ -96,7 +101,10 @@ def _convert(config: ConvertConfig) -> None:
             bar.total = total
             bar.update(written)
 
-        lines = convert(directory, out, config.dtype, config.shard_bytes, config.weights, progress)
+        lines = convert(
+            directory, out, config.dtype, config.shard_bytes, config.weights, progress,
+            config.tokenizer,
+        )  # fmt: skip
     print("\n".join(lines))
     if config.verify:
         print("\n".join(verify(out, directory)))

@@ -13,7 +13,7 @@ import torch
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DataError, DeviceError, UsageError, at_least
+from minigpt.base.errors import DeviceError, UsageError, at_least
 from minigpt.base.text import nearest
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
@@ -130,15 +130,13 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     device.check_precision(config.precision)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     model = load_model(directory, device.torch_device, dtype)
-    tokenizer, longest = load_tokenizer(str(directory)), model.config.n_positions
+    tokenizer, longest = load_tokenizer(directory), model.config.n_positions
     name, block = config.data or "stdlib", config.block_size or longest
     check_block(block, longest)
     template = config.template or load_template(directory) or "instruct"
-    found = open_datasets(name, tokenizer, block, template, record_keys=config.record_keys)
-    if found.validation.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            "%s was prepared with another tokenizer than the model's" % name, "name its source"
-        )
+    found = open_datasets(
+        name, tokenizer, block, template, record_keys=config.record_keys, origin=directory
+    )
     for line in found.notes:
         print("note: %s" % line, file=sys.stderr)
 

@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DataError, UsageError
-from minigpt.base.text import nearest
+from minigpt.base.errors import UsageError
+from minigpt.base.text import nearest, visible
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import load_tokenizer, resolve
 from minigpt.data.batch import IGNORE, Batch
@@ -85,12 +85,9 @@ def inspect_command(config: InspectConfig) -> None:
     """Prints the rows, each document of them apart, and the counts over all of them."""
     tokenizer, template, block = _settings(config)
     found = open_datasets(
-        config.data, tokenizer, block, template, config.packing, config.record_keys, config.strict
-    )
-    if found.train.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            "%s was prepared with another tokenizer" % config.data, "name it with --tokenizer"
-        )
+        config.data, tokenizer, block, template, config.packing, config.record_keys,
+        config.strict, config.checkpoint,
+    )  # fmt: skip
     count = len(found.train)
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
     batch = found.train.batch(shuffled(numbers, count, config.seed))
@@ -174,12 +171,7 @@ def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]
         ends = len(text) - len(text.rstrip("\n"))
         lines = text[: len(text) - ends].split("\n")
         for line in [*lines[:-1], lines[-1] + "\\n" * ends]:
-            yield kind, "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
-
-
-def _spelled(character: str) -> str:
-    """What would move the cursor or change the colours, written so that it does not."""
-    return character.encode("unicode_escape", "replace").decode("ascii")
+            yield kind, visible(line)
 
 
 def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int) -> Iterator[str]:

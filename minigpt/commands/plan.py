@@ -14,20 +14,18 @@ from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError
 from minigpt.base.text import size
+from minigpt.commands.flags import parse_settings
 from minigpt.devices.device import DEVICES, Device, find_device, is_moai
 from minigpt.model import zoo
 from minigpt.planning import peaks
-from minigpt.planning.fit import largest_rows, step_seconds
+from minigpt.planning.fit import largest_rows
 from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.training.config import TrainConfig
-from minigpt.training.job import advice, job_of
-from minigpt.training.settings import parse_settings
+from minigpt.training.job import advice, job_of, pace
+from minigpt.training.settings import resolve
 
 GB = peaks.GB
-# Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
-# tokens in the published 81 minutes, on 16 MI250.
-_SHARE, _MOAI_SHARE = 0.4, 0.08
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
 # framework 24.5): flavor, batch, block -> MiB in use on all GCDs.
 _PUBLISHED = {
@@ -62,7 +60,6 @@ class PlanConfig(TrainConfig):
 def plan_command(arguments: List[str]) -> None:
     """Prints the plan of the run that train.py would make of `arguments`."""
     config = parse_settings(PlanConfig, "minigpt plan", arguments)
-    config.check_together()
     if config.device == "moai" or (config.device == "auto" and is_moai()):
         job = _on_moai(config)
         print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS)]))
@@ -76,24 +73,28 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device
     """What is planned and for what, and this machine's device if it is for that."""
     room = peaks.parse_memory(config.memory) if config.memory is not None else None
     if config.device == "auto" and room is not None:
-        return job_of(config, ""), peaks.Accelerator("one that is not named", room, 0.0, 0.0), None
+        return _elsewhere(config), peaks.Accelerator("one that is not named", room, 0.0, 0.0), None
     local = None
     if config.device in DEVICES:
         local = find_device(config.device)
-        config.check_on(local)
-        job = job_of(config, local.kind)
+        job = job_of(resolve(config, local), local)
         accelerator = peaks.here(local, job.product_bytes)
     else:
         accelerator = peaks.find_accelerator(config.device)
-        job = _on_moai(config) if accelerator.flavor else job_of(config, "")
+        job = _on_moai(config) if accelerator.flavor else _elsewhere(config)
     return job, accelerator if room is None else replace(accelerator, memory=room), local
 
 
 def _on_moai(config: PlanConfig) -> Job:
-    config.check_on(Device("moai", torch.device("cuda")))
     if config.memory is not None:
         raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
-    return job_of(config, "moai")
+    device = Device("moai", torch.device("cuda"))
+    return job_of(resolve(config, device), device)
+
+
+def _elsewhere(config: PlanConfig) -> Job:
+    """On a device that is not here."""
+    return job_of(resolve(config, None), None)
 
 
 def _about(job: Job) -> List[str]:
@@ -141,14 +142,11 @@ def _verdict(
 
 
 def _time(job: Job, device: peaks.Accelerator) -> str:
-    share = _MOAI_SHARE if device.flavor else _SHARE
-    peak = device.bf16 if device.flavor else device.flops(job.product_bytes)
-    if not peak:
+    step = pace(job, device)
+    if step is None:
         return "time      unknown without a --device"
-    seconds = step_seconds(job, peak, share)
-    return "time      %.3g s a step, %s tokens/s: assumed %d%% of a peak of %.4g TFLOP/s" % (
-        seconds, format(int(job.batch * job.block / seconds), ","), share * 100, peak / peaks.TERA,
-    )  # fmt: skip
+    speed = int(job.batch * job.block / step.seconds)
+    return f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"
 
 
 def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:

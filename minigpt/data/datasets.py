@@ -37,8 +37,34 @@ def open_datasets(
     packing: bool = True,
     record_keys: Optional[str] = None,
     strict: bool = False,
+    origin: Union[str, Path, None] = None,
 ) -> Opened:
-    """The datasets of --data `name`; DataError or UsageError when there is nothing to learn."""
+    """The datasets of --data `name`; DataError or UsageError when there is nothing to learn, or
+    when they were prepared with another tokenizer than `tokenizer`, whose name for `prepare` is
+    `origin`.
+    """
+    found = _open(name, tokenizer, block_size, template, packing, record_keys, strict)
+    if found.train.tokenizer_fingerprint == tokenizer.fingerprint:
+        return found
+    what = f"{name} was prepared with another tokenizer"
+    if origin is None:
+        raise DataError(what, "name it with --tokenizer")
+    how = f"--tokenizer {origin}"
+    if found.template is not None:
+        how += f" --template {found.template.name}"
+    again = f"prepare it again with: python -m minigpt prepare SOURCE --out DIR {how}"
+    raise DataError(f"{what} than the model's", again)
+
+
+def _open(
+    name: str,
+    tokenizer: Tokenizer,
+    block_size: int,
+    template: Union[str, Template],
+    packing: bool,
+    record_keys: Optional[str],
+    strict: bool,
+) -> Opened:
     keys = parse_keys(record_keys)
     content = None if keys else read_dataset(Path(name), RECORDS)
     if content is None and not holds_records(name, keys, strict=strict):
@@ -58,7 +84,7 @@ def open_datasets(
         held_out, records = content["validation"], _rendered(Path(name), content, chosen)
     given = (chosen, tokenizer, block_size, packing, left_out, held_out)
     train, validation = split_datasets(records, *given)
-    if content is not None:  # made by which tokenizer: the caller compares
+    if content is not None:  # made by which tokenizer: open_datasets compares
         train.tokenizer_fingerprint = validation.tokenizer_fingerprint = content["tokenizer_sha256"]
     notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
     return Opened(train, validation, chosen, validation.prompt(), notes)

@@ -10,14 +10,13 @@ but neither cut, packed nor split: what fits into a row is not known before trai
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import sys
-from collections import deque
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import tyro
@@ -40,6 +39,7 @@ from minigpt.data.records import (
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, ShardWriter
 from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
+from minigpt.data.workers import WorkerLost, in_order
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
@@ -168,9 +168,9 @@ def _make(
     workers = 1 if work.size < _WORTH_PROCESSES else workers or _cores()
     with atomic_directory(out) as unfinished:
         writers = {s: _SplitWriter(unfinished, s, tokenizer, shard) for s in work.splits}
-        with tqdm(total=work.size, unit="B", unit_scale=True, delay=2.0,
-                  disable=not sys.stderr.isatty(), desc="tokenizing") as bar:  # fmt: skip
-            for item, encoded in _encoded(work, workers):
+        # Closing ends the processes at once, whatever happens here.
+        with closing(_encoded(work, workers)) as pairs, _bar(work.size) as bar:
+            for item, encoded in pairs:
                 writers[item.split].write(encoded, item.size)
                 bar.update(item.size)
         splits = {split: writer.close() for split, writer in writers.items()}
@@ -187,6 +187,13 @@ def _make(
             "tokenizer_sha256": tokenizer.fingerprint,
             "splits": splits,
         })  # fmt: skip
+
+
+def _bar(size: int) -> tqdm[None]:
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=size, unit="B", unit_scale=True, delay=2.0, disable=not watched, desc="tokenizing"
+    )
 
 
 def _cores() -> int:
@@ -225,27 +232,23 @@ class _SplitWriter:
         self.writer = ShardWriter(self.directory / name, self.width, self.tokenizer.fingerprint)
 
 
-_Pairs = Iterator[Tuple[_Item, Encoded]]
+def _encoded(work: _Work, workers: int) -> Generator[Tuple[_Item, Encoded], None, None]:
+    name = work.facts["source"]
+    try:
+        if workers == 1:
+            yield from ((item, _encode(item, work.encode, name)) for item in work.items)
+        else:
+            encode = partial(_encode, encode=work.encode, name=name)
+            yield from in_order(_batches(work.items), encode, workers)
+    except WorkerLost as error:
+        raise DataError(f"{name}: {error.what}", error.fix) from None
 
 
-def _encoded(work: _Work, workers: int) -> _Pairs:
-    if workers == 1:
-        yield from ((item, work.encode(item)) for item in work.items)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start_worker, (work.encode,)) as pool:
-        under_way: Deque[Tuple[List[_Item], Any]] = deque()
-        for batch in _batches(work.items):
-            under_way.append((batch, pool.apply_async(_encode_all, (batch,))))
-            if len(under_way) > 2 * workers:
-                yield from _finished(under_way)
-        while under_way:
-            yield from _finished(under_way)
-
-
-def _finished(under_way: Deque[Tuple[List[_Item], Any]]) -> _Pairs:
-    batch, result = under_way.popleft()
-    return zip(batch, result.get())
+def _encode(item: _Item, encode: Callable[[Any], Encoded], name: str) -> Encoded:
+    try:
+        return encode(item)
+    except DataError as error:  # it knows the text and not whose it is
+        raise DataError(f"{name}: {error.what}", error.fix) from None
 
 
 def _batches(items: Iterable[_Item]) -> Iterator[List[_Item]]:
@@ -259,15 +262,3 @@ def _batches(items: Iterable[_Item]) -> Iterator[List[_Item]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-_encode: Callable[[Any], Encoded]  # of a worker
-
-
-def _start_worker(encode: Callable[[Any], Encoded]) -> None:
-    global _encode
-    _encode = encode
-
-
-def _encode_all(items: List[_Item]) -> List[Encoded]:
-    return [_encode(item) for item in items]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.files import parse_object
+from minigpt.data.long_pieces import merge, parts
 from minigpt.data.vocabulary import find_gpt2
 
 MARKER = "bytes_tokenizer.json"
@@ -91,9 +93,11 @@ class GPT2Tokenizer(Tokenizer):
         self.vocab_size = len(ranks) + len(special)
         self.eos_id = special["<|endoftext|>"]
         self.fingerprint = hashlib.sha256(vocab_json + b"\0" + merges).hexdigest()
-        self._encoding = tiktoken.Encoding(
-            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
+        self._ranks = ranks
+        with no_panic("vocab.json and merges.txt"):
+            self._encoding = tiktoken.Encoding(
+                "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
+            )
         self._bytes = {rank: token for token, rank in ranks.items()}
         self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
@@ -103,7 +107,15 @@ class GPT2Tokenizer(Tokenizer):
     def encode_array(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return np.array(self._encoding.encode_ordinary(text), dtype=self._dtype)
+        found = [np.zeros(0, dtype=self._dtype)]
+        for part, long in parts(text):
+            ids = merge(part.encode(), self._ranks) if long else self._ordinary(part)
+            found.append(np.array(ids, dtype=self._dtype))
+        return np.concatenate(found)
+
+    def _ordinary(self, text: str) -> List[int]:
+        with no_panic("a text of %d characters that begins with %.40a" % (len(text), text)):
+            return self._encoding.encode_ordinary(text)
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
@@ -111,6 +123,17 @@ class GPT2Tokenizer(Tokenizer):
     def save(self, directory: Path) -> None:
         (directory / VOCAB).write_bytes(self.vocab_json)
         (directory / MERGES).write_bytes(self.merges)
+
+
+@contextmanager
+def no_panic(what: str) -> Iterator[None]:
+    """DataError for a panic of tiktoken, which is no Exception, over `what`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError("tiktoken gives up on %s" % what, "leave that out") from None
 
 
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
@@ -127,10 +150,17 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
         ranks = {bytes([byte]): rank for rank, byte in enumerate(_byte_characters())}
         for line in merges.decode("utf-8").splitlines():
             if line and not line.startswith("#version"):
-                token = line.replace(" ", "", 1)
-                ranks[bytes(byte_of[character] for character in token)] = len(ranks)
+                token = bytes(byte_of[character] for character in line.replace(" ", "", 1))
+                if token in ranks:
+                    raise ValueError("the merge %.40a comes twice" % line)
+                ranks[token] = len(ranks)
+        if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
+            raise ValueError("the ids are not 0 to %d" % (len(vocabulary) - 1))
         special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        lost = [token for token in special if "\u0120" in token]  # begins with a blank: a word
+        if lost:
+            raise ValueError("no merge makes %.40a" % lost[0])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError("vocab.json or merges.txt cannot be read: %s" % error, _AGAIN) from None
     ordinary = {
         bytes(byte_of.get(character, 0) for character in token): i

@@ -1,8 +1,9 @@
-"""The one place that knows what a device is and what it can do; the trainer asks it and nothing
-else.
+"""What a device is and what it can do. Others ask a Device, and compare no names of devices.
 
     cpu   everywhere      cuda  NVIDIA      rocm  AMD, through the same torch.cuda      mps  Apple
     moai  Moreh's platform: PyTorch 1.13 whose one cuda:0 is a cluster of AMD GPUs
+
+A method that is called `..._missing` says why something cannot be done here; nothing where it can.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import contextlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import ContextManager, Dict, Optional
+from typing import Any, ContextManager, Dict, Optional
 
 import torch
 from torch import Tensor
 
 from minigpt.base.errors import DeviceError, UsageError
+from minigpt.devices import moai
+from minigpt.devices.host import host_memory
 
 DEVICES = ("auto", "cpu", "cuda", "mps")  # what --device can name on any machine; and moai
 PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
 
 _PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
+_USABLE = 0.96  # of a GPU's free memory: kernels are loaded, and the allocator leaves gaps
 _MOAI = "cuda"  # what PyTorch calls MoAI's one device
 _OUT_OF_MEMORY = (
     "out of memory", "out_of_memory", "can't allocate memory", "memory not enough",
@@ -33,21 +37,88 @@ _OUT_OF_MEMORY = (
 class Device:
     """A kind of device and where PyTorch finds it."""
 
-    kind: str  # cpu, cuda, rocm, mps or moai
+    kind: str  # cpu, cuda, rocm, mps or moai; for messages, and for this room alone
     torch_device: torch.device
 
+    def __str__(self) -> str:
+        return self.kind
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is the processor itself."""
+        return self.kind == "cpu"
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether a step must be one graph whose shapes never change, as on MoAI, where each new
+        graph is compiled: the batch whole, the loss as its formula, and no sampling.
+        """
+        return self.kind == "moai"
+
+    @property
+    def _by_torch_cuda(self) -> bool:
+        return self.kind in ("cuda", "rocm")
+
+    # What it can do
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether PyTorch's scaled_dot_product_attention is known to work here."""
+        return self.kind != "moai" and hasattr(torch.nn.functional, "scaled_dot_product_attention")
+
     def compiler_missing(self) -> str:
-        """Why torch.compile is not to be had here; empty when it is."""
+        """Why there is no torch.compile."""
         if not hasattr(torch, "compile"):
-            return "PyTorch %s has no torch.compile (2.0 and later have)" % torch.__version__
+            return f"PyTorch {torch.__version__} has no torch.compile (2.0 and later have)"
         if self.kind in ("moai", "mps"):
-            return "torch.compile is not known to work on %s" % self.kind
-        if self.kind in ("cuda", "rocm") and importlib.util.find_spec("triton") is None:
+            return f"torch.compile is not known to work on {self}"
+        if self._by_torch_cuda and importlib.util.find_spec("triton") is None:
             return "torch.compile needs the triton package for a GPU"
         return ""
 
+    def fused_backward_missing(self) -> str:
+        """Why the optimizer cannot step inside the backward pass."""
+        if self.kind == "moai":
+            return "MoAI runs a step as one graph of its own"
+        if hasattr(Tensor, "register_post_accumulate_grad_hook"):
+            return ""
+        return f"PyTorch {torch.__version__} has no hook for it (2.1 and later have)"
+
+    def recompute_missing(self) -> str:
+        """Why activations cannot be recomputed by minigpt."""
+        return "it would hide the model from MoAI" if self.kind == "moai" else ""
+
+    def precision_missing(self, precision: str) -> str:
+        """Why there is no such precision."""
+        if precision == "fp32":
+            return ""
+        if self.kind == "moai":
+            return "MoAI keeps fp32 weights and computes in bfloat16 by a switch of its own"
+        if self.kind == "mps":
+            return "only fp32 is known to work on mps"
+        if self.kind == "cpu" and precision == "fp16-mixed":
+            return _float16_missing()
+        # torch.cuda.is_bf16_supported() counts emulation, which is slow and has no fused attention.
+        old = self.kind == "cuda" and torch.cuda.get_device_capability()[0] < 8
+        if old and precision != "fp16-mixed":
+            return "this GPU has no bfloat16, but it can do fp16-mixed"
+        return ""
+
+    def check_precision(self, precision: str) -> None:
+        """DeviceError when there is no such precision here."""
+        missing = self.precision_missing(precision)
+        if missing:
+            raise DeviceError(f"--precision {precision}: {missing}", "use another")
+
+    # How it is used
+
+    def start(self, options: Optional[Dict[str, Any]]) -> None:
+        """To be called before a model is built: moai.start(options), where the device is MoAI."""
+        if self.kind == "moai":
+            moai.start(options)
+
     def autocast(self, precision: str) -> ContextManager[object]:
-        """The context a forward pass runs in: in mixed precision, matmuls of 16 bits."""
+        """The context a forward pass runs in: in mixed precision, it multiplies in 16 bits."""
         if not precision.endswith("-mixed"):
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, self.product_dtype(precision))
@@ -56,123 +127,75 @@ class Device:
         """The dtype in which matrices are multiplied under `autocast(precision)`."""
         return _PRODUCTS.get(precision, torch.float32)
 
-    def precision_missing(self, precision: str) -> str:
-        """Why `precision` is not to be had here; empty when it is."""
-        if precision == "fp32":
-            return ""
-        if self.kind == "moai":
-            return "MoAI keeps fp32 weights and computes in bfloat16 by a switch of its own"
-        if self.kind == "mps":
-            return "only fp32 is known to work on mps"
-        if self.kind == "cpu" and precision == "fp16-mixed":
-            return _no_float16()
-        # torch.cuda.is_bf16_supported() counts emulation, which is slow and has no fused attention.
-        old = self.kind == "cuda" and torch.cuda.get_device_capability()[0] < 8
-        if old and precision != "fp16-mixed":
-            return "this GPU has no bfloat16, but it can do fp16-mixed"
-        return ""
-
-    def check_precision(self, precision: str) -> None:
-        """DeviceError when `precision` is not to be had here."""
-        missing = self.precision_missing(precision)
-        if missing:
-            raise DeviceError("--precision %s: %s" % (precision, missing), "use another")
-
-    def fused_backward_missing(self) -> str:
-        """Why the optimizer cannot step inside the backward pass here; empty when it can."""
-        if self.kind == "moai":
-            return "MoAI runs a step as one graph of its own"
-        if hasattr(Tensor, "register_post_accumulate_grad_hook"):
-            return ""
-        return "PyTorch %s has no hook for it (2.1 and later have)" % torch.__version__
-
-    def peak_memory(self) -> Optional[int]:
-        """The most bytes that tensors have taken on the device so far; None where nobody counts."""
-        if self.kind in ("cuda", "rocm"):
-            return int(torch.cuda.max_memory_allocated())
-        return None
-
-    @property
-    def fused_attention(self) -> bool:
-        """Whether PyTorch's scaled_dot_product_attention is known to work here."""
-        return self.kind != "moai" and hasattr(torch.nn.functional, "scaled_dot_product_attention")
-
-    @property
-    def pins_memory(self) -> bool:
-        """Whether tensors in page-locked memory reach the device while the host goes on."""
-        return self.kind in ("cuda", "rocm")
-
     def send(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device, without waiting for what the device has to do."""
-        tensor = tensor.pin_memory() if self.pins_memory else tensor
+        if self._by_torch_cuda:  # only from page-locked memory does the host not wait
+            tensor = tensor.pin_memory()
         return tensor.to(self.torch_device, non_blocking=True)
-
-    @property
-    def generator_device(self) -> torch.device:
-        """Where random draws with a generator of their own are made: on the device, where it has
-        such generators.
-        """
-        own = self.kind in ("cpu", "cuda", "rocm")
-        return self.torch_device if own else torch.device("cpu")
-
-    @property
-    def static_shapes(self) -> bool:
-        """Whether every new shape of a tensor costs the compilation of a new graph."""
-        return self.kind == "moai"
 
     @property
     def loss_format(self) -> str:
         """How a loss is printed: MoAI computes it in bfloat16, which has three digits."""
         return "%.3g" if self.kind == "moai" else "%.4f"
 
-    def more_memory(self) -> str:
-        """What to do when it runs out."""
+    # Memory
+
+    def free_memory(self) -> Optional[int]:
+        """Bytes that a run may take now. None where nothing tells, and on MoAI, where to ask would
+        allocate the cluster.
+        """
+        if self._by_torch_cuda:
+            return int(_USABLE * torch.cuda.mem_get_info()[0])
         if self.kind == "moai":
-            return (
-                "use a smaller --batch-size or --block-size, a larger flavor (moreh-switch-model),"
-                " or --moai-distribute-parameter True"
-            )
-        return (
-            "use a smaller --micro-batch-size or --block-size, or --recompute;"
-            " python -m minigpt plan with the same flags says what fits"
-        )
+            return None
+        total, free = host_memory()
+        return total if free is None else free
+
+    def peak_memory(self) -> Optional[int]:
+        """The most bytes that tensors have taken so far; None where PyTorch does not count them."""
+        return int(torch.cuda.max_memory_allocated()) if self._by_torch_cuda else None
+
+    def gpu_name(self) -> str:
+        """What the maker calls it; empty where PyTorch cannot say."""
+        return str(torch.cuda.get_device_name()) if self._by_torch_cuda else ""
+
+    # Random numbers
+
+    @property
+    def generator_device(self) -> torch.device:
+        """Where a generator of one's own draws: on the host where the device has none."""
+        own = self._by_torch_cuda or self.kind == "cpu"
+        return self.torch_device if own else torch.device("cpu")
 
     def be_deterministic(self) -> None:
-        """From now on, PyTorch uses only kernels that repeat themselves to the last bit, and raises
-        where it has none. To be called before the first matrix product.
+        """From now on, only kernels that repeat themselves to the last bit; an error where there is
+        none. To be called before the first matrix product.
         """
-        if self.kind in ("cuda", "rocm"):
+        if self._by_torch_cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
         states = {"cpu": torch.get_rng_state()}
-        if self.kind in ("cuda", "rocm"):
+        if self._by_torch_cuda:
             states["cuda"] = torch.cuda.get_rng_state()
         return states
 
     def set_rng_state(self, states: Dict[str, Tensor]) -> None:
         """Puts back what `rng_state` gave; a device that was not there then keeps its own."""
         torch.set_rng_state(states["cpu"])
-        if self.kind in ("cuda", "rocm") and "cuda" in states:
+        if self._by_torch_cuda and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])
-
-    def __str__(self) -> str:
-        return self.kind
 
 
 def is_moai() -> bool:
-    """Whether this PyTorch is MoAI's. Asked before any cuda call, because those allocate the
-    cluster.
-    """
+    """Whether this PyTorch is MoAI's. Asked before any call of torch.cuda: those allocate it."""
     return hasattr(torch, "moreh") or getattr(torch.version, "moreh", None) is not None
 
 
 def find_device(name: str = "auto") -> Device:
-    """The device called `name`: auto, cpu, cuda, mps or moai. DeviceError when it is not here. Of
-    NVIDIA's attention kernels, PyTorch is left those that suit texts.
-    """
+    """The device called `name`: auto, cpu, cuda, mps or moai. DeviceError when it is not here."""
     available = {
         "moai": is_moai(),
         "cuda": not is_moai() and torch.cuda.is_available(),
@@ -182,14 +205,14 @@ def find_device(name: str = "auto") -> Device:
     if name == "auto":
         name = next(kind for kind, here in available.items() if here)
     if name not in available:
-        raise UsageError("unknown device %r" % name, "use one of: auto, %s" % ", ".join(available))
+        raise UsageError(f"unknown device {name!r}", f"use one of: auto, {', '.join(available)}")
     if not available[name]:
         raise DeviceError(
-            "PyTorch %s finds no %s device here" % (torch.__version__, name),
-            "use --device %s" % ("moai" if is_moai() else "cpu"),
+            f"PyTorch {torch.__version__} finds no {name} device here",
+            f"use --device {'moai' if is_moai() else 'cpu'}",
         )
     if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
-        # It plans anew for every length, and texts have many; and it is never deterministic.
+        # This attention plans anew for every length, and texts have many; it is not deterministic.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "cuda" and torch.version.hip is not None:
         return Device("rocm", torch.device("cuda"))
@@ -215,10 +238,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in _OUT_OF_MEMORY)
 
 
-def _no_float16() -> str:
+def _float16_missing() -> str:
     ones = torch.ones(2, 2, dtype=torch.float16)
     try:
         torch.mm(ones, ones)
     except RuntimeError:
-        return "PyTorch %s cannot multiply float16 on a CPU" % torch.__version__
+        return f"PyTorch {torch.__version__} cannot multiply float16 on a CPU"
     return ""

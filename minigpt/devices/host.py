@@ -9,8 +9,8 @@ from typing import Optional, Tuple
 
 
 def host_memory() -> Tuple[Optional[int], Optional[int]]:
-    """Bytes in all, and bytes that a program may still take; None where nothing tells. The
-    limit of a container (control groups, version 2) counts as all.
+    """Bytes in all, and bytes that a program may still take; None where the system does not say.
+    In a container, all is its limit (control groups, version 2).
     """
     try:
         found = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))

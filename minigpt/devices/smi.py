@@ -1,10 +1,12 @@
-"""What `moreh-smi` (MoAI framework up to 25.1) and `ap-smi` (25.5) print, as data.
+"""What Moreh's tool says of the accelerator: `moreh-smi`, or `ap-smi` from framework 25.5 on.
 
-A row is what stands between bars, and the header row above it says what each cell is. Nothing
-more is relied on: widths vary, a date or messages stand around the tables, the flavor is headed
-Model or Flavor, an idle accelerator shows dashes. What cannot be read is left out or None; no
-text makes a parser fail. The formats are those of docs.moreh.io (2023 to 2024) and of the
-repository moreh-dev/moai-examples (2025).
+Its text is for people, and is shown to them as it is. A program needs one table of it: the flavors,
+their memory, and whether a program runs. A row of that is what stands between bars, and the row of
+headings above it says what each cell is. Nothing more is relied on: widths vary, other text stands
+around, the flavor is headed Model or Flavor, an idle accelerator shows dashes. No text makes this
+fail; a row that cannot be read is left out.
+
+Formats: docs.moreh.io (2023 to 2024) and the repository moreh-dev/moai-examples (2025).
 """
 
 from __future__ import annotations
@@ -12,185 +14,99 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import List, Optional
 
 from minigpt.base.errors import DeviceError
+from minigpt.base.text import visible
+
+_MOST = 1 << 16  # bytes that are read; who prints more prints no table
 
 
 @dataclass(frozen=True)
-class Accelerator:
-    """One virtual device. An idle one shows no memory and no utilization."""
+class VirtualDevice:
+    """What PyTorch sees as one device. An idle one shows no memory."""
 
-    index: int
-    default: bool  # the one a program gets when it does not choose
-    name: str
-    flavor: str  # empty where none is set
-    used_mib: Optional[int]
+    flavor: str  # "-" where none is set
     total_mib: Optional[int]
-    utilization: Optional[int]  # percent
-    used_percent: Optional[int] = None  # ap-smi gives this in place of MiB
+    running: bool  # whether a program uses it
 
 
-@dataclass(frozen=True)
-class Process:
-    """A program that uses an accelerator."""
-
-    device: int
-    job: str
-    pid: Optional[int]
-    command: str
-    used_mib: Optional[int]
-
-
-@dataclass(frozen=True)
-class Smi:
-    """All a tool shows. Versions are of the MoAI framework; empty where none is shown."""
-
-    version: str
-    latest: str
-    devices: List[Accelerator]
-    processes: List[Process]
+def parse_smi(text: str) -> List[VirtualDevice]:
+    """The devices in what `moreh-smi` or `ap-smi` prints."""
+    found, headings = [], [""]
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().split("|")[1:-1]]
+        if cells and cells[0].lower() in ("device", "#"):
+            headings = [cell.lower() for cell in cells]
+        elif len(cells) == len(headings) and re.fullmatch(r"(\*\s*)?[0-9]{1,9}", cells[0]):
+            row = dict(zip(headings, cells))
+            flavor = row.get("model", row.get("flavor"))
+            used = row.get("memory usage", row.get("mem usage(%)", ""))
+            total = re.fullmatch(r"([0-9]{1,15})\s*MiB", row.get("total memory", ""))
+            if flavor:  # the table of processes has none
+                mib = int(total.group(1)) if total else None
+                found.append(VirtualDevice(flavor, mib, re.match("[0-9]", used) is not None))
+    return found
 
 
-@dataclass(frozen=True)
-class Gcd:
-    """One physical GPU behind the accelerator: a row of `moreh-smi -p`."""
-
-    index: int
-    location: str  # node:place
-    temperature: Optional[int]  # Celsius
-    utilization: Optional[int]  # percent
+def find_tool() -> Optional[str]:
+    """The path of Moreh's tool; None where there is none."""
+    return shutil.which("moreh-smi") or shutil.which("ap-smi")
 
 
-def parse_moreh_smi(text: str) -> Smi:
-    """Reads `moreh-smi`."""
-    return _parse(text, "Current")
-
-
-def parse_ap_smi(text: str) -> Smi:
-    """Reads `ap-smi`, which lists no processes."""
-    return _parse(text, "Framework")
-
-
-def parse_gcds(text: str) -> List[Gcd]:
-    """Reads `moreh-smi -p`."""
-    gcds = []
-    for row in _rows(text):
-        index = _number(row.get("dev", ""))
-        if index is not None and "location" in row:
-            heat, busy = _number(row.get("dev temp", ""), "C"), _number(row.get("dev util", ""))
-            gcds.append(Gcd(index, row["location"], heat, busy))
-    return gcds
-
-
-def read_smi(timeout: float) -> Optional[Tuple[str, Smi]]:
-    """Runs the tool that is here: its name, and what it shows; None where there is none.
-    DeviceError when it fails, shows no accelerator, or takes longer than `timeout` seconds.
+def run_tool(path: str, timeout: float) -> str:
+    """What the tool at `path` prints. DeviceError when it fails, or takes longer than `timeout`
+    seconds; then it is killed, with all that it started.
     """
-    for name, parser in (("moreh-smi", parse_moreh_smi), ("ap-smi", parse_ap_smi)):
-        text = run_tool([name], timeout)
-        if text is None:
-            continue
-        smi = parser(text)
-        if not smi.devices:
-            raise DeviceError("%s shows no accelerator%s" % (name, _last_line(text)))
-        return name, smi
-    return None
-
-
-def run_tool(words: List[str], timeout: float) -> Optional[str]:
-    """What a command prints; None when it is not on the PATH. DeviceError when it fails or takes
-    longer than `timeout` seconds; then it is ended with all it started, for a child of it would
-    keep the pipe open.
-    """
-    path = shutil.which(words[0])
-    if path is None:
-        return None
+    name = os.path.basename(path)
     try:
         process = subprocess.Popen(
-            [path, *words[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        )  # fmt: skip
     except OSError as error:
-        raise DeviceError("%s cannot be started: %s" % (path, error.strerror or error)) from None
-    with process:
-        try:
-            printed, complaint = process.communicate(timeout=timeout)
-        except BaseException as error:  # Ctrl-C too: it does not reach another session
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            what = "%s gave no answer within %g s" % (" ".join(words), timeout)
-            raise DeviceError(what, "try it by itself") from None
-    text = printed.decode("utf-8", "replace")
-    if process.returncode != 0:
-        said = _last_line(complaint.decode("utf-8", "replace") or text)
-        what = "%s failed with exit code %d%s" % (" ".join(words), process.returncode, said)
-        raise DeviceError(what)
+        raise DeviceError(f"{path} cannot be started: {error.strerror or error}") from None
+    try:
+        ends = time.monotonic() + timeout
+        text = _read(process, ends)
+        code = process.wait(max(0.0, ends - time.monotonic()))
+    except BaseException as error:  # Ctrl-C too: it does not reach another session
+        _kill(process)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        what = f"{name} gave no answer within {timeout:g} s"
+        raise DeviceError(what, "try it by itself") from None
+    if code != 0:
+        last = text.rstrip().rpartition("\n")[2].strip()[:200]
+        raise DeviceError(f"{name} failed with exit code {code}{last and ': ' + visible(last)}")
     return text
 
 
-def _parse(text: str, current: str) -> Smi:
-    devices, processes = [], []
-    for row in _rows(text):
-        place = re.fullmatch(r"(\*?)\s*([0-9]{1,9})", row.get("device", row.get("#", "")))
-        if place is None:
-            continue
-        index, used = int(place.group(2)), _number(row.get("memory usage", ""), "MiB")
-        flavor = row.get("model", row.get("flavor"))
-        if "pid" in row:
-            job, command = row.get("job id", ""), row.get("process", "")
-            processes.append(Process(index, job, _number(row["pid"]), command, used))
-        elif flavor is not None:
-            devices.append(
-                Accelerator(
-                    index,
-                    place.group(1) == "*",
-                    row.get("name", ""),
-                    "" if flavor == "-" else flavor,
-                    used,
-                    _number(row.get("total memory", ""), "MiB"),
-                    _number(row.get("utilization", row.get("gpu util(%)", ""))),
-                    _number(row.get("mem usage(%)", "")),
-                )
-            )
-    return Smi(_version(text, current), _version(text, "Latest"), devices, processes)
+def _read(process: subprocess.Popen[bytes], ends: float) -> str:
+    """All that the process prints until it closes its output; TimeoutExpired after `ends`."""
+    assert process.stdout is not None
+    data = b""
+    with process.stdout as output:
+        while len(data) < _MOST:
+            left = max(0.0, ends - time.monotonic())
+            if not select.select([output], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(process.args, left)
+            piece = os.read(output.fileno(), _MOST)
+            if not piece:
+                break
+            data += piece
+    return data.decode("utf-8", "replace")
 
 
-def _rows(text: str) -> Iterator[Dict[str, str]]:
-    """The cells of each row by their headings, in lower case. A header begins Device, Dev or #."""
-    headings: List[str] = []
-    for line in text.splitlines():
-        cells = line.strip().split("|")[1:-1]
-        if cells and cells[0].strip().lower() in ("device", "dev", "#"):
-            headings = [cell.strip().lower() for cell in cells]
-        elif headings and len(cells) >= len(headings):
-            if "process" in headings:  # a command line may hold bars of its own
-                place, extra = headings.index("process"), len(cells) - len(headings)
-                cells[place : place + extra + 1] = ["|".join(cells[place : place + extra + 1])]
-            yield {heading: cell.strip() for heading, cell in zip(headings, cells)}
-
-
-def _number(cell: str, unit: str = "%") -> Optional[int]:
-    """`71%`, `100 %` or `43`, and with MiB `397 MiB`; a dash is None."""
-    found = re.fullmatch(r"([0-9]{1,15})\s*(%s)?" % unit, cell)
-    return int(found.group(1)) if found else None
-
-
-def _version(text: str, which: str) -> str:
-    found = re.search(which + r"\W+Version\s*:\s*([0-9][\w.+-]*)", text)
-    return found.group(1) if found else ""
-
-
-def _last_line(text: str) -> str:
-    """The last line of a message, which in a traceback is the one that says why."""
-    lines = text.strip().splitlines()
-    return ": %s" % lines[-1].strip()[:200] if lines else ""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and its children, without waiting for one that hangs in a driver."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1)

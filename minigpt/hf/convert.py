@@ -1,8 +1,8 @@
 """Hugging Face to minigpt: a checkpoint read and written one tensor at a time.
 
 First everything is checked by names and shapes alone: which tensors there are, what each becomes,
-that none is missing, unknown or of a wrong shape. Only then is the first byte written; the result
-appears when it is whole.
+that none is missing, unknown or of a wrong shape, and that the vocabulary is one that we can read.
+Only then is the first byte written; the result appears when it is whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -23,16 +23,15 @@ from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
-from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.source import find_files, open_tensors, read_json
+from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
-_GPT2_TOKENS = 50257
 _OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
@@ -43,22 +42,23 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     weights: Optional[str] = None,
     progress: Optional[Progress] = None,
+    tokenizer: str = BESIDE,
 ) -> List[str]:
     """Writes the minigpt checkpoint of `directory` to `out`; returns the lines of a short summary.
 
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
-    written.
+    written; `tokenizer` is beside (the weights), gpt2 (its own) or none.
     """
     require_free(out, USE_IT, directory)
     with ExitStack() as stack:
         found = check_source(directory, stack, weights)
-        tokenizer, notes = _find_tokenizer(directory, found.config)
+        vocabulary, notes = find_vocabulary(directory, found.config.vocab_size, tokenizer)
         found.notes.extend(notes)
         tensors = _as_ours(found.tensors, DTYPES[dtype], progress)
         write_checkpoint(
             out,
             lambda partial: write_model(partial, found.config, tensors, shard_bytes),
-            tokenizer,
+            vocabulary,
             load_template(directory),  # of a tuned model that was exported
         )
     return _summary(directory, out, found, sum(tensor.nbytes for tensor in tensors.values()))
@@ -170,27 +170,6 @@ def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> T
             f"{name} has numbers beyond what fp16 can hold (65504)", "use --dtype bf16"
         )
     return tensor
-
-
-def _find_tokenizer(directory: Path, config: GPTConfig) -> Tuple[Optional[Tokenizer], List[str]]:
-    """The vocabulary beside the weights or, for GPT-2's own, wherever it is found."""
-    note = "there is no vocabulary beside the weights"
-    beside = (directory / VOCAB).is_file() and (directory / MERGES).is_file()
-    if not beside and config.vocab_size < _GPT2_TOKENS:
-        return None, [note + ", and GPT-2's own is too large: none kept"]
-    # Read as files: by its name, a directory called bytes would be the bytes tokenizer.
-    tokenizer = _beside(directory) if beside else load_tokenizer("gpt2")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            "%s has %d tokens and the model %d"
-            % (directory / VOCAB, tokenizer.vocab_size, config.vocab_size),
-            "get the vocabulary that belongs to the weights",
-        )
-    return tokenizer, [] if beside else [note + ": GPT-2's own is used"]
-
-
-def _beside(directory: Path) -> Tokenizer:
-    return GPT2Tokenizer((directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes())
 
 
 def _summary(directory: Path, out: Path, found: Source, total: int) -> List[str]:

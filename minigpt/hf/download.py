@@ -27,6 +27,7 @@ from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import hexdigest
 from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.hf.source import WEIGHT_FILES, shard_names
+from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
 
 _BLOCK = 1 << 20
 _TRIES = 6
@@ -73,6 +74,8 @@ def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> 
         directory.mkdir(parents=True, exist_ok=True)
         files = get("config.json")
         files += get(*filter(there, (VOCAB, MERGES)))
+        if len(files) < 3:  # the vocabulary is in another form, to be read or to be named
+            files += get(*filter(there, (FAST, SETTINGS, *FOREIGN)))
         for single, index in WEIGHT_FILES:
             if there(index):
                 get(index)

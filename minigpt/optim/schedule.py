@@ -1,12 +1,11 @@
-"""The learning rate as a function of the step: a linear warmup, then one of four shapes.
+"""The learning rate of each step: a linear warmup to the peak, then one of four shapes.
 
-    cosine    min + (peak - min) (1 + cos(pi t)) / 2        Loshchilov & Hutter 2017
-    linear    peak - (peak - min) t
+    cosine    minimum + (peak - minimum) (1 + cos(pi t)) / 2   Loshchilov & Hutter 2017
+    linear    peak - (peak - minimum) t
     constant  peak
-    wsd       peak, then linearly to min over the last fifth   Hu et al. 2024 (warmup, stable,
-    decay)
+    wsd       peak; over the last fifth linearly to minimum    warmup-stable-decay, Hu et al. 2024
 
-with t from 0 (end of warmup) to 1 (last step).
+t goes from 0 (first step after the warmup) to 1 (last step).
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import math
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
-_WSD_DECAY = 0.2
+_WSD_DECAY = 0.2  # the part of the steps in which wsd decays
 
 
 def learning_rate(
     step: int, steps: int, peak: float, minimum: float, warmup_steps: int, schedule: str
 ) -> float:
-    """The rate of step number `step` (0 to steps - 1) out of `steps`."""
+    """The rate of step number `step`, from 0 to steps - 1."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     t = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)

@@ -1,88 +1,117 @@
-"""Temporary."""
+"""An optimizer step as the trainer takes it:
+
+    for each micro-batch:  update.backward(loss)
+    grad_norm = update.finish()
+
+It comes in three kinds. `Clipped` adds up the gradients, clips them and moves the weights. `Scaled`
+does the same for float16, whose gradients may overflow. `InBackward` moves every weight inside the
+backward pass, as soon as its gradient is there.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Dict, Iterable, List, Union
+from functools import partial
+from typing import Dict, Iterable, List
 
 import torch
 from torch import Tensor
 
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale, next_loss_scale
+from minigpt.optim.clipping import clip_scale, global_norm, next_loss_scale
 
 
 class Update:
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+    """What the trainer relies on. All tensors are 0-d and on the device."""
 
-    def finish(self) -> Tensor:
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of one micro-batch's `loss`."""
         raise NotImplementedError
 
-    def saved(self) -> Dict[str, Union[int, float]]:
+    def finish(self) -> Tensor:
+        """Ends the step, and frees the gradients. Returns their global norm before clipping."""
+        raise NotImplementedError
+
+    def saved(self) -> Dict[str, float]:
+        """What a checkpoint has to keep, by the names in state.json."""
         return {}
 
 
 class Clipped(Update):
+    """Never waits for the device. `grad_clip` is the largest norm that passes; 0: no clipping."""
+
     def __init__(self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float) -> None:
         self.optimizer, self.parameters, self.grad_clip = optimizer, list(parameters), grad_clip
 
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def finish(self) -> Tensor:
-        norm, scale = clip_scale(self.parameters, self.grad_clip, 1.0)
+        norm, scale = clip_scale(self.parameters, self.grad_clip)
         self.optimizer.step(scale)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
 
 class Scaled(Clipped):
+    """With the dynamic loss scale of fp16-mixed (clipping.py). A step in which a gradient
+    overflowed is skipped, and `finish` returns the norm of the last step that was not.
+    """
+
     def __init__(
-        self,
-        optimizer: AdamW,
-        parameters: List[Tensor],
-        grad_clip: float,
-        loss_scale: float,
-        clean_steps: int,
-        skipped_steps: int,
-    ) -> None:
+        self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float,
+        loss_scale: float, clean_steps: int = 0, skipped_steps: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(optimizer, parameters, grad_clip)
-        self.loss_scale, self.clean_steps, self.skipped_steps = (
-            loss_scale,
-            clean_steps,
-            skipped_steps,
-        )
-        self.norm = torch.zeros(())
+        self.loss_scale, self.clean_steps = loss_scale, clean_steps
+        self.skipped_steps = skipped_steps
+        self.grad_norm = torch.zeros((), device=self.parameters[0].device)
 
     def backward(self, loss: Tensor) -> None:
-        super().backward(loss * self.loss_scale)
+        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
         norm, scale = clip_scale(self.parameters, self.grad_clip, self.loss_scale)
-        finite = math.isfinite(norm.item())
+        finite = math.isfinite(norm.item())  # only float16 has to wait for the device here
         if finite:
-            self.norm = norm
+            self.grad_norm = norm
             self.optimizer.step(scale)
-        self.loss_scale, self.clean_steps = next_loss_scale(
-            self.loss_scale, self.clean_steps, finite
-        )
         self.skipped_steps += not finite
+        scales = next_loss_scale(self.loss_scale, self.clean_steps, finite)
+        self.loss_scale, self.clean_steps = scales
         self.optimizer.zero_grad(set_to_none=True)
-        return self.norm
+        return self.grad_norm
 
-    def saved(self):  # type: ignore
-        return {k: getattr(self, k) for k in ("loss_scale", "clean_steps", "skipped_steps")}
+    def saved(self) -> Dict[str, float]:
+        names = ("loss_scale", "clean_steps", "skipped_steps")
+        return {name: getattr(self, name) for name in names}
 
 
 class InBackward(Update):
+    """Each gradient is freed once its weight has moved (PyTorch 2.1 and later), so that they are
+    never all in memory. Hence no clipping, which needs all first, and one micro-batch a step.
+    """
+
     def __init__(self, optimizer: AdamW) -> None:
         self.optimizer = optimizer
-        self.norms = optimizer.fuse_into_backward()
-        self.begun = False
+        self.norms: List[Tensor] = []  # of this step's gradients so far
+        for number, group in enumerate(optimizer.param_groups):
+            for weight in group["params"]:
+                weight.register_post_accumulate_grad_hook(partial(self._step_weight, number))
 
     def backward(self, loss: Tensor) -> None:
-        self.optimizer.begin_step()
-        super().backward(loss)
+        assert not self.norms, "a step inside the backward pass has one micro-batch"
+        self.scalars = self.optimizer.begin_step()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
-        norm = torch.linalg.vector_norm(torch.stack(self.norms).float())
+        norm = global_norm(self.norms)
         self.norms.clear()
         return norm
+
+    @torch.no_grad()
+    def _step_weight(self, group: int, weight: Tensor) -> None:
+        assert weight.grad is not None
+        self.norms.append(torch.linalg.vector_norm(weight.grad))
+        self.optimizer.step_weight(weight, self.scalars[group])
+        weight.grad = None

@@ -1,31 +1,49 @@
 """What of a job fits into a memory, what has to change when it does not, and how long a step takes.
 
-Everything here asks plan.py and loads nothing.
+Nothing is loaded: all of it is computed from the shape of the model and the settings of the run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
-from operator import itemgetter
-from typing import Any, Collection, Dict, Iterator, List, Set, Tuple
+from typing import Any, Collection, Iterator, List, NamedTuple, Optional, Tuple
 
+from minigpt.devices.device import Device
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.planning.memory import Job, matrices, memory
 
-Change = Tuple[str, str]  # a flag, and what it costs
 
-LORA, FUSED = "--lora-rank 16", "--fused-backward"
-_SMALLER = 5  # how far from what was asked a smaller batch is
-# What saves memory: flag, cost in words, how far from what was asked, what it sets in the Job.
-_SAVERS: Tuple[Tuple[str, str, int, Dict[str, Any]], ...] = (
-    ("--precision bf16-mixed", "16-bit arithmetic", 1, {"precision": "bf16-mixed"}),
-    ("--recompute", "about a third more time", 2, {"recompute": True}),
-    (FUSED, "no clipping, no micro-batches", 3, {"fused_backward": True}),
-    ("--precision bf16", "16-bit weights and states", 4, {"precision": "bf16"}),
-    (LORA, "an adapter learns, not the weights", 16, {"lora": LoRAConfig(16)}),
-)  # fmt: skip
+class Change(NamedTuple):
+    """One thing that saves memory."""
+
+    flag: str
+    cost: str  # in words
+    distance: int  # how far it is from what was asked; several add up
+    setting: str  # what it sets in the Job
+    value: Any
+
+
+RECOMPUTE, FUSED, LORA = "--recompute", "--fused-backward", "--lora-rank 16"
+# All that saves memory, beside fewer rows at a time, which cost nothing, and smaller steps.
+_LADDER = (
+    Change("--precision bf16-mixed", "16-bit arithmetic", 1, "precision", "bf16-mixed"),
+    Change(RECOMPUTE, "about a third more time", 2, "recompute", True),
+    Change(FUSED, "no clipping, no micro-batches", 3, "fused_backward", True),
+    Change("--precision bf16", "16-bit weights and states", 4, "precision", "bf16"),
+    Change(LORA, "an adapter learns, not the weights", 16, "lora", LoRAConfig(16)),
+)
+_SMALLER_STEPS = 5  # their distance
+
+
+def more_memory(device: Device) -> str:
+    """What to do when memory runs out on `device` in a run that was planned to fit."""
+    if device.static_shapes:
+        other = "a larger flavor (moreh-switch-model), or --moai-distribute-parameter True"
+        return f"use a smaller --batch-size or --block-size, {other}"
+    plan = "python -m minigpt plan with the same flags says what fits"
+    return f"use a smaller --micro-batch-size or --block-size, or {RECOMPUTE}; {plan}"
 
 
 @dataclass(frozen=True)
@@ -36,12 +54,12 @@ class Advice:
     changes: Tuple[Change, ...]
 
     def __str__(self) -> str:
-        return ", ".join("%s (%s)" % change for change in self.changes)
+        return ", ".join(f"{change.flag} ({change.cost})" for change in self.changes)
 
 
 def largest_rows(job: Job, room: int) -> int:
-    """The most rows of a micro-batch, up to the batch, for which `room` bytes are enough; 0 when
-    one is too many. Where the batch must be whole, the largest batch.
+    """The most rows of a micro-batch (or of the batch, where it must be whole) with which the job
+    fits into `room` bytes; 0 when not even one fits.
     """
     if memory(replace(job, rows=job.batch)).total <= room:
         return job.batch
@@ -64,56 +82,65 @@ def nearest_fit(job: Job, room: int, most: int = 3, barred: Collection[str] = ()
     """Changes after which the job fits into `room` bytes, the nearest to what was asked first. None
     of them contains another, or a flag that is `barred`. Empty when nothing helps.
     """
-    fitting = []
-    for cost, changed, changes in _changed(job, barred):
-        rows = largest_rows(changed, room)
-        shrinks = changed.whole_batch and rows < changed.batch
-        if rows:
-            advice = _advice(changed, rows, changes, job.rows)
-            fitting.append((cost + (_SMALLER if shrinks else 0), {c[0] for c in changes}, advice))
-    found: List[Tuple[Set[str], Advice]] = []
-    for _, flags, advice in sorted(fitting, key=itemgetter(0)):
-        if not any(nearer <= flags for nearer, _ in found):
-            found.append((flags, advice))
-    return [advice for _, advice in found[:most]]
+    tried = (_with(job, changes, room) for changes in _combinations(job, barred))
+    fitting = [advice for advice in tried if advice is not None]
+    found: List[Advice] = []
+    for advice in sorted(fitting, key=lambda one: sum(change.distance for change in one.changes)):
+        rungs = set(advice.changes) & set(_LADDER)
+        if not any(set(nearer.changes) & set(_LADDER) <= rungs for nearer in found):
+            found.append(advice)
+    return found[:most]
 
 
-def _advice(job: Job, rows: int, changes: Tuple[Change, ...], asked: int) -> Advice:
-    if job.whole_batch and rows < job.batch:
-        changes = (("--batch-size %d" % rows, "smaller steps"), *changes)
-    elif not job.whole_batch and rows < asked:
-        same = "the result is the same" + (" but for rounding" if job.precision == "bf16" else "")
-        changes = (("--micro-batch-size %d" % rows, same), *changes)
-    return Advice(with_rows(job, rows if job.whole_batch else min(rows, asked)), changes)
+def _with(job: Job, changes: Tuple[Change, ...], room: int) -> Optional[Advice]:
+    """The job after `changes`, with as many of its rows as fit; None when not even one does."""
+    changed = replace(job, **{change.setting: change.value for change in changes})
+    rows, asked = largest_rows(changed, room), job.batch if changed.whole_batch else job.rows
+    if rows == 0:
+        return None
+    if rows < asked and changed.whole_batch:
+        fewer = Change(f"--batch-size {rows}", "smaller steps", _SMALLER_STEPS, "batch", rows)
+        changes = (fewer, *changes)
+    elif rows < asked:
+        rounding = " but for rounding" if changed.precision == "bf16" else ""
+        same = f"the result is the same{rounding}"
+        changes = (Change(f"--micro-batch-size {rows}", same, 0, "rows", rows), *changes)
+    return Advice(with_rows(changed, min(rows, asked)), changes)
 
 
-def _changed(job: Job, barred: Collection[str]) -> Iterator[Tuple[int, Job, Tuple[Change, ...]]]:
-    """The job with every combination of what saves memory and can be had, and how far off it is."""
-    usable = [saver for saver in _SAVERS if saver[0] not in barred and _saves(job, saver[3])]
+def _combinations(job: Job, barred: Collection[str]) -> Iterator[Tuple[Change, ...]]:
+    """Every combination of what saves memory and can be had."""
+    usable = [one for one in _LADDER if one.flag not in barred and _saves(job, one)]
     for size in range(len(usable) + 1):
-        for savers in combinations(usable, size):
-            settings = [item for saver in savers for item in saver[3].items()]
-            if len(dict(settings)) == size:  # not two precisions
-                changes = tuple(saver[:2] for saver in savers)
-                yield sum(saver[2] for saver in savers), replace(job, **dict(settings)), changes
+        for changes in combinations(usable, size):
+            if len({change.setting for change in changes}) == size:  # not two precisions
+                yield changes
 
 
-def _saves(job: Job, setting: Dict[str, Any]) -> bool:
-    """Whether the setting is another, and may stand beside the job's others."""
-    ((name, value),) = setting.items()
-    if job.whole_logits or getattr(job, name) == value:  # MoAI has its own switches
+def _saves(job: Job, change: Change) -> bool:
+    """Whether the change is one, and may stand beside the job's other settings."""
+    if job.whole_logits or getattr(job, change.setting) == change.value:  # MoAI has its own
         return False
-    if name == "precision":
-        return value == "bf16" or job.precision == "fp32"
-    if name == "fused_backward":
+    if change.setting == "precision":
+        return change.value == "bf16" or job.precision == "fp32"
+    if change.setting == "fused_backward":
         return job.precision != "fp16-mixed"
-    return name != "lora" or (job.lora is None and job.freeze_layers is None)
+    return change.setting != "lora" or (job.lora is None and job.freeze_layers is None)
+
+
+def flops_per_token(shape: GPTConfig, block_size: int) -> int:
+    """Floating-point operations to train on one token: 6 per weight in a matrix product, and
+    12 L C T for attention's two (the T x T triangle counted whole, as is customary: Chowdhery et
+    al. 2022, appendix B).
+    """
+    weights = shape.n_layer * matrices(shape) + shape.vocab_size * shape.n_embd
+    return 6 * weights + 12 * shape.n_layer * shape.n_embd * block_size
 
 
 def flops(job: Job) -> int:
-    """Floating-point operations of an optimizer step: flops_per_token, and with
-    recomputation the blocks' forward pass again. A frozen matrix has no gradient of its own, and
-    below the first layer that learns nothing goes back at all. The adapter's own are not counted.
+    """Floating-point operations of an optimizer step: `flops_per_token`, and with recomputation
+    the blocks' forward pass again. A frozen matrix has no gradient of its own, and below the first
+    layer that learns nothing goes back at all. The adapter's own are not counted.
     """
     shape = job.shape
     each, head = flops_per_token(shape, job.block), shape.vocab_size * shape.n_embd
@@ -128,18 +155,6 @@ def flops(job: Job) -> int:
     return each * job.batch * job.block
 
 
-def flops_per_token(shape: GPTConfig, block_size: int) -> int:
-    """Floating-point operations to train on one token: 6 per weight in a matmul, and 12 L C T
-    for attention's two (the T x T triangle counted whole, as is customary: Chowdhery et al.
-    2022, appendix B).
-    """
-    C, I = shape.n_embd, shape.inner
-    weights = shape.n_layer * (4 * C * C + 2 * C * I) + shape.vocab_size * C
-    return 6 * weights + 12 * shape.n_layer * C * block_size
-
-
 def step_seconds(job: Job, peak_flops: float, utilization: float) -> float:
-    """Seconds of an optimizer step on a device of `peak_flops` FLOP/s, at a share `utilization` of
-    that.
-    """
+    """Seconds of an optimizer step at a share `utilization` of `peak_flops` FLOP/s."""
     return flops(job) / (peak_flops * utilization)

@@ -34,13 +34,6 @@ class Flavor:
         """Memory of all GCDs, in MiB as `moreh-smi` reports them."""
         return self.gcds * GCD_MIB
 
-    @property
-    def trial_name(self) -> str:
-        """What trial containers call it: lower case, no memory. Published for xlarge, 2xlarge,
-        4xlarge and 8xlarge; that the others follow is inferred.
-        """
-        return self.name.rpartition(".")[0].lower()
-
 
 # In the order of moreh-switch-model, which numbers them from 1.
 FLAVORS = (
@@ -61,13 +54,14 @@ FLAVORS = (
 
 
 def find_flavor(spelling: str) -> Optional[Flavor]:
-    """The flavor meant by any spelling seen in a table: `4xLarge.2048GB`, `4xlarge.2048GB`,
-    `4xLarge.2048`, `4xlarge`. None for others: `micro` and `flavor-default-8`, whose size is not
-    published, and the 2022 names such as `4xlarge.384gb`, which were other boards.
+    """The flavor meant by any spelling seen in a table: `4xLarge.2048GB`, `4xLarge.2048`, and
+    `4xlarge`, as trial containers write it (published for xlarge to 8xlarge). None for others:
+    `micro` and `flavor-default-8`, whose size is not published, and names of 2022 such as
+    `4xlarge.384gb`, which were other boards.
     """
     wanted = spelling.strip().lower()
     for flavor in FLAVORS:
         full = flavor.name.lower()
-        if wanted in (full, full[: -len("gb")], flavor.trial_name):
+        if wanted in (full, full[: -len("gb")], full.rpartition(".")[0]):
             return flavor
     return None

@@ -1,6 +1,6 @@
 """How much memory a training run takes, before anything of it is loaded: arithmetic, no PyTorch.
 
-A step is several moments, and not everything is alive in each of them. What a run needs is the
+A step has several moments, and not everything is alive in each of them. What a run needs is the
 largest moment:
 
     forward           kept activations grow; in mixed precision, 16-bit copies of the weights
@@ -11,7 +11,9 @@ largest moment:
 
 The formulas follow the modules as they are written (model/, training/objective.py,
 optim/adamw.py), and the tests hold them against saved-tensor hooks and against the memory of real
-runs. Not counted: the allocator's fragments, the driver, and what torch.compile changes.
+runs. They cannot be replaced by hooks on a block: the meta device has no autocast and no fused
+attention, and a CPU keeps other things than a GPU. Not counted: the allocator's fragments, the
+driver, and what torch.compile changes.
 
 Letters: N tokens of a micro-batch, T of a row, L layers, C width, I width of the MLP, H heads, V
 vocabulary.
@@ -20,13 +22,13 @@ vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
+from minigpt.optim.execution import SLICE, WIDE_SLICE
 
-LOGITS = 1 << 24  # alive at a time, as in training/objective.py
-_SLICE, _WIDE_SLICE = 1 << 18, 1 << 24  # numbers stepped at a time, as in optim/adamw.py
+LOGITS_ALIVE = 1 << 24  # at a time, as in training/fast_loss.py
 _WIDE_COPIES = 7  # float32 copies of a slice of bfloat16 weights while it is stepped
 
 
@@ -54,16 +56,17 @@ class Job:
 
     @property
     def weight_bytes(self) -> int:
-        """Of a weight, its gradient, and a number of the residual stream."""
+        """Bytes of a weight, of its gradient, and of a number in the residual stream."""
         return 2 if self.precision == "bf16" else 4
 
     @property
     def product_bytes(self) -> int:
-        """Of a number that goes into or comes out of a matrix product."""
+        """Bytes of a number that goes into or comes out of a matrix product."""
         return 4 if self.precision == "fp32" else 2
 
     @property
     def mixed(self) -> bool:
+        """Whether weights are wider than what is multiplied."""
         return self.product_bytes != self.weight_bytes
 
     @property
@@ -83,10 +86,13 @@ class Job:
 
     @property
     def head_learns(self) -> bool:
-        """Whether the loss makes a gradient of the head; a tied one is frozen with the
-        embeddings.
-        """
+        """Whether the head gets a gradient. A tied head is frozen with the embeddings."""
         return self.lora is None and (self.freeze_layers is None or not self.shape.tied_head)
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the head, or of its gradient."""
+        return self.shape.vocab_size * self.shape.n_embd * self.weight_bytes
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All of them."""
         kept = self.weights + self.copies + self.gradients + self.states
         return kept + self.activations + self.loss + self.work
 
@@ -115,34 +122,40 @@ def memory(job: Job) -> Memory:
 
 def moments(job: Job) -> List[Memory]:
     """The moments of a step, in order; of several micro-batches, those of the last."""
-    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
-    C, N, head = shape.n_embd, job.tokens, shape.vocab_size * shape.n_embd * job.weight_bytes
-    all_gradients = 0 if job.fused_backward else trained_count(job) * job.weight_bytes
+    shape, stream, learn = job.shape, job.weight_bytes, trained_count(job)
+    C, N = shape.n_embd, job.tokens
+    weights = (shape.parameter_count() + (learn if job.lora else 0)) * stream
+    kept = {"weights": weights, "states": states(job)}
+    all_gradients = 0 if job.fused_backward else learn * stream
     earlier = all_gradients if job.batch > job.rows else 0  # of the micro-batches before
-    kept = {"weights": shape.parameter_count() * job.weight_bytes, "states": states(job)}
-    if job.lora is not None:
-        kept["weights"] += trained_count(job) * job.weight_bytes
-    copies, last = _copies(job), N * C * stream  # the final norm's input, and its output
-    per_block = N * block_bytes(job)
-    activations = job.trained_layers * (N * C * stream if job.recompute else per_block)
-    recomputed = per_block if job.recompute and job.trained_layers else 0
-    largest = 0 if job.lora else C * shape.inner * job.weight_bytes
-    ends = last + (head if job.head_learns and shape.tied_head else 0)
+    last = N * C * stream  # the final norm's input, and its output
+    of_block = N * block_bytes(job)
+    activations = job.trained_layers * (N * C * stream if job.recompute else of_block)
+    forward = last + (N * (2 * shape.inner + C) * job.product_bytes if job.recompute else 0)
+    largest = 0 if job.lora else C * shape.inner * stream  # gradient inside a block
+    begins = N * _inside_block(job) + largest
+    if job.recompute and job.trained_layers:
+        begins += of_block
+    ends = last + (job.head_bytes if job.head_learns and shape.tied_head else 0)
     if earlier or job.fused_backward:
-        ends += head if job.head_learns else largest
-    inside, after = (_update(job), 0) if job.fused_backward else (0, _update(job))
+        ends += job.head_bytes if job.head_learns else largest
+    update = _update(job)
+    inside = update if job.fused_backward else 0
     return [
-        Memory("forward", copies=copies["forward"], gradients=earlier,
-               activations=activations + last,
-               work=last + (N * (2 * shape.inner + C) * product if job.recompute else 0), **kept),
-        Memory("loss", copies=copies["loss"], gradients=earlier,
+        Memory("forward", copies=_copies(job, "forward"), gradients=earlier,
+               activations=activations + last, work=forward, **kept),
+        Memory("loss", copies=_copies(job, "loss"), gradients=earlier,
                activations=activations + last, loss=loss_bytes(job), **kept),
-        Memory("backward begins", copies=copies["backward"], gradients=earlier,
-               activations=activations, loss=_after_loss(job),
-               work=recomputed + N * _inside_block(job) + largest + inside, **kept),
+        Memory("backward begins", copies=_copies(job, "backward"), gradients=earlier,
+               activations=activations, loss=_after_loss(job), work=begins + inside, **kept),
         Memory("backward ends", gradients=all_gradients, work=ends + inside, **kept),
-        Memory("step", gradients=all_gradients, work=after, **kept),
+        Memory("step", gradients=all_gradients, work=update - inside, **kept),
     ]  # fmt: skip
+
+
+def matrices(shape: GPTConfig) -> int:
+    """Weights in the four matrices of a block."""
+    return 4 * shape.n_embd * shape.n_embd + 2 * shape.n_embd * shape.inner
 
 
 def trained_count(job: Job) -> int:
@@ -154,9 +167,9 @@ def trained_count(job: Job) -> int:
         return shape.n_layer * job.lora.rank * sum(ends[name] for name in set(job.lora.targets))
     if job.freeze_layers is None:
         return shape.parameter_count()
-    frozen = (shape.vocab_size + shape.n_positions) * C
-    block = matrices(shape) + 3 * C + C + I + C + 4 * C
-    return shape.parameter_count() - frozen - job.freeze_layers * block
+    block = matrices(shape) + 9 * C + I  # with biases and both norms
+    embeddings = (shape.vocab_size + shape.n_positions) * C
+    return shape.parameter_count() - embeddings - job.freeze_layers * block
 
 
 def states(job: Job) -> int:
@@ -166,48 +179,44 @@ def states(job: Job) -> int:
 
 def block_bytes(job: Job) -> int:
     """What autograd keeps of one block for the backward pass, per token."""
-    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
-    C, I = shape.n_embd, shape.inner
-    kept = 2 * C * stream  # the inputs of both norms
-    kept += 3 * C * product + I * product  # q, k and v; the GELU's input
-    kept += _attention_bytes(job)
-    if shape.dropout:
+    C, product = job.shape.n_embd, job.product_bytes
+    kept = 2 * C * job.weight_bytes  # the inputs of both norms
+    kept += (3 * C + job.shape.inner) * product  # q, k and v; the GELU's input
+    if job.shape.dropout:
         kept += 2 * C * (product if job.on_cpu else 1)  # the masks of both residual branches
-    if job.lora is None:
-        kept += 2 * C * product + I * product  # inputs of qkv and up, and of down
-        return kept + (0 if job.fused else C * product)  # and of out, which else is kept already
-    return kept + _adapter_bytes(job, job.lora)
+    return kept + _attention_bytes(job) + _input_bytes(job)
 
 
 def _attention_bytes(job: Job) -> int:
     """Beside q, k and v. Of the explicit form, the (T, T) weights, and under dropout its masks."""
-    H, pairs, dropout = job.shape.n_head, job.shape.n_head * job.block, job.shape.dropout
+    C, H, product = job.shape.n_embd, job.shape.n_head, job.product_bytes
+    pairs = H * job.block
     if job.fused:  # what it gives, and a normalizer for each head
-        return job.shape.n_embd * job.product_bytes + 4 * H
+        return C * product + 4 * H
     if not job.explicit:
         # In mixed precision that substitute works in fp32, on copies of q, k and v.
-        wide = 4 if job.mixed else job.product_bytes
-        return 3 * pairs * wide + 3 * job.shape.n_embd * (wide - job.product_bytes)
-    weights = pairs * job.product_bytes
+        wide = 4 if job.mixed else product
+        return 3 * pairs * wide + 3 * C * (wide - product)
+    weights = pairs * product
     if job.mixed and not job.on_cpu:  # autocast takes a softmax in fp32
         weights += pairs * 4
-    if dropout:
-        weights += pairs * (2 * job.product_bytes if job.on_cpu else job.product_bytes + 1)
+    if job.shape.dropout:
+        weights += pairs * (2 * product if job.on_cpu else product + 1)
     return weights
 
 
-def _adapter_bytes(job: Job, lora: LoRAConfig) -> int:
-    """A frozen matrix needs no input for a gradient of its own; its adapter's thin ones do."""
-    shape, stream, product = job.shape, job.weight_bytes, job.product_bytes
-    C, I, kept = shape.n_embd, shape.inner, 0
+def _input_bytes(job: Job) -> int:
+    """The inputs of the matrices that learn, or of the thin ones in their adapters."""
+    C, I, lora = job.shape.n_embd, job.shape.inner, job.lora
+    stream, product, kept = job.weight_bytes, job.product_bytes, 0
     inputs = {"qkv": (C, stream), "out": (C, product), "up": (C, stream), "down": (I, product)}
-    for name in set(lora.targets):
+    for name in inputs if lora is None else set(lora.targets):
         width, before = inputs[name]
-        if lora.dropout:
+        if lora is not None and lora.dropout:
             kept += width * (product + (before if job.on_cpu else 1))  # after dropout; its mask
-        elif name != "out" or not job.fused:  # else that one's input is kept already
+        elif name != "out" or not job.fused:  # fused attention has kept what it gave
             kept += width * product
-        kept += lora.rank * product
+        kept += lora.rank * product if lora is not None else 0  # between the thin ones
     return kept
 
 
@@ -216,13 +225,13 @@ def loss_bytes(job: Job) -> int:
     product, the head's gradient in fp32, and a piece of the logits with what is made of it.
     """
     V, C, N = job.shape.vocab_size, job.shape.n_embd, job.tokens
-    if job.whole_logits:  # features, the normalized logits, and two gradients of them
-        return N * C * 4 + 3 * N * V * 4
+    if job.whole_logits:  # beside the features
+        return N * C * 4 + _after_loss(job)
     head = V * C if job.head_learns else 0
     fixed = 2 * N * C * job.weight_bytes + 4 * head
     if job.mixed:
         fixed += (N + V) * C * job.product_bytes
-    piece = min(N, max(1, LOGITS // V)) * V  # numbers in it
+    piece = min(N, max(1, LOGITS_ALIVE // V)) * V  # numbers in it
     softmax, slope = 8 * piece, 4 * piece  # its exponentials beside it
     if job.product_bytes == 2:
         # The product of slope and features, which += widens first on a CPU.
@@ -232,10 +241,9 @@ def loss_bytes(job: Job) -> int:
 
 def _after_loss(job: Job) -> int:
     """What the loss keeps: the head's gradient (the features' turns into the stream's)."""
-    V, C = job.shape.vocab_size, job.shape.n_embd
-    if job.whole_logits:
-        return 3 * job.tokens * V * 4
-    return V * C * job.weight_bytes if job.head_learns else 0
+    if job.whole_logits:  # the normalized logits, and two gradients of them
+        return 3 * job.tokens * job.shape.vocab_size * 4
+    return job.head_bytes if job.head_learns else 0
 
 
 def _inside_block(job: Job) -> int:
@@ -251,32 +259,23 @@ def _inside_block(job: Job) -> int:
 
 
 def _update(job: Job) -> int:
-    """What AdamW computes with: two copies of a slice, or of a whole weight off the CPU; of
-    bfloat16 always of a slice, and wider and more.
+    """What AdamW computes with: two copies of a weight, on the CPU of a slice of it. Of bfloat16
+    weights always of a slice, which is wider, and more copies.
     """
-    shape, numbers = job.shape, trained_count(job)
-    copies = _WIDE_COPIES if job.precision == "bf16" else 2
-    if job.on_cpu:
-        return 4 * copies * min(_SLICE, numbers)
-    if job.precision == "bf16":
-        return 4 * copies * min(_WIDE_SLICE, numbers)
-    largest = shape.n_embd * max(shape.vocab_size if job.head_learns else 0, shape.inner)
-    return 4 * copies * min(largest, numbers)
+    shape, narrow = job.shape, job.precision == "bf16"
+    at_once = shape.n_embd * max(shape.vocab_size if job.head_learns else 0, shape.inner)
+    if job.on_cpu or narrow:
+        at_once = SLICE if job.on_cpu else WIDE_SLICE
+    return 4 * (_WIDE_COPIES if narrow else 2) * min(at_once, trained_count(job))
 
 
-def _copies(job: Job) -> Dict[str, int]:
+def _copies(job: Job, moment: str) -> int:
     """16-bit copies of the blocks' matrices. Autocast holds those of weights that learn to the end
     of the forward pass, and autograd to that of the backward pass if it does not recompute.
     """
-    if not job.mixed:
-        return {"forward": 0, "loss": 0, "backward": 0}
+    if not job.mixed or (job.recompute and moment == "loss"):
+        return 0
     one = matrices(job.shape) * job.product_bytes
-    every = one * job.trained_layers
-    if not job.recompute:
-        return {"forward": every, "loss": every, "backward": every}
-    return {"forward": one if job.lora else every, "loss": 0, "backward": one}
-
-
-def matrices(shape: GPTConfig) -> int:
-    """Weights in the four matrices of a block."""
-    return 4 * shape.n_embd * shape.n_embd + 2 * shape.n_embd * shape.inner
+    if job.recompute and (moment == "backward" or job.lora):
+        return one
+    return one * job.trained_layers

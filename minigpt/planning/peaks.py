@@ -19,11 +19,9 @@ import torch
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
 from minigpt.devices.device import DEVICES, Device
-from minigpt.devices.host import host_memory
 from minigpt.planning.flavors import FLAVORS, Flavor, find_flavor
 
 GB, TERA = 10**9, 1e12
-_USABLE = 0.96  # of a GPU's free memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ ACCELERATORS = {
     "mi300x": Accelerator("MI300X", 192 * GB, 1307.4 * TERA, 163.4 * TERA),
     "a100-40gb": Accelerator("A100 40GB", 40 * GB, 312 * TERA, 19.5 * TERA),
     "a100": Accelerator("A100 80GB", 80 * GB, 312 * TERA, 19.5 * TERA),
-    "a100-80gb": Accelerator("A100 80GB", 80 * GB, 312 * TERA, 19.5 * TERA),
     "h100-pcie": Accelerator("H100 PCIe", 80 * GB, 756 * TERA, 51 * TERA),
     "h100": Accelerator("H100 SXM", 80 * GB, 989.4 * TERA, 67 * TERA),
     "h200": Accelerator("H200 SXM", 141 * GB, 989.4 * TERA, 67 * TERA),
@@ -60,12 +57,10 @@ def find_accelerator(name: str) -> Accelerator:
     the nearest otherwise.
     """
     flavor = find_flavor(name)
-    if flavor is not None:
-        return of_flavor(flavor)
-    found = _known(name)
+    found = of_flavor(flavor) if flavor is not None else _known(name)
     if found is None:
         known = [*DEVICES, "moai", *ACCELERATORS, *(flavor.name for flavor in FLAVORS)]
-        raise UsageError("--device %s is not known" % name, nearest(name.lower(), known))
+        raise UsageError(f"--device {name} is not known", nearest(name.lower(), known))
     return found
 
 
@@ -82,11 +77,10 @@ def _known(name: str) -> Optional[Accelerator]:
     if size:
         word = word.replace(size.group(), "")
     word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*| vf$|[ _-]", "", word)
-    word = word.replace("mi250x", "mi250").replace("h100pcie", "h100-pcie")
-    if word == "a100pcie":
-        word = "a100"
-    found = ACCELERATORS.get("%s-%sgb" % (word, size.group(1)) if size else word)
-    found = found or ACCELERATORS.get(word)
+    word = {"mi250x": "mi250", "h100pcie": "h100-pcie", "a100pcie": "a100"}.get(word, word)
+    if size and f"{word}-{size.group(1)}gb" in ACCELERATORS:
+        return ACCELERATORS[f"{word}-{size.group(1)}gb"]
+    found = ACCELERATORS.get(word)
     return found if found and (not size or int(size.group(1)) * GB == found.memory) else None
 
 
@@ -95,39 +89,28 @@ def parse_memory(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([MGT]i?B)\s*", text, re.IGNORECASE)
     count = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found else 0
     if not count:
-        raise UsageError("--memory is %r" % text, "write it as 80GB or 512MB")
+        raise UsageError(f"--memory is {text!r}", "write it as 80GB or 512MB")
     return count
 
 
 def free_memory(device: Device) -> Optional[int]:
-    """Bytes that a run may take on the device now; None where nobody can tell. On MoAI nothing is
-    asked, since asking allocates the cluster.
-    """
-    if device.kind in ("cuda", "rocm"):
-        # Kernels are loaded, libraries take workspaces, and the allocator leaves gaps.
-        return int(_USABLE * torch.cuda.mem_get_info()[0])
-    if device.kind == "moai":
-        return None
-    total, free = host_memory()
-    return total if free is None else free
+    """Bytes that a run may take on the device now; None where nothing tells."""
+    return device.free_memory()
 
 
 def looked_up_peak(device: Device, product_bytes: int) -> Optional[float]:
     """FLOP/s of the GPU here, by its data sheet; None of a device that is in no table."""
-    if device.kind not in ("cuda", "rocm"):
-        return None
-    known = _known(torch.cuda.get_device_name())
+    known = _known(device.gpu_name())
     return None if known is None else known.flops(product_bytes)
 
 
 def here(device: Device, product_bytes: int) -> Accelerator:
     """The device of this machine: its free memory, and its peak, looked up or else measured."""
-    known = _known(torch.cuda.get_device_name()) if device.kind in ("cuda", "rocm") else None
-    free = free_memory(device) or 0
+    known, free = _known(device.gpu_name()), free_memory(device) or 0
     if known is not None:
-        return Accelerator("%s, this machine's" % known.name, free, known.bf16, known.fp32)
+        return Accelerator(f"{known.name}, this machine's", free, known.bf16, known.fp32)
     peak = measured_peak(device, torch.float32 if product_bytes == 4 else torch.bfloat16)
-    return Accelerator("%s of this machine, as measured" % device, free, peak, peak)
+    return Accelerator(f"{device} of this machine, as measured", free, peak, peak)
 
 
 def measured_peak(

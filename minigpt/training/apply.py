@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as keep_input_only
 
-from minigpt.base.errors import UsageError
 from minigpt.devices.device import Device
 from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
@@ -22,10 +21,6 @@ def freeze(model: GPT, layers: Optional[int]) -> None:
     """Keeps the embeddings and the first `layers` blocks as they are (None: nothing)."""
     if layers is None:
         return
-    if layers > len(model.blocks):
-        raise UsageError(
-            f"--freeze-layers is {layers}", f"the model has {len(model.blocks)} layers"
-        )
     for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
         module.requires_grad_(False)
 

@@ -1,37 +1,13 @@
-"""`python -m minigpt report runs/NAME`: what a run did, in a few lines and a plot."""
+"""What a run did, in a few lines and a plot."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List
 
-import tyro
-
-from minigpt.base.errors import DataError
 from minigpt.training.metrics import METRICS, read_metrics
 
 Records = List[Dict[str, Any]]
-
-
-@dataclass
-class ReportConfig:
-    """Summarises a run and plots its losses."""
-
-    run: tyro.conf.Positional[str]
-    """The run directory."""
-
-
-def report_command(config: ReportConfig) -> None:
-    """Prints the summary of `config.run` and writes its loss.png."""
-    run = Path(config.run)
-    if not (run / METRICS).is_file():
-        raise DataError("%s has no %s" % (run, METRICS), "name a run directory, such as runs/NAME")
-    records = read_metrics(run / METRICS)
-    if not any("loss" in record for record in records):
-        raise DataError("%s has no logged step yet" % (run / METRICS), "let the run go on")
-    print("\n".join(summary(records)))
-    print(plot(run))
 
 
 def summary(records: Records) -> List[str]:

@@ -29,10 +29,11 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
-from minigpt.training.config import TrainConfig as Settings
+from minigpt.planning.fit import more_memory
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
 from minigpt.training.objective import Objective
+from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation, validate
 
 
@@ -85,7 +86,7 @@ class Trainer:
                 raise
             raise DeviceError(
                 f"the {self.device} has no memory left at step {self.state.step + 1}",
-                self.device.more_memory(),
+                more_memory(self.device),
             ) from error
         finally:
             self.loader.close()
@@ -116,21 +117,24 @@ class Trainer:
 
     def lr(self) -> float:
         """The rate of the step that comes next."""
-        s = self.settings
-        return learning_rate(self.state.step, s.steps, s.lr, s.min_lr, s.warmup_steps, s.schedule)
+        settings = self.settings
+        return learning_rate(
+            self.state.step, settings.steps, settings.lr, settings.min_lr, settings.warmup_steps,
+            settings.schedule,
+        )  # fmt: skip
 
     def _every_so_often(self, first: int, stopping: bool) -> None:
         """What is due after a step. Before a pause there is always a log line: so the clock
         measures steps alone, and a model whose loss is no number is never saved.
         """
-        s, step = self.settings, self.state.step
-        last = step >= s.steps
-        validating = last or _due(step, s.eval_every)
+        settings, step = self.settings, self.state.step
+        last = step >= settings.steps
+        validating = last or _due(step, settings.eval_every)
         # A text that grows is a new shape with every token.
-        sampling = not self.device.static_shapes and (last or _due(step, s.sample_every))
-        saving = last or stopping or _due(step, s.save_every)
+        sampling = not self.device.static_shapes and (last or _due(step, settings.sample_every))
+        saving = last or stopping or _due(step, settings.save_every)
         pausing = validating or sampling or saving
-        if pausing or step == first or _due(step, s.log_every):
+        if pausing or step == first or _due(step, settings.log_every):
             self._log(warmup=step == first)
         if validating:
             self._validate()

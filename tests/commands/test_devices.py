@@ -171,32 +171,30 @@ def moai(monkeypatch):
 
 
 def test_moai_with_a_program_running(moai, tool, capsys):
-    both = 'if [ "$1" = -p ]; then %sexit; fi\n%s'
-    tool("moreh-smi", both % (prints(samples.GCDS), prints(samples.TUTORIAL)))
+    tool("moreh-smi", prints(samples.TUTORIAL))
     devices_command(DevicesConfig(timeout=5))
     lines = capsys.readouterr().out.splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("moai"))
+    shown = ["        " + line for line in samples.TUTORIAL.splitlines()]
+    assert lines[start : start + 6] == ["moai    MoAI framework 24.5.0", *shown]
     expected = """\
-moai    MoAI framework 24.5.0
-        moreh-smi: version -, latest -
-        * 0 MoAI Accelerator, 4xLarge.2048GB, 1,806,648 MiB of 2,096,640 MiB used, 71% busy
-            32 GCDs, 2,096,640 MiB: 16 MI250, nodes: 4 (as on KT's cloud)
-        on 0: process 2219280, job 977780, 1,806,648 MiB: python tutorial/train_gpt.py
+        4xLarge.2048GB: 32 GCDs, 2,096,640 MiB: 16 MI250, nodes: 4 (as on KT's cloud)
         another flavor: moreh-switch-model, but not while a program runs, as one does
-        moreh-smi -p: 4 GCDs, 35 to 99% busy, at most 39 C
 auto    --device auto takes moai"""
-    assert lines[start:] == expected.splitlines()
+    assert lines[start + 6 :] == expected.splitlines()
 
 
 @pytest.mark.parametrize(
     ("sample", "expected"),
     [
-        (samples.IDLE, "Large.256GB, idle\n            4 GCDs, 262,080 MiB: 2 MI250, nodes: 1 (as"),
+        (samples.IDLE, "Large.256GB: 4 GCDs, 262,080 MiB: 2 MI250, nodes: 1 (as"),
+        (samples.IDLE, "moreh-switch-model, but not while a program runs\nauto "),
         (samples.IDLE.replace("Large", "1.5xLarge"), "how many GPUs that is, is not published"),
         (samples.IDLE.replace("Large.256", "1.5xLarge.768"), "nodes: 2 (inferred from the name)"),
-        (samples.TRIAL, "micro, idle\n            how many GPUs that is, is not published"),
-        (samples.SLIP, "100% busy\n            64 GCDs, by the total memory"),
-        (samples.UNSET, "  1 KT AI Accelerator, no flavor, idle\n          2 KT"),
+        (samples.TRIAL, "micro: how many GPUs that is, is not published"),
+        (samples.SLIP, "8xLarge.2048GB: 64 GCDs, by the total memory"),
+        (samples.UNSET, "4 (as on KT's cloud)\n        another flavor"),
+        ("The server is away.\n", "The server is away.\n        moreh-smi shows no accelerator\n"),
     ],
 )
 def test_flavors_on_moai(moai, tool, sample, expected):
@@ -209,11 +207,24 @@ def test_moai_of_2025(moai, tool, monkeypatch):
     monkeypatch.setenv("MOREH_SDA_TOKEN", "secret")
     tool("ap-smi", prints(samples.AP_SMI))
     text = said()
-    assert "ap-smi: version 25.5.3005, latest 25.5.3005" in text
-    assert "0 1779, flavor-default-8, 43% of memory used, 100% busy" in text
+    assert "\n        |      0  |  1779   |  flavor-default-8      |  43            |" in text
     assert "another flavor: ACCELERATOR_PLATFORM_FLAVOR=NAME before the command" in text
     assert "\n        ACCELERATOR_PLATFORM_FLAVOR=flavor-default-8\n" in text
     assert "secret" not in text
+
+
+def test_what_moai_says_cannot_move_the_cursor(moai, tool, monkeypatch):
+    monkeypatch.setenv("MOREH_VISIBLE_DEVICE", "0\r\x1b[2J")
+    tool(
+        "moreh-smi",
+        prints(
+            samples.IDLE.replace("MoAI Acc", "\x1b[31mMoAI\x07\u202e").replace("Large", "\x9bL")
+        ),
+    )
+    text = said()
+    assert r"\x1b[31mMoAI\x07\u202e" in text and r"\x9bL.256GB: how many" in text
+    assert r"MOREH_VISIBLE_DEVICE=0\r\x1b[2J" in text
+    assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_moai_whose_tool_hangs_is_one_sentence(moai, tool):

@@ -7,16 +7,15 @@ import torch
 
 from minigpt.__main__ import command
 from minigpt.commands.cli import run
+from minigpt.commands.flags import parse_settings
 from minigpt.devices.device import Device, find_device
-from minigpt.model.gpt import GPTConfig
 from minigpt.planning import peaks
 from minigpt.planning.memory import memory
-from minigpt.training.build import build, create_run
-from minigpt.training.config import TrainConfig, write_config
-from minigpt.training.job import default_rows, find_shape, job_of, one_line
-from minigpt.training.settings import parse_settings
+from minigpt.training.config import TrainConfig
+from minigpt.training.job import job_of, one_line
+from minigpt.training.settings import default_rows, resolve
 from tests.helpers.runs import corpus
-from tests.helpers.tuning import base
+from tests.helpers.tuning import base, run_to_the_end, trainer_of
 
 
 def planned(capsys, *words, code=0):
@@ -75,7 +74,7 @@ def test_memory_alone_is_enough(capsys):
 
 def test_a_checkpoint_and_a_file_of_settings_are_read(capsys, tmp_path):
     start = base(tmp_path / "base")
-    write_config(tmp_path / "run.toml", TrainConfig(init=str(start), block_size=128, batch_size=12))
+    (tmp_path / "run.toml").write_text(f'init = "{start}"\nblock_size = 128\nbatch_size = 12\n')
     text = planned(capsys, "--config", str(tmp_path / "run.toml"), "--batch-size", "6")
     assert "2 layers, 2 heads, 32 wide" in text and "6 x 128 tokens" in text
 
@@ -103,15 +102,21 @@ def test_what_a_device_cannot_do_is_not_planned_for_it(capsys):
     assert "a switch of its own" in text and text.count("\n") == 1
 
 
+def verdict_of(words, device):
+    """What train.py says first to these words."""
+    config = parse_settings(TrainConfig, "train.py", words)
+    return one_line(config, resolve(config, device), device)
+
+
 def test_the_line_of_a_run_that_fits():
-    verdict = one_line(TrainConfig(), find_device("cpu"))
+    verdict = verdict_of([], find_device("cpu"))
     assert verdict.fits and verdict.advice == ""
     assert re.match(r"plan +[\d.]+ MB at most \(.*\), .* free on the cpu: fits$", verdict.line)
 
 
 def test_the_line_of_a_run_that_does_not(monkeypatch):
     monkeypatch.setattr(peaks, "free_memory", lambda device: 20 * 10**6)
-    verdict = one_line(TrainConfig(), find_device("cpu"))
+    verdict = verdict_of([], find_device("cpu"))
     assert not verdict.fits and "does not fit" in verdict.line
     assert "--micro-batch-size" in verdict.advice or "--recompute" in verdict.advice
 
@@ -141,29 +146,24 @@ def test_advice_can_be_followed(case, kind, tmp_path, monkeypatch):
         make_run(tmp_path)
     if device.precision_missing("bf16") and "bf16" in words:
         pytest.skip("which it has not")
-    asked = parse_settings(TrainConfig, "train.py", words)
+    asked = resolve(parse_settings(TrainConfig, "train.py", words), device)
     room = int(share * memory(job_of(asked, kind)).total)
     monkeypatch.setattr(peaks, "free_memory", lambda device: room)
-    verdict = one_line(asked, device)
+    verdict = verdict_of(words, device)
     assert not verdict.fits
     advised = re.sub(r" \([^)]*\)|,", "", verdict.advice).split()
     if not advised:  # nothing that this device has is enough
         assert kind == "mps" or find_device("cpu").fused_backward_missing()
         return
-    config = parse_settings(TrainConfig, "train.py", [*words, *advised])
-    config.check_together()
-    config.check_on(device)
-    assert one_line(config, device).fits
-    assert not ("--lora-rank" in advised and (config.resume or config.init == "scratch"))
+    assert verdict_of([*words, *advised], device).fits
+    assert "--lora-rank" not in advised or asked.start not in (None, asked.resumes)
 
 
 def make_run(tmp_path):
     """A run of one step, with all that it records of itself."""
     settings = {"batch_size": 4, "block_size": 32, "steps": 1, "grad_clip": 1.0}
     places = {"init": str(base(tmp_path / "base")), "out": str(tmp_path / "run")}
-    trainer = build(TrainConfig(data=str(corpus(tmp_path / "corpus")), **settings, **places))
-    create_run(trainer)
-    trainer.train()
+    run_to_the_end(trainer_of(data=str(corpus(tmp_path / "corpus")), **settings, **places))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_what_train_refuses_is_not_planned(capsys, words, sentence):
 
 
 def test_flags_win_over_the_file_even_when_they_are_the_default(capsys, tmp_path):
-    recorded = TrainConfig(model="cerebras-111m", precision="bf16", recompute=True, device="moai")
-    write_config(tmp_path / "run.toml", recorded)
+    lines = ('model = "cerebras-111m"', 'precision = "bf16"', "recompute = true", 'device = "moai"')
+    (tmp_path / "run.toml").write_text("\n".join(lines))
     words = ["--config", str(tmp_path / "run.toml"), "--precision", "fp32", "--no-recompute"]
     text = planned(capsys, *words, "--device", "h100")
     assert "at a time, fp32" in text and "H100 SXM" in text
@@ -204,8 +204,8 @@ def test_flags_win_over_the_file_even_when_they_are_the_default(capsys, tmp_path
 
 def test_recomputation_on_moai_is_none_of_ours():
     words = ["--model", "cerebras-111m", "--moai-activation-recomputation", "True"]
-    config = parse_settings(TrainConfig, "train.py", words)
-    assert not job_of(config, "cpu").recompute and job_of(config, "moai").recompute
+    settings = resolve(parse_settings(TrainConfig, "train.py", words), None)
+    assert not job_of(settings, "cpu").recompute and job_of(settings, "moai").recompute
 
 
 def test_a_batch_is_divided_no_further_than_it_has_rows(capsys):
@@ -220,16 +220,14 @@ def test_a_batch_is_divided_no_further_than_it_has_rows(capsys):
 
 
 def test_on_moai_the_platform_divides():
-    verdict = one_line(TrainConfig(), Device("moai", torch.device("cpu")))
+    verdict = verdict_of([], Device("moai", torch.device("cpu")))
     assert verdict.fits and "--device FLAVOR" in verdict.line
 
 
 def test_rows_left_open_are_those_that_training_takes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    config = TrainConfig(data=str(corpus(tmp_path / "corpus")), out=str(tmp_path / "run"), steps=1)
-    trainer = build(config)
+    trainer = trainer_of(data=str(corpus(tmp_path / "corpus")), out=str(tmp_path / "run"), steps=1)
     trainer.loader.close()
-    assert default_rows(trainer.config, trainer.model.config) == trainer.config.micro_batch_size
-    wide = TrainConfig(batch_size=64, block_size=1024)
-    assert default_rows(wide, GPTConfig()) == 4
-    assert find_shape(config)[0] == trainer.model.config
+    job = job_of(trainer.settings, "cpu")
+    assert job.rows == trainer.settings.micro_batch_size and job.shape == trainer.model.config
+    assert default_rows(batch_size=64, block_size=1024, vocab_size=50257) == 4

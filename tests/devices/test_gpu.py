@@ -19,12 +19,11 @@ from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attenti
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
+from minigpt.optim.execution import compiled, in_slices
 from minigpt.planning.memory import Job, memory
-from minigpt.training.build import build
-from minigpt.training.config import TrainConfig
 from minigpt.training.fast_loss import linear_cross_entropy
 from tests.helpers.runs import ROOT, corpus, files, records
-from tests.helpers.tuning import base, run_to_the_end, tuning
+from tests.helpers.tuning import base, resumed, run_to_the_end, trainer_of, tuning
 
 PLACE = "cuda"
 pytestmark = [
@@ -48,7 +47,7 @@ def started(tmp_path, name="run", **settings):
     values = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / name)}
     values.update(device=PLACE, batch_size=8, block_size=64, steps=8, warmup_steps=1, seed=5)
     values.update(log_every=1, eval_every=4, eval_tokens=640, sample_every=0, save_every=4)
-    return build(TrainConfig(**{**values, **settings}))
+    return trainer_of(**{**values, **settings})
 
 
 @pytest.fixture(autouse=True)
@@ -81,16 +80,16 @@ def test_packed_documents_are_the_same_one_by_one_and_under_a_mask(tmp_path):
     assert close(trainer.objective(batch), one_by_one)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("execution", [in_slices, compiled])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adamw_moves_weights_as_on_the_cpu(dtype, compiled):
-    if compiled and find_device(PLACE).compiler_missing():
+def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
+    if execution is compiled and find_device(PLACE).compiler_missing():
         pytest.skip("PyTorch 2.0 and later")
     start, moved = torch.randn(300, 500).to(dtype), []
     gradients = [torch.randn(300, 500).to(dtype) for _ in range(5)]
-    for place, fast in (("cpu", False), (PLACE, compiled)):
+    for place, way in (("cpu", in_slices), (PLACE, execution)):
         weight = torch.nn.Parameter(start.clone().to(place))
-        optimizer = AdamW([weight], lr=1e-2, compiled=fast)
+        optimizer = AdamW([weight], lr=1e-2, execution=way)
         for gradient in gradients:
             weight.grad = gradient.to(place)
             optimizer.step(torch.full((), 0.5, device=place))
@@ -168,8 +167,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(way, tmp_path):
         real = half.finished
         half.finished = lambda: real() or half.state.step >= 4
         run_to_the_end(half)
-        config = TrainConfig(**{**vars(half.settings), "resume": str(half.run)})
-        assert build(config).train() == 0
+        assert resumed(half).train() == 0
     finally:
         torch.use_deterministic_algorithms(False)
     last = "checkpoints/step_00000008"

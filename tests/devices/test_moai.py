@@ -12,11 +12,11 @@ from minigpt.base.errors import DeviceError, UsageError
 from minigpt.devices.device import Device, device_of, find_device
 from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.gpt import GPT
-from minigpt.training.build import build, create_run
+from minigpt.optim.execution import plain
+from minigpt.training.build import create_run
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, records
-from tests.helpers.tuning import base, instructions
+from tests.helpers.tuning import base, instructions, trainer_of
 
 QUIET = {"log_every": 100, "eval_every": 0, "save_every": 0, "sample_every": 0}
 
@@ -47,7 +47,7 @@ def trainer(tmp_path, monkeypatch, platform):
         values.update(log_every=1, eval_tokens=320, out=str(tmp_path / name))
         if "init" not in settings:
             values["data"] = str(corpus(tmp_path / "corpus"))
-        return build(TrainConfig(**{**values, **settings}))
+        return trainer_of(**{**values, **settings})
 
     return make
 
@@ -152,7 +152,7 @@ def test_explicit_attention_fp32_weights_no_autocast_a_plain_optimizer(trainer, 
     layers = [module for module in run.model.modules() if isinstance(module, Attention)]
     assert layers and all(layer.attend is explicit_attention for layer in layers)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    assert run.optimizer.plain and not run.optimizer.compiled
+    assert run.optimizer.execution is plain
 
 
 def test_a_loss_is_printed_with_the_digits_it_has(trainer, capsys):
@@ -236,14 +236,16 @@ def test_what_each_kind_of_device_says_of_itself(monkeypatch):
     monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: False)
     monkeypatch.setattr(torch.version, "hip", None, raising=False)
     cpu, cuda = device_of(torch.device("cpu")), device_of(torch.device("cuda"))
-    assert (cpu.kind, cpu.pins_memory, cpu.generator_device.type) == ("cpu", False, "cpu")
-    assert (cuda.kind, cuda.pins_memory, cuda.generator_device.type) == ("cuda", True, "cuda")
+    assert (cpu.kind, cpu.on_cpu, cpu.generator_device.type) == ("cpu", True, "cpu")
+    assert (cuda.kind, cuda.on_cpu, cuda.generator_device.type) == ("cuda", False, "cuda")
+    assert not cpu.static_shapes and not cuda.static_shapes and not cuda.recompute_missing()
     monkeypatch.setattr(torch.version, "hip", "6.0", raising=False)
     assert device_of(torch.device("cuda")).kind == "rocm"
     monkeypatch.setattr("minigpt.devices.device.is_moai", lambda: True)
     moai = device_of(torch.device("cuda"))
-    assert (moai.kind, moai.pins_memory, moai.generator_device.type) == ("moai", False, "cpu")
-    assert not moai.fused_attention and moai.static_shapes
+    assert (moai.kind, moai.on_cpu, moai.generator_device.type) == ("moai", False, "cpu")
+    assert not moai.fused_attention and moai.static_shapes and moai.recompute_missing()
+    assert moai.free_memory() is moai.peak_memory() is None and moai.gpu_name() == ""
     assert device_of(torch.device("mps")).generator_device.type == "cpu"
 
 

@@ -123,19 +123,6 @@ AP_SMI = """\
 """
 AP_SMI_EXCERPT = "".join(line + "\n" for line in AP_SMI.splitlines() if line.startswith("|"))
 
-# moreh-smi -p, 2023: the first rows and the last of 32.
-GCDS = """\
-13:42:36 September 12, 2023
-+--------------------------------------------------------------------------------------+
-|  Dev  |  Location  |  Dev Temp  |  Mem Temp  |  Dev Util  |  Mem Util  |  Mem Usage  |
-+======================================================================================+
-|    0  |  back01:0  |    36 C    |    43 C    |    35 %    |     0 %    |     1 %     |
-|    1  |  back01:1  |    35 C    |    44 C    |    63 %    |     0 %    |     1 %     |
-|    8  |  back02:0  |    37 C    |    47 C    |    99 %    |     0 %    |     1 %     |
-|   31  |  back75:7  |    39 C    |    49 C    |    72 %    |     0 %    |     1 %     |
-+--------------------------------------------------------------------------------------+
-"""
-
 ALL = (
     RUNNING,
     TUTORIAL,
@@ -147,7 +134,6 @@ ALL = (
     TRIAL,
     AP_SMI,
     AP_SMI_EXCERPT,
-    GCDS,
 )
 
 

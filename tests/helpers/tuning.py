@@ -6,11 +6,15 @@ import torch
 
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import save_model
+from minigpt.commands.flags import parse_settings
 from minigpt.data.functions import functions
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.training.build import build, create_run
+from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
+from minigpt.training.config_file import flag_words
+from minigpt.training.settings import resolve
 from tests.helpers.runs import ROOT
 
 SETTINGS = {
@@ -45,7 +49,22 @@ def tuning(tmp_path, name="run", tokenizer="bytes", **settings):
         base(start, tokenizer)
         instructions(tmp_path / "functions.jsonl")
     values = {**SETTINGS, "init": str(start), "data": str(tmp_path / "functions.jsonl")}
-    return build(TrainConfig(**{**values, "out": str(tmp_path / name), **settings}))
+    return trainer_of(**{**values, "out": str(tmp_path / name), **settings})
+
+
+def trainer_of(**flags):
+    """The Trainer that train.py makes of these flags: `lr=0.1` is --lr 0.1."""
+    config = parse_settings(TrainConfig, "train.py", flag_words(flags))
+    device = find_device(config.device)
+    settings = resolve(config, device)
+    tokenizer = load_tokenizer(settings.vocabulary)
+    data = open_data(settings, tokenizer)
+    return build(resolve(config, device, data), device, tokenizer, data)
+
+
+def resumed(run, **flags):
+    """The Trainer that goes on with a run directory, or with that of another Trainer."""
+    return trainer_of(resume=str(getattr(run, "run", run)), **flags)
 
 
 def run_to_the_end(trainer):

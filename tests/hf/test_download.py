@@ -141,6 +141,14 @@ def test_everything_arrives(server, hub, tmp_path):
     assert all(token == "Bearer secret" for *_, token in server.asked)
 
 
+def test_a_vocabulary_in_another_form_is_fetched_too(server, hub, tmp_path):
+    del server.files["vocab.json"]
+    server.files.update(
+        {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}", "vocab.txt": b"a"}
+    )
+    assert {path.name for path in download(hub, tmp_path)} == set(server.files)
+
+
 def test_shards_by_their_index(server, hub, tmp_path):
     del server.files["pytorch_model.bin"]
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

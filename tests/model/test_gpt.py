@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.planning.fit import flops_per_token
 
 SMALL = GPTConfig(vocab_size=50, n_positions=16, n_layer=2, n_head=2, n_embd=16)
 
@@ -47,16 +46,6 @@ def test_meta_takes_no_memory_and_counts_right():
 def test_the_count_by_formula_is_the_count(layers, heads, size, tied, inner):
     config = GPTConfig(31, 7, layers, heads, heads * size, inner, tied_head=tied)
     assert GPT(config).parameter_count() == config.parameter_count()
-
-
-def test_flops_per_token_against_a_count_by_hand():
-    """Each weight of a matrix is one multiplication and one addition forward and twice that
-    backward.
-    """
-    C, I, L, V, T = 16, 64, 2, 50, 16
-    matrices = L * (3 * C * C + C * C + C * I + I * C) + V * C
-    attention = L * 2 * (2 * T * C)  # q k^T and weights v, for one query
-    assert flops_per_token(SMALL, T) == 3 * (2 * matrices + attention)
 
 
 @given(st.integers(0, 14), st.integers(0, 49))

@@ -1,4 +1,4 @@
-"""AdamW against torch's own, over many steps, in each of its forms."""
+"""AdamW against torch's own, over many steps, however it is run."""
 
 import copy
 
@@ -8,19 +8,18 @@ import torch
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import clip_scale
+from minigpt.optim.execution import SLICE, compiled, in_slices, plain
 from minigpt.optim.groups import decay_groups
 
 SHAPE = GPTConfig(vocab_size=3001, n_positions=16, n_layer=2, n_head=3, n_embd=102)
-FORMS = [{}, {"sliced": True}, {"sliced": False}]
-if hasattr(torch, "compile"):
-    FORMS.append({"compiled": True})
+EXECUTIONS = [in_slices, plain] + ([compiled] if hasattr(torch, "compile") else [])
 
 
-def pair(**form):
+def pair(execution=in_slices):
     torch.manual_seed(0)
     ours = GPT(SHAPE)
     theirs = copy.deepcopy(ours)
-    mine = AdamW(decay_groups(ours, 0.1), 1e-3, (0.9, 0.95), 1e-8, 0.1, **form)
+    mine = AdamW(decay_groups(ours, 0.1), 1e-3, (0.9, 0.95), 1e-8, 0.1, execution)
     reference = torch.optim.AdamW(decay_groups(theirs, 0.1), 1e-3, (0.9, 0.95), 1e-8)
     return ours, theirs, mine, reference
 
@@ -31,11 +30,11 @@ def give_gradients(ours, theirs, size=1e-2):
         other.grad = mine.grad.clone()
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_equals_torch_over_100_steps(form):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_equals_torch_over_100_steps(execution):
     """To 1e-6, with a learning rate that changes every step, some tensors larger than a slice."""
-    ours, theirs, mine, reference = pair(**form)
-    assert max(p.numel() for p in ours.parameters()) > 256 * 1024
+    ours, theirs, mine, reference = pair(execution)
+    assert max(p.numel() for p in ours.parameters()) > SLICE
     for step in range(100):
         give_gradients(ours, theirs)
         mine.set_lr(1e-3 / (1 + step))
@@ -54,10 +53,10 @@ def test_compiled_for_one_pair_of_betas_it_serves_another(dtype):
     start, gradient = torch.randn(300, 300).to(dtype), torch.randn(300, 300).to(dtype)
     for betas in ((0.9, 0.95), (0.8, 0.999)):
         states = []
-        for compiled in (False, True):
+        for execution in (in_slices, compiled):
             weight = torch.nn.Parameter(start.clone())
             weight.grad = gradient.clone()
-            optimizer = AdamW([weight], betas=betas, compiled=compiled)
+            optimizer = AdamW([weight], betas=betas, execution=execution)
             for _ in range(3):
                 optimizer.step()
             states.append(optimizer.state[weight])
@@ -114,3 +113,28 @@ def test_no_limit_means_no_scale():
     ours, theirs, _, _ = pair()
     give_gradients(ours, theirs)
     assert clip_scale(ours.parameters(), 0.0)[1] is None
+
+
+def test_saved_and_loaded_as_any_optimizer_of_torch_it_goes_on_to_the_last_bit():
+    ours, theirs, mine, _ = pair()
+    other = AdamW(decay_groups(theirs, 0.1), 5.0)
+    for step in range(4):
+        give_gradients(ours, theirs)
+        mine.step()
+        if step < 2:
+            for there, here in zip(theirs.parameters(), ours.parameters()):
+                there.data.copy_(here.data)
+            other.load_state_dict(copy.deepcopy(mine.state_dict()))
+        else:
+            other.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert other.param_groups[0]["step"] == 4
+
+
+def test_a_rate_of_zero_moves_nothing_and_counts_the_step():
+    ours, theirs, mine, _ = pair()
+    give_gradients(ours, theirs)
+    mine.set_lr(0.0)
+    mine.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert mine.param_groups[0]["step"] == 1 and mine.state[ours.head_weight]["mean"].any()

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.base.errors import UsageError
 from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import save_model
@@ -26,22 +25,14 @@ from minigpt.model.attention import HAS_FUSED, explicit_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, add_lora, freeze
 from minigpt.model.zoo import find
-from minigpt.optim import adamw
+from minigpt.optim import execution
+from minigpt.optim.adamw import AdamW
 from minigpt.planning import memory as plan
-from minigpt.planning import peaks
-from minigpt.planning.fit import (
-    flops,
-    flops_per_token,
-    largest_rows,
-    nearest_fit,
-    step_seconds,
-    with_rows,
-)
-from minigpt.planning.flavors import FLAVORS
+from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, block_bytes, memory, moments, states, trained_count
-from minigpt.training import objective as loss
-from minigpt.training.build import build, create_run
-from minigpt.training.config import TrainConfig
+from minigpt.training import fast_loss
+from minigpt.training.build import create_run
+from tests.helpers.tuning import trainer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
@@ -138,10 +129,10 @@ def measure(start, out, values):
     for precision in ("fp32", "bf16-mixed"):  # libraries make their own buffers at first use
         with find_device("cpu").autocast(precision):
             warm(torch.zeros(2, 32, dtype=torch.int64)).float().sum().backward()
-    adamw.AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
+    AdamW(warm.parameters()).step()  # PyTorch loads its compiler with the first optimizer
     text = Path(out).parent / "text.txt"
     before = resident()
-    config = TrainConfig(
+    trainer = trainer_of(
         init=start,
         out=out,
         data=str(text),
@@ -150,7 +141,6 @@ def measure(start, out, values):
         sample_every=0,
         **json.loads(values),
     )
-    trainer = build(config)
     create_run(trainer)
     trainer._after_step = lambda *_: None
     trainer.train()
@@ -204,8 +194,7 @@ def test_a_real_run_takes_what_was_planned(case, tmp_path):
 
 
 def test_sizes_of_pieces_are_those_of_the_code():
-    assert plan.LOGITS == loss._LOGITS
-    assert (plan._SLICE, plan._WIDE_SLICE) == (adamw._SLICE, adamw._WIDE_SLICE)
+    assert plan.LOGITS_ALIVE == fast_loss.LOGITS_AT_A_TIME
 
 
 def test_counts_are_those_of_real_models():
@@ -239,9 +228,10 @@ def test_off_the_cpu_an_update_takes_two_copies_of_the_largest_weight():
     assert step.work == 2 * 4 * 5000 * SMALL.n_embd
     huge = replace(SMALL, vocab_size=10**6)
     lean = moments(Job(huge, 1, 1, 8, precision="bf16"))[-1]
-    assert lean.work == 4 * plan._WIDE_COPIES * adamw._WIDE_SLICE
-    weight = torch.nn.Parameter(torch.empty(1, device="meta", dtype=torch.bfloat16))
-    assert adamw.AdamW([weight])._slice(weight) == adamw._WIDE_SLICE
+    assert lean.work == 4 * plan._WIDE_COPIES * execution.WIDE_SLICE
+    weight, sizes = torch.empty(40_000_000, device="meta", dtype=torch.bfloat16), []
+    execution.in_slices(lambda piece, scale: sizes.append(piece.numel()), [weight], (), None)
+    assert max(sizes) == execution.WIDE_SLICE
 
 
 # 13B ---------------------------------------------------------------------------------------------
@@ -265,44 +255,6 @@ def test_an_adapter_of_13b_in_40_gb():
     adapter = replace(FULL, precision="bf16", lora=LoRAConfig(16))
     assert largest_rows(adapter, 40 * GB) >= 1
     assert largest_rows(replace(adapter, recompute=True), 40 * GB) == 16
-
-
-def test_time_is_that_of_the_published_formula():
-    each = flops_per_token(B13, 1024)
-    assert flops(FULL) == each * 16 * 1024
-    again = flops(replace(FULL, recompute=True)) - flops(FULL)
-    blocks = each - 6 * B13.vocab_size * B13.n_embd
-    assert again == blocks // 3 * 16 * 1024
-    assert flops(replace(FULL, lora=LoRAConfig(16))) < 0.7 * flops(FULL)
-    # Frozen embeddings, and below the layers that learn nothing goes back.
-    top = replace(FULL, freeze_layers=30)
-    assert flops(top) == pytest.approx((1 / 3 + 2 / 3 / 4) * flops(FULL), rel=0.03)
-    assert step_seconds(FULL, 1e15, 0.5) == pytest.approx(flops(FULL) / 5e14)
-
-
-# Advice ------------------------------------------------------------------------------------------
-
-
-def test_advice_fits_and_changes_as_little_as_it_can():
-    found = nearest_fit(FULL, 141 * GB)
-    assert all(memory(one.job).total <= 141 * GB for one in found)
-    assert "--precision bf16" in str(found[0])
-    assert "--lora-rank" not in str(found[0])
-    one = nearest_fit(replace(FULL, precision="bf16"), 141 * GB)[0]
-    assert str(one) == "--micro-batch-size 1 (the result is the same but for rounding)"
-    assert nearest_fit(FULL, 10 * GB) == []
-
-
-def test_an_adapter_is_not_advised_beside_frozen_layers_nor_what_is_barred():
-    frozen = replace(FULL, freeze_layers=10)
-    assert not any("--lora" in str(one) for one in nearest_fit(frozen, 40 * GB, most=99))
-    barred = {"--precision bf16", "--recompute"}
-    found = nearest_fit(FULL, 141 * GB, most=99, barred=barred)
-    assert found and not any(flag in str(one) for one in found for flag in ("bf16 ", "--rec"))
-
-
-def test_what_fits_needs_no_advice_but_itself():
-    assert nearest_fit(FULL, 300 * GB)[0].changes == ()
 
 
 # Properties --------------------------------------------------------------------------------------
@@ -341,59 +293,3 @@ def test_recomputing_never_keeps_more(job):
     kept, again = (moments(replace(job, recompute=flag))[1] for flag in (False, True))
     assert again.activations <= kept.activations
     assert again.total <= kept.total
-
-
-@given(jobs(), st.integers(10**6, 10**11))
-@settings(max_examples=200)
-def test_largest_rows_are_the_largest(job, room):
-    rows = largest_rows(job, room)
-    assert rows == 0 or memory(with_rows(job, rows)).total <= room
-    for more in range(rows + 1, job.batch + 1):
-        assert memory(with_rows(job, more)).total > room
-
-
-# Peaks -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("h200", "H200 SXM"), ("H100-80GB", "H100 SXM"), ("NVIDIA H100 80GB HBM3", "H100 SXM"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
-        ("NVIDIA A100-PCIE-40GB", "A100 40GB"), ("a100", "A100 80GB"), ("MI300X", "MI300X"),
-        ("NVIDIA A100 80GB PCIe", "A100 80GB"), ("AMD Instinct MI300X VF", "MI300X"),
-        ("AMD Instinct MI250X/MI250", "MI250 (one of its two GCDs)"), ("4xlarge", "4xLarge.2048GB"),
-    ],
-)  # fmt: skip
-def test_accelerators_are_found_as_people_write_them(name, found):
-    assert peaks.find_accelerator(name).name == found
-
-
-def test_flavors_are_halves_of_mi250():
-    for flavor in FLAVORS:
-        found = peaks.find_accelerator(flavor.name)
-        assert found.memory == 128 * GB * flavor.mi250
-        assert found.bf16 == pytest.approx(362.1e12 * flavor.mi250)
-
-
-def test_an_unknown_accelerator_names_the_nearest():
-    with pytest.raises(UsageError, match="did you mean h200"):
-        peaks.find_accelerator("h20")
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("80GB", 80 * GB), ("1.5 tb", 1500 * GB), ("2GiB", 2**31), ("512MB", 512 * 10**6)],
-)
-def test_memory_is_read_as_people_write_it(text, count):
-    assert peaks.parse_memory(text) == count
-
-
-@pytest.mark.parametrize("text", ["80", "lots", "0GB", "-3GB", "80Gb/s"])
-def test_memory_that_is_none_is_named(text):
-    with pytest.raises(UsageError, match="--memory is"):
-        peaks.parse_memory(text)
-
-
-def test_the_peak_of_this_machine_is_measured_in_a_moment():
-    assert 1e8 < peaks.measured_peak(find_device("cpu"), seconds=0.1) < 1e14

@@ -3,51 +3,165 @@
 import dataclasses
 import importlib
 import re
+from pathlib import Path
+from typing import Union, get_type_hints
 
 import pytest
+import torch
 
 from minigpt.base.errors import UsageError
 from minigpt.commands.cli import parse
-from minigpt.model.zoo import find
-from minigpt.training.config import TrainConfig, read_config, write_config
+from minigpt.commands.flags import parse_settings
+from minigpt.devices.device import Device
+from minigpt.model.lora import LoRAConfig
+from minigpt.training.config import TrainConfig
+from minigpt.training.config_file import flag_words, read_values, write_settings
+from minigpt.training.settings import Settings, resolve
+from tests.helpers.tuning import base
+
+CPU = Device("cpu", torch.device("cpu"))
 
 
-def flags(*words, default=None):
-    return parse(TrainConfig, "train.py", words, default)
+def flags(*words):
+    return parse_settings(TrainConfig, "train.py", [str(word) for word in words])
+
+
+def settled(*words, device=CPU):
+    return resolve(flags(*words), device)
 
 
 def test_open_settings_follow_the_published_recipe():
-    entry = find("cerebras-111m")
-    config = TrainConfig().filled(entry.recipe, entry.config.n_positions)
-    assert (config.lr, config.batch_size, config.schedule) == (6e-4, 120, "linear")
-    assert (config.steps, config.block_size, config.beta2) == (9037, 2048, 0.95)
+    run = settled("--model", "cerebras-111m")
+    assert (run.lr, run.batch_size, run.schedule) == (6e-4, 120, "linear")
+    assert (run.steps, run.block_size, run.beta2) == (9037, 2048, 0.95)
 
 
 def test_a_given_setting_wins_over_the_recipe():
-    config = flags("--lr", "1e-3", "--steps=7").filled(find("mini").recipe, 256)
-    assert (config.lr, config.steps) == (1e-3, 7)
+    run = settled("--lr", "1e-3", "--steps=7")
+    assert (run.lr, run.steps) == (1e-3, 7)
 
 
 def test_the_last_learning_rate_keeps_its_ratio_to_a_given_peak():
-    recipe = find("cerebras-111m").recipe
-    assert flags("--lr", "1e-3").filled(recipe, 2048).min_lr == pytest.approx(1e-4)
+    assert settled("--model", "cerebras-111m", "--lr", "1e-3").min_lr == pytest.approx(1e-4)
 
 
-def test_the_block_is_never_longer_than_the_positions():
-    assert TrainConfig().filled(find("cerebras-111m").recipe, 512).block_size == 512
+def test_the_block_is_never_longer_than_the_positions(tmp_path):
+    assert settled("--init", base(tmp_path / "base", positions=512)).block_size == 512
+
+
+def test_what_is_left_open_of_the_run_is_a_fifth_of_it():
+    run = settled("--steps", 50, "--save-every", 7)
+    assert (run.eval_every, run.sample_every, run.save_every) == (10, 10, 7)
+    assert settled("--steps", 3).eval_every == 1
+
+
+def test_a_batch_stays_whole_where_it_must():
+    moai = Device("moai", torch.device("cpu"))
+    words = ("--model", "cerebras-111m", "--batch-size", 16)
+    assert settled(*words).micro_batch_size == 2
+    assert settled(*words, device=moai).micro_batch_size == 16
+    with pytest.raises(UsageError, match="say --micro-batch-size 16"):
+        settled(*words, "--micro-batch-size", 4, device=moai)
+
+
+WAYS = [
+    (),
+    ("--tokenizer", "gpt2"),
+    ("--epochs", 2),
+    ("--model", "cerebras-13b", "--fused-backward", "--precision", "bf16"),
+    ("--init", "BASE"),
+    ("--init", "BASE", "--lora-rank", 4, "--template", "moai"),
+    ("--init", "BASE", "--freeze-layers", 1, "--record-keys", "a,b"),
+    ("--init", "cerebras-13b", "--moai-num-stages", 4, "--moai-pipeline-parallel", "True"),
+]
+
+
+@pytest.mark.parametrize("device", [CPU, Device("moai", torch.device("cpu")), None])
+@pytest.mark.parametrize("words", WAYS, ids=lambda words: " ".join(map(str, words)))
+def test_nothing_is_left_open(words, device, tmp_path, monkeypatch):
+    """Every setting is of its type, and those that may be None are those that are declared so."""
+    monkeypatch.chdir(tmp_path)
+    base(Path("BASE"))
+    if device is not None and device.kind == "moai":
+        words = [w for w in words if w not in ("--fused-backward", "--precision", "bf16")]
+    elif device is CPU and "--fused-backward" in words and CPU.fused_backward_missing():
+        pytest.skip("PyTorch 2.1 and later")
+    run = settled(*words, device=device)
+    for name, kind in get_type_hints(Settings).items():
+        kinds = kind.__args__ if getattr(kind, "__origin__", None) is Union else (kind,)
+        assert isinstance(getattr(run, name), kinds), name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.lr = 1.0
+
+
+# A file ------------------------------------------------------------------------------------------
+
+
+def file_of(tmp_path, text):
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    return "--config", tmp_path / "a.toml"
 
 
 def test_a_file_and_flags_on_top(tmp_path):
-    (tmp_path / "a.toml").write_text('lr = 3e-5\nmodel = "small"\nsteps = 10\n')
-    config = flags("--steps", "20", default=read_config(tmp_path / "a.toml"))
+    file = file_of(tmp_path, 'lr = 3e-5\nmodel = "small"\nsteps = 10\ncompile = true\n')
+    config = flags(*file, "--steps", "20", "--no-compile")
     assert (config.lr, config.model, config.steps) == (3e-5, "small", 20)
+    assert config.compile is False
 
 
-def test_what_a_run_writes_it_reads_again(tmp_path):
-    config = flags("--data", 'a "quoted" \\ name', "--compile", "--lr", "1e-4")
-    write_config(tmp_path / "config.toml", config)
-    assert read_config(tmp_path / "config.toml") == config
+@pytest.mark.parametrize("word, other", [("--steps", "epochs"), ("--epochs", "steps")])
+def test_a_flag_wins_over_the_other_way_to_say_it(tmp_path, word, other):
+    config = flags(*file_of(tmp_path, f"{other} = 3\n"), f"{word}=2")
+    assert getattr(config, other) is None and getattr(config, word[2:]) == 2
 
+
+def test_another_peak_moves_the_last_rate_of_the_file(tmp_path):
+    file = file_of(tmp_path, "lr = 0.001\nmin_lr = 0.0002\n")
+    assert flags(*file, "--lr", "1e-4").min_lr == pytest.approx(2e-5)
+    assert flags(*file, "--lr", "1e-4", "--min-lr", "3e-6").min_lr == 3e-6
+    assert flags(*file).min_lr == 2e-4
+
+
+TEXTS = ['a "quoted" \\ name', "--lr 3", "", "None", "a\n\tb", "\x7f\x01", "😀 한글", "-x", "= 1"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_a_run_writes_it_reads_again(tmp_path, text):
+    asked = TrainConfig(sample_prompt=text, compile=True, lr=1e-4, moai_pipeline_parallel=False)
+    run = resolve(asked, CPU)
+    write_settings(tmp_path / "a.toml", run)
+    again = resolve(flags("--config", tmp_path / "a.toml"), CPU)
+    assert dataclasses.replace(again, run=run.run) == run
+
+
+def test_an_adapter_is_written_as_its_flags(tmp_path):
+    start = base(tmp_path / "base")
+    words = ("--lora-rank", 2, "--lora-targets", "qkv, out", "--lora-dropout", 0)
+    run = settled("--init", start, *words)
+    write_settings(tmp_path / "a.toml", run)
+    assert 'lora_targets = "qkv,out"' in (tmp_path / "a.toml").read_text()
+    again = settled("--config", tmp_path / "a.toml")
+    assert again.lora == run.lora == LoRAConfig(2, dropout=0.0, targets=("qkv", "out"))
+
+
+def test_the_keys_of_a_file_are_those_of_earlier_versions(tmp_path):
+    write_settings(tmp_path / "a.toml", settled())
+    assert list(read_values(tmp_path / "a.toml", TrainConfig)) == [
+        "init", "model", "data", "packing", "strict", "device", "precision", "recompute",
+        "fused_backward", "compile", "deterministic", "steps", "batch_size", "micro_batch_size",
+        "block_size", "lr", "min_lr", "warmup_steps", "schedule", "weight_decay", "beta1", "beta2",
+        "eps", "hidden_lr_scale", "grad_clip", "lora_rank", "lora_alpha", "lora_dropout",
+        "lora_targets", "patience", "log_every", "eval_every", "eval_tokens", "sample_every",
+        "sample_prompt", "save_every", "keep", "seed", "tensorboard", "moai_parallelization",
+    ]  # fmt: skip
+
+
+def test_words_of_flags():
+    values = {"lr": 0.1, "compile": True, "packing": False, "out": None, "data": "a b"}
+    assert flag_words(values) == ["--lr=0.1", "--compile", "--no-packing", "--data=a b"]
+
+
+# What is wrong is one sentence --------------------------------------------------------------------
 
 WRONG = {
     "--blok-size 3": "there is no flag --blok-size; did you mean --block-size",
@@ -78,32 +192,67 @@ WRONG = {
 @pytest.mark.parametrize("line, words", WRONG.items())
 def test_a_wrong_flag_is_one_sentence(line, words):
     with pytest.raises(UsageError) as caught:
-        flags(*line.split()).check_together()
+        flags(*line.split()).check_together()  # the first thing that resolve does
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("lrr = 1", "unknown setting lrr; did you mean lr"),
-        ('lr = "high"', "lr is 'high'; it must be a number"),
-        ("steps = 1.5", "steps is 1.5; it must be a whole number"),
-        ("compile = 1", "compile is 1; it must be true or false"),
-        ("steps = true", "steps is True; it must be a whole number"),
-        ("lr 3", "is not TOML"),
-    ],
-)
+WRONG_FILES = {
+    "lrr = 1": "unknown setting lrr; did you mean lr",
+    'lr = "high"': "a.toml: lr cannot be high; see train.py --help",
+    "steps = 1.5": "a.toml: steps cannot be 1.5",
+    "steps = true": "a.toml: steps cannot be True",
+    "compile = 1": "a.toml: compile is 1; it must be true or false",
+    'compile = "yes"': "a.toml: compile is 'yes'; it must be true or false",
+    "moai_pipeline_parallel = 1": "a.toml: moai_pipeline_parallel cannot be 1",
+    "lr = 0": "a.toml: lr is 0.0; it must be above 0",
+    "lr = nan": "a.toml: lr is nan; it must be above 0",
+    "keep = -1": "a.toml: keep is -1; it must be at least 1",
+    'schedule = "cosin"': "a.toml: schedule is 'cosin'; did you mean cosine",
+    'template = "moay"': "a.toml: template is 'moay'; did you mean moai",
+    "lora_rank = 2\nlora_alpha = -1": "a.toml: lora_alpha is -1.0; it must be above 0",
+    'lora_rank = 2\nlora_targets = "qvk"': "a.toml: lora_targets has no 'qvk'; did you mean qkv",
+    'lora_targets = ["qkv"]': "a.toml: lora_targets is ['qkv']; write one number or one text",
+    "lr = 2026-01-01": "a.toml: lr is datetime.date(2026, 1, 1); write one number",
+    "[optimizer]\nlr = 1": "a.toml: unknown setting optimizer",
+    'resume = "runs/x"': "a.toml: resume says what to read; give --resume beside it",
+    "lr 3": "a.toml is not TOML",
+    "lr = 1\nlr = 2": "a.toml is not TOML",
+}
+
+
+@pytest.mark.parametrize("text, words", WRONG_FILES.items())
 def test_a_wrong_file_is_one_sentence(tmp_path, text, words):
-    (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"a\.toml") as caught:
-        read_config(tmp_path / "a.toml")
-    assert words in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        flags(*file_of(tmp_path, text), "--batch-size", 3)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "a.toml" in str(caught.value)
+
+
+def test_a_flag_is_to_blame_for_what_it_says_itself(tmp_path):
+    file = file_of(tmp_path, "lr = 0.1\nsteps = 3\n")
+    with pytest.raises(UsageError, match=r"^--lr cannot be fast"):
+        flags(*file, "--lr", "fast")
+    with pytest.raises(UsageError, match=r"^--lr is 0"):
+        flags("--lr=0", *file)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="cannot read"):
-        read_config(tmp_path / "none.toml")
+        flags("--config", tmp_path / "none.toml")
+
+
+def test_the_flag_at_fault_is_named_beside_those_that_are_required():
+    kind = importlib.import_module("minigpt.commands.generate").GenerateConfig
+    for words, says in (
+        (["--checkpoint", "C", "--prompt", "hello", "--temperature", "0,8"],
+         "--temperature cannot be 0,8"),
+        (["--prompt", "hello"], "--checkpoint is missing; see prog --help"),
+        (["--checkpoint=C", "--prompt=", "--samples=two"], "--samples cannot be two"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            parse(kind, "prog", words)
+        assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +262,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         ("minigpt.commands.generate", "GenerateConfig"),
         ("minigpt.commands.evaluate", "EvaluateConfig"),
         ("minigpt.data.prepare", "PrepareConfig"),
-        ("minigpt.training.report", "ReportConfig"),
+        ("minigpt.commands.report", "ReportConfig"),
     ],
 )
 def test_every_flag_has_a_sentence_and_a_default(capsys, module, name):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +22,9 @@ from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.training.apply import objective_for
-from minigpt.training.build import build, create_run
+from minigpt.training.build import create_run
 from tests.helpers.runs import corpus, records, train
-from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
+from tests.helpers.tuning import base, instructions, resumed, run_to_the_end, tuning
 
 needs_compiler = pytest.mark.skipif(not hasattr(torch, "compile"), reason="no torch.compile")
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
@@ -162,7 +161,7 @@ def test_resumed_tuning_is_the_run_it_would_have_been(tmp_path, settings):
     whole = run_to_the_end(tuning(tmp_path, "whole", **settings))
     half = tuning(tmp_path, "half", **settings)
     stop_after(half, 4)
-    assert build(replace(half.settings, resume=str(half.run))).train() == 0
+    assert resumed(half).train() == 0
     last = "checkpoints/step_00000006"
     for path in sorted((whole / last).glob("*")):
         if path.name != "manifest.json":
@@ -196,7 +195,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path, capsys):
     assert resolve(run).name == "step_%08d" % state.best_step
     assert "no better for 2 validations" in capsys.readouterr().out
     with pytest.raises(UsageError, match="larger --patience"):
-        build(replace(trainer.settings, resume=str(run)))
+        resumed(run)
 
 
 def test_frozen_layers_stay_as_they_were(tmp_path):
@@ -242,9 +241,7 @@ def test_an_adapter_outlives_the_run_it_was_started_from_and_a_move(tmp_path):
     run.rename(tmp_path / "elsewhere")
     found = list(load_model(tmp_path / "elsewhere").parameters())
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected))
-    config = replace(tuning(tmp_path, "x", lora_rank=2, steps=4).settings, out=None)
-    config = replace(config, init=str(before), resume=str(tmp_path / "elsewhere"))
-    assert build(config).train() == 0
+    assert resumed(tmp_path / "elsewhere", steps=4).train() == 0
 
 
 def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
@@ -277,10 +274,9 @@ def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
     ],
 )
 def test_a_resumed_run_trains_what_it_trained(tmp_path, before, after, says):
-    trainer = tuning(tmp_path, steps=2, **before)
-    run = run_to_the_end(trainer)
+    run = run_to_the_end(tuning(tmp_path, steps=2, **before))
     with pytest.raises(UsageError, match=says):
-        build(replace(trainer.settings, steps=4, resume=str(run), **after))
+        resumed(run, steps=4, **after)
 
 
 def test_going_on_keeps_the_template(tmp_path, monkeypatch):

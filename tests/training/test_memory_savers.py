@@ -12,13 +12,11 @@ import torch
 from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.devices.device import find_device
+from minigpt.optim import execution
 from minigpt.optim.clipping import clip_scale, next_loss_scale
-from minigpt.planning import peaks
 from minigpt.training import build as setup
-from minigpt.training.build import build
-from minigpt.training.config import TrainConfig
 from tests.helpers.runs import corpus, files, records
-from tests.helpers.tuning import run_to_the_end
+from tests.helpers.tuning import resumed, run_to_the_end, trainer_of
 
 HOOK = not find_device("cpu").fused_backward_missing()
 FP16 = not find_device("cpu").precision_missing("fp16-mixed")
@@ -33,7 +31,7 @@ def trainer(tmp_path, monkeypatch):
         defaults = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / name)}
         defaults.update(batch_size=8, block_size=32, steps=6, warmup_steps=1, seed=5)
         defaults.update(log_every=1, eval_tokens=640, sample_every=0, save_every=3, grad_clip=0.0)
-        return build(TrainConfig(**{**defaults, **settings}))
+        return trainer_of(**{**defaults, **settings})
 
     return make
 
@@ -88,13 +86,13 @@ def test_a_step_inside_the_backward_pass_is_the_same_step(trainer):
 @needs_hook
 def test_gradients_are_not_all_alive_at_once(trainer):
     run, most = trainer("fused", fused_backward=True), []
-    real = run.optimizer._move
+    real = run.optimizer.step_weight
 
     def counted(weight, group, scale=None):
         most.append(sum(p.grad.numel() for p in run.model.parameters() if p.grad is not None))
         real(weight, group, scale)
 
-    run.optimizer._move = counted
+    run.optimizer.step_weight = counted
     run_to_the_end(run)
     largest = max(p.numel() for p in run.model.parameters())
     assert max(most) <= 2 * largest < run.model.parameter_count()
@@ -104,7 +102,8 @@ def test_gradients_are_not_all_alive_at_once(trainer):
 def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
     """A compiled backward pass would hand out all gradients at once."""
     run = trainer("fused", fused_backward=True, compile=True)
-    assert run.objective.features == run.model.features and run.optimizer.compiled
+    assert run.objective.features == run.model.features
+    assert run.optimizer.execution is execution.compiled
     assert "--compile: the optimizer alone" in capsys.readouterr().out
     run_to_the_end(run)
 
@@ -197,10 +196,6 @@ def stopped_at_three(run):
     return run
 
 
-def resumed(run, **settings):
-    return build(TrainConfig(**{**vars(run.settings), "resume": str(run.run), **settings}))
-
-
 @pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")
 def test_the_loss_scale_follows_the_precision_of_a_resumed_run(trainer):
     half = stopped_at_three(trainer("half", precision="fp16-mixed"))
@@ -255,14 +250,6 @@ def test_no_memory_is_one_sentence(trainer, text, monkeypatch):
     monkeypatch.setattr(run, "_loss", full)
     with pytest.raises(DeviceError, match="no memory left at step 1; use a smaller"):
         run_to_the_end(run)
-
-
-def test_force_starts_what_does_not_fit(trainer, monkeypatch):
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
-    with pytest.raises(DeviceError, match="--force"):
-        trainer()
-    run = trainer(force=True)
-    assert run_to_the_end(run) == run.run
 
 
 def test_other_errors_are_not_taken_for_it(trainer, monkeypatch):

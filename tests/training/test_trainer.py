@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from minigpt.checkpoint.model_files import load_model
+from minigpt.model.lora import LoRAConfig
 from minigpt.planning.fit import flops_per_token
-from minigpt.training.build import _peak, build, create_run
-from minigpt.training.config import TrainConfig
+from minigpt.training.build import _peak, create_run
 from tests.helpers.runs import corpus, files, records, train
+from tests.helpers.tuning import trainer_of
 
 
 def trainer(tmp_path, monkeypatch, **settings):
@@ -18,7 +19,7 @@ def trainer(tmp_path, monkeypatch, **settings):
     defaults = {"data": str(corpus(tmp_path / "corpus")), "out": str(tmp_path / "run")}
     defaults.update(batch_size=8, block_size=32, steps=4, warmup_steps=1, seed=5)
     defaults.update(log_every=1, eval_tokens=640)
-    return build(TrainConfig(**{**defaults, **settings}))
+    return trainer_of(**{**defaults, **settings})
 
 
 def losses_and_weights(tmp_path, monkeypatch, **settings):
@@ -107,7 +108,7 @@ def test_mfu_is_said_where_the_peak_is_known(tmp_path, monkeypatch, capsys):
     flops = flops_per_token(run.model.config, 32)
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e12)
     assert "% MFU" in capsys.readouterr().out
-    adapter = replace(run.settings, lora_rank=4)  # its frozen matrices have no gradients
+    adapter = replace(run.settings, lora=LoRAConfig(4))  # its frozen matrices have no gradients
     assert 1.2 < _peak(adapter, run.device) / run.peak < 1.5
 
 

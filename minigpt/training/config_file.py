@@ -1,0 +1,95 @@
+"""config.toml: the settings of a run as `key = value`, and such a file as the flags it stands for.
+
+Keys are the names of the flags. A file is turned into words of a command line, so that it is read
+by the parser that reads the flags, and checked by what checks them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Set, Type
+
+from minigpt.base.errors import UsageError
+from minigpt.base.files import write_text
+from minigpt.base.text import nearest
+from minigpt.training.config import TrainConfig, flag
+from minigpt.training.settings import Settings
+
+if sys.version_info >= (3, 11):
+    import tomllib as toml
+else:
+    import tomli as toml
+
+CONFIG = "config.toml"
+_OF_ONE_START = ("dry_run", "debug", "force")
+_ON_THE_LINE = ("config", "resume")  # they say which file is read
+
+
+def write_settings(path: Path, settings: Settings) -> None:
+    """Writes what `settings` have a value for; how to start is none of them."""
+    values = {f.name: getattr(settings, f.name, f.default) for f in fields(TrainConfig)}
+    if settings.lora is not None:
+        values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
+        values["lora_targets"] = ",".join(settings.lora.targets)
+    lines = [
+        f"{name} = {_toml(value)}\n"
+        for name, value in values.items()
+        if value is not None and name not in _OF_ONE_START
+    ]
+    write_text(path, "".join(lines))
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers and booleans are TOML's, but for DEL. What is no UTF-8, as a file's
+    # name may be, cannot be written.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
+    """The settings in a TOML file by name; UsageError when one of them is no flag of `kind`, or no
+    value that a flag can have.
+    """
+    values = _read_toml(path)
+    known = [field.name for field in fields(kind) if field.name not in _ON_THE_LINE]
+    for name, value in values.items():
+        if name in _ON_THE_LINE:
+            raise UsageError(f"{path}: {name} says what to read", f"give {flag(name)} beside it")
+        if name not in known:
+            raise UsageError(f"{path}: unknown setting {name}", nearest(name, known))
+        if name in _switches(kind) and not isinstance(value, bool):
+            raise UsageError(f"{path}: {name} is {value!r}", "it must be true or false")
+        if not isinstance(value, (str, int, float)):
+            raise UsageError(f"{path}: {name} is {value!r}", "write one number or one text")
+    return values
+
+
+def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig) -> List[str]:
+    """The words of a command line that say the same; a value of None says nothing."""
+    switches = _switches(kind)
+    return [
+        _word(name, value, name in switches) for name, value in values.items() if value is not None
+    ]
+
+
+def _switches(kind: Type[TrainConfig]) -> Set[str]:
+    """The flags that take no value: --compile and --no-compile."""
+    return {field.name for field in fields(kind) if field.type == "bool"}
+
+
+def _word(name: str, value: Any, switch: bool) -> str:
+    if switch:
+        return flag(name) if value else flag("no_" + name)
+    return f"{flag(name)}={value}"
+
+
+def _read_toml(path: Path) -> Dict[str, Any]:
+    try:
+        return toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from None
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", "write lines such as lr = 3e-5") from None

@@ -1,0 +1,36 @@
+"""ours -> Hugging Face's files -> transformers: the same logits;  and back -> ours, bit for bit"""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.checkpoint.model_files import load_model
+from minigpt.hf.convert import convert
+from minigpt.hf.export import export
+from minigpt.model.gpt import GPTConfig
+from tests.helpers.reference import assert_close
+from tests.helpers.tuning import base
+
+SHAPES = [
+    GPTConfig(50257, 24, 2, 3, 51, n_inner=70, activation="gelu", init_std=0.2),
+    GPTConfig(50257, 24, 2, 1, 64, activation="gelu_tanh", tied_head=False, init_std=0.2),
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("shape", SHAPES)
+def test_out_and_back(tmp_path, shape):
+    transformers = pytest.importorskip("transformers")
+    ours = load_model(base(tmp_path / "ours", "gpt2", shape=shape))
+    export(tmp_path / "ours", tmp_path / "theirs")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "theirs")).eval()
+    ids = torch.randint(0, 50257, (2, 24))
+    with torch.no_grad():
+        assert_close(ours(ids), theirs(ids).logits)
+    theirs.save_pretrained(str(tmp_path / "saved by them"))
+    for place in ("theirs", "saved by them"):
+        convert(tmp_path / place, tmp_path / ("back from " + place))
+        back = load_file(str(tmp_path / ("back from " + place) / "model.safetensors"))
+        mine = load_file(str(tmp_path / "ours" / "model.safetensors"))
+        assert back.keys() == mine.keys()
+        assert all(torch.equal(back[name], mine[name]) for name in mine)
