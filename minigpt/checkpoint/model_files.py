@@ -103,9 +103,7 @@ def _check_shapes(
     wrong = [name for name, _ in sorted(there ^ wanted)]
     if wrong:
         what = "does not belong to this model" if wrong[0] in found else "is missing"
-        raise CheckpointError(
-            "%s: tensor %s %s" % (directory, wrong[0], what), "use another checkpoint"
-        )
+        raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -151,13 +149,9 @@ def read_config(directory: Path) -> GPTConfig:
     values = manifest.read_json(path)
     unknown = set(values) - {field.name for field in fields(GPTConfig)}
     if unknown or "activation" not in values:
-        what = (
-            "has unknown fields %s" % sorted(unknown) if unknown else "does not say its activation"
-        )
-        raise CheckpointError(
-            "%s %s" % (path, what),
-            "convert a Hugging Face model with: python convert_hf.py %s" % directory,
-        )
+        what = f"has unknown fields {sorted(unknown)}" if unknown else "does not say its activation"
+        fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
+        raise CheckpointError(f"{path} {what}", fix)
     return GPTConfig(**values)
 
 

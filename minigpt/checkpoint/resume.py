@@ -96,9 +96,8 @@ def save_checkpoint(
 def load_state(directory: Path) -> RunState:
     """The RunState of a checkpoint; CheckpointError when it has none, as a converted model has."""
     if not (directory / STATE).exists():
-        raise CheckpointError(
-            "%s is a model without a run to resume" % directory, "start from it with --init"
-        )
+        what = f"{directory} is a model without a run to resume"
+        raise CheckpointError(what, "start from it with --init")
     return RunState(**manifest.read_json(directory / STATE))
 
 
@@ -110,10 +109,8 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: in
             kind, _, parameter = name.partition(".")
             weight = parameters.get(parameter)
             if weight is None or weight.shape != tensor.shape:
-                raise CheckpointError(
-                    "%s: %s does not belong to this model" % (directory / OPTIMIZER, name),
-                    "resume from another checkpoint",
-                )
+                what = f"{directory / OPTIMIZER}: {name} does not belong to this model"
+                raise CheckpointError(what, "resume from another checkpoint")
             optimizer.state[weight][kind] = tensor.read().to(weight.device, copy=True)
     for group in optimizer.param_groups:
         group["step"] = step

@@ -27,7 +27,7 @@ def corpus(tmp_path):
     """This project's own modules, and some JSON lines."""
     directory = tmp_path / "corpus"
     directory.mkdir()
-    for path in (ROOT / "minigpt" / "base").glob("*.py"):
+    for path in (ROOT / "minigpt" / "data").glob("*.py"):
         (directory / path.name).write_text(path.read_text())
     records = [{"text": "record %d é" % number} for number in range(300)]
     (directory / "z.jsonl").write_text("\n".join(map(json.dumps, records)))
