@@ -26,7 +26,7 @@ def weights(directory, tokens=50257):
     config = GPTConfig(n_layer=1, n_head=2, n_embd=8, n_positions=32, vocab_size=tokens)
     directory.mkdir(parents=True, exist_ok=True)
     state = {
-        layout.to_theirs(name): layout.turn(name, p.detach()).contiguous()
+        layout.to_theirs(name): layout.other_layout(name, p.detach()).contiguous()
         for name, p in GPT(config).named_parameters()
     }
     save_file(state, str(directory / "model.safetensors"), {"format": "pt"})

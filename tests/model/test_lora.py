@@ -102,5 +102,3 @@ def test_frozen_layers_keep_still():
         for name, _ in model.named_parameters()
         if name.startswith(("blocks.1.", "final_norm."))
     }
-    with pytest.raises(UsageError, match="the model has 2 layers"):
-        freeze(model, 3)

@@ -23,7 +23,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device, weight_dtype
 from minigpt.model.attention import HAS_FUSED, explicit_attention
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.model.lora import LoRAConfig, add_lora, freeze
+from minigpt.model.lora import LoRAConfig, add_lora
 from minigpt.model.zoo import find
 from minigpt.optim import execution
 from minigpt.optim.adamw import AdamW
@@ -31,6 +31,7 @@ from minigpt.planning import memory as plan
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, block_bytes, memory, moments, states, trained_count
 from minigpt.training import fast_loss
+from minigpt.training.apply import freeze
 from minigpt.training.build import create_run
 from tests.helpers.tuning import trainer_of
 
@@ -230,7 +231,9 @@ def test_off_the_cpu_an_update_takes_two_copies_of_the_largest_weight():
     lean = moments(Job(huge, 1, 1, 8, precision="bf16"))[-1]
     assert lean.work == 4 * plan._WIDE_COPIES * execution.WIDE_SLICE
     weight, sizes = torch.empty(40_000_000, device="meta", dtype=torch.bfloat16), []
-    execution.in_slices(lambda piece, scale: sizes.append(piece.numel()), [weight], (), None)
+    execution.in_slices(
+        lambda piece, scale: sizes.append(piece.numel()), [weight], execution.Scalars((), ()), None
+    )
     assert max(sizes) == execution.WIDE_SLICE
 
 
