@@ -38,7 +38,7 @@ LORA_TUNING = replace(FINE_TUNING, lr=2e-4, min_lr=2e-5, weight_decay=0.01)
 _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32
 _STEP_TOKENS = 2**31
 _FIFTHS = ("eval_every", "sample_every", "save_every")  # of the run, where they are left open
-_VOCABULARIES = {"bytes": 257, "gpt2": 50257}
+_VOCABULARIES: Dict[Union[str, Path], int] = {"bytes": 257, "gpt2": 50257}
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _at(checkpoint: Path, recipe: Recipe) -> Start:
 
 
 def _from_scratch(entry: zoo.ZooEntry, tokenizer: Optional[str]) -> Start:
-    vocabulary, shape = tokenizer or entry.tokenizer, entry.config
+    vocabulary, shape = run_files.tokenizer_source(tokenizer or entry.tokenizer), entry.config
     if entry.repo is None:  # a shape of ours takes any vocabulary; a published one has its own
         words = _VOCABULARIES.get(vocabulary) or load_tokenizer(vocabulary).vocab_size
         shape = replace(shape, vocab_size=words)

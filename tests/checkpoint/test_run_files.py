@@ -63,3 +63,11 @@ def test_a_directory_called_as_a_tokenizer_is_meant_by_its_path(tmp_path, monkey
     assert minigpt.load_tokenizer("bytes").name == "bytes"
     for source in (tmp_path / "bytes", "./bytes", (tmp_path / "bytes").relative_to(tmp_path)):
         assert minigpt.load_tokenizer(source).name == "gpt2"
+
+
+def test_a_run_from_scratch_takes_the_vocabulary_of_another(run, tmp_path):
+    (tmp_path / "x.txt").write_text("x = 1\n" * 500)
+    words = ["train", "--data", str(tmp_path / "x.txt"), "--tokenizer", str(run), "--out"]
+    small = ["--steps", "1", "--block-size", "8", "--batch-size", "2", "--sample-every", "0"]
+    assert command([*words, str(tmp_path / "new"), *small]) == 0
+    assert minigpt.load_model(tmp_path / "new").config.vocab_size == 257
