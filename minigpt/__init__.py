@@ -24,5 +24,5 @@ __all__ = [*_HOME, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError("minigpt has no public name %r" % name)
+        raise AttributeError(f"minigpt has no public name {name!r}")
     return getattr(import_module(_HOME[name]), name)

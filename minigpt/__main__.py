@@ -51,7 +51,7 @@ def command(arguments: List[str]) -> Optional[int]:
         return settled
     if name not in _COMMANDS:
         known = [*_READ_SETTINGS, *_COMMANDS]
-        raise UsageError("there is no command %r" % name, nearest(name, known))
+        raise UsageError(f"there is no command {name!r}", nearest(name, known))
     module_name, config, function = _COMMANDS[name]
     module = import_module(module_name)
     result: Optional[int] = getattr(module, function)(

@@ -18,7 +18,7 @@ class MinigptError(Exception):
 
     def __init__(self, what: str, fix: str = "") -> None:
         self.what, self.fix = what, fix
-        super().__init__("%s; %s" % (what, fix) if fix else what)
+        super().__init__(f"{what}; {fix}" if fix else what)
 
 
 class UsageError(MinigptError):
@@ -32,7 +32,7 @@ def at_least(least: int, **flags: int) -> None:
     for name, value in flags.items():
         if value < least:
             raise UsageError(
-                "--%s is %d" % (name.replace("_", "-"), value), "it must be at least %d" % least
+                f"--{name.replace('_', '-')} is {value}", f"it must be at least {least}"
             )
 
 
@@ -63,12 +63,12 @@ def storage_error(error: OSError, path: object) -> MinigptError:
     """Translates what the operating system said while writing `path` into a sentence with a way
     out.
     """
-    where = "%s: %s" % (path, error.strerror or error)
+    where = f"{path}: {error.strerror or error}"
     if error.errno in _NO_ROOM:
         return StorageError(
-            "no room left to write %s" % where,
+            f"no room left to write {where}",
             "free some space or name another folder with --out; what was saved before is whole",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError("may not write %s" % where, "name a folder of yours with --out")
-    return StorageError("cannot write %s" % where, "name another folder with --out")
+        return StorageError(f"may not write {where}", "name a folder of yours with --out")
+    return StorageError(f"cannot write {where}", "name another folder with --out")

@@ -61,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _sibling(path: Path) -> Path:
     """A name beside `path` that nobody else has."""
-    return path.with_name(".%s.%s.partial" % (path.name, secrets.token_hex(8)))
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,9 +78,9 @@ def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = Non
     except OSError as error:
         raise storage_error(error, out) from error
     if unfit:
-        raise UsageError("%s %s" % (out, unfit), "name another directory with --out")
+        raise UsageError(f"{out} {unfit}", "name another directory with --out")
     if taken:
-        raise UsageError("%s exists and is not an empty directory" % out, fix)
+        raise UsageError(f"{out} exists and is not an empty directory", fix)
 
 
 def _unfit(out: Path, source: Optional[Path]) -> str:
@@ -89,13 +89,13 @@ def _unfit(out: Path, source: Optional[Path]) -> str:
     if source is not None and source.is_dir():
         read = Path(os.path.realpath(str(source)))
         if read in (place, *place.parents):
-            return "is what is to be read" if read == place else "lies in the source, %s" % source
+            return "is what is to be read" if read == place else f"lies in the source, {source}"
     if out.name in ("", "..") or place in (here, *here.parents):
         return "is the directory you are in, or one above it"
     if out.is_symlink():
         return "is a link"
     above = next(parent for parent in place.parents if parent.exists())
-    return "" if above.is_dir() else "lies in %s, which is a file" % above
+    return "" if above.is_dir() else f"lies in {above}, which is a file"
 
 
 def _is_free(out: Path) -> bool:
@@ -185,7 +185,7 @@ def _take_place(partial: Path, target: Path, replace: bool) -> None:
     except OSError as error:
         if error.errno not in _TAKEN:
             raise
-        raise StorageError("%s has appeared meanwhile" % target, ANOTHER_OUT) from error
+        raise StorageError(f"{target} has appeared meanwhile", ANOTHER_OUT) from error
     fsync(target.parent)
     if replace:
         for replaced in _temporaries(target, "replaced"):
@@ -208,7 +208,7 @@ def require_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(str(place)).free
     if free < needed:
         raise StorageError(
-            "%s has %s free and %s are needed" % (place, size(free), size(needed)),
+            f"{place} has {size(free)} free and {size(needed)} are needed",
             "free some space or name another folder with --out",
         )
 

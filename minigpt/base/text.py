@@ -10,18 +10,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """'did you mean X?' where a known word is close to `word`, else the list of known words."""
     known = list(known)
     close = difflib.get_close_matches(word, known, 1, 0.6)
-    return "did you mean %s?" % close[0] if close else "known: %s" % ", ".join(known)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def size(count: float) -> str:
     """Bytes as a person reads them: 512 B, 1.3 MB, 51.4 GB (powers of 1000, as disks are sold)."""
     if count < 1000:
-        return "%d B" % count
+        return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB"):
         count /= 1000
         if count < 1000:
-            return "%.1f %s" % (count, unit)
-    return "%.1f TB" % (count / 1000)
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def duration(seconds: float) -> str:
@@ -31,8 +31,8 @@ def duration(seconds: float) -> str:
     if hours >= 100:
         return f"{hours // 24:,} days"
     if hours:
-        return "%d:%02d:%02d" % (hours, minutes, rest)
-    return "%d:%02d" % (minutes, rest) if minutes else "%d s" % rest
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def visible(line: str) -> str:

@@ -76,7 +76,7 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(
-            "%s is not as it was written: %r" % (directory / FILE, error), "use another checkpoint"
+            f"{directory / FILE} is not as it was written: {error!r}", "use another checkpoint"
         ) from None
     there = [place for place in places if (place / manifest.NAME).is_file()]
     for base in there:

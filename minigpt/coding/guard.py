@@ -52,7 +52,7 @@ def call(name: str, *arguments: object) -> None:
     """A function of libc that returns 0, or OSError."""
     if getattr(LIBC, name)(*arguments) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, "%s: %s" % (name, os.strerror(code)))
+        raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 def mount(
@@ -75,8 +75,8 @@ def separate() -> None:
     call("unshare", NEW_MOUNTS | NEW_PIDS | NEW_NETWORK | NEW_IPC | NEW_HOST | user)
     if user:
         write("/proc/self/setgroups", "deny")
-        write("/proc/self/uid_map", "%d %d 1" % (NOBODY, uid))
-        write("/proc/self/gid_map", "%d %d 1" % (NOBODY, gid))
+        write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
+        write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
     for name in ("shmall", "msgmni"):  # memory that no limit of a process counts
         with contextlib.suppress(OSError):  # before Linux 5.19 only root may
             write("/proc/sys/kernel/" + name, "0")
@@ -95,7 +95,7 @@ def build_root(orders: Orders) -> None:
     mount("tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=16m,nr_inodes=10000,mode=755")
     os.mkdir(root + SCRATCH)
     # First, because Python itself may be below /tmp.
-    size = "size=%d,nr_inodes=10000,mode=1777" % DISK
+    size = f"size={DISK},nr_inodes=10000,mode=1777"
     mount("tmpfs", root + SCRATCH, "tmpfs", NO_SUID | NO_DEV, size)
     shown: List[str] = []
     for path in [*orders["readable"], *DEVICES]:

@@ -49,7 +49,7 @@ class Problem:
 
     def program(self, completion: str) -> str:
         """What has to run to its end."""
-        return "%s%s\n%s\ncheck(%s)" % (self.prompt, completion, self.test, self.entry_point)
+        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})"
 
     def completion(self, answer: str) -> str:
         """The completion in an answer to the prompt as an instruction: the code in its first fence
@@ -57,7 +57,7 @@ class Problem:
         """
         fenced = _FENCE.search(answer)
         code = fenced.group(1) if fenced else answer
-        if re.search(r"^(async )?def %s\b" % self.entry_point, code, re.M):
+        if re.search(f"^(async )?def {self.entry_point}\\b", code, re.M):
             return "\n" + code  # below the prompt, it takes the place of what that begins
         ends = [place for place in map(code.find, STOPS) if place >= 0]
         code = code[: min(ends)] if ends else code
@@ -84,12 +84,12 @@ def read_problems(path: Path) -> List[Problem]:
     problems: Dict[str, Problem] = {}
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            problem = _problem(line, "%s:%d" % (path, number))
+            problem = _problem(line, f"{path}:{number}")
             if problem.task_id in problems:
-                raise DataError("%s:%d: %s again" % (path, number, problem.task_id), "remove one")
+                raise DataError(f"{path}:{number}: {problem.task_id} again", "remove one")
             problems[problem.task_id] = problem
     if not problems:
-        raise DataError("%s has no problems" % path, "name a file in HumanEval's format")
+        raise DataError(f"{path} has no problems", "name a file in HumanEval's format")
     return list(problems.values())
 
 
@@ -98,19 +98,19 @@ def _lines(path: Path) -> List[str]:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
+        raise DataError(f"{path} cannot be read: {error}", "name another file") from None
 
 
 def _problem(line: str, where: str) -> Problem:
     try:
         value = json.loads(line)
     except ValueError:
-        raise DataError("%s is no JSON" % where, "mend it, or get the file again") from None
+        raise DataError(f"{where} is no JSON", "mend it, or get the file again") from None
     for key in _KEYS:
         if not isinstance(value, dict) or not isinstance(value.get(key), str):
-            raise DataError("%s: no text under %r" % (where, key), "see HumanEval's format")
+            raise DataError(f"{where}: no text under {key!r}", "see HumanEval's format")
     if not value["entry_point"].isidentifier():
-        raise DataError("%s: entry_point is no name of a function" % where, "mend it")
+        raise DataError(f"{where}: entry_point is no name of a function", "mend it")
     return Problem(*(value[key] for key in _KEYS))
 
 
@@ -166,13 +166,13 @@ def summary(completions: Sequence[Completion], samples: int) -> List[str]:
         for start in range(0, len(completions), samples)
     ]
     rates = [
-        "pass@%d %.2f%%" % (k, 100 * sum(pass_at_k(samples, c, k) for c in passed) / len(passed))
+        f"pass@{k} {100 * sum(pass_at_k(samples, c, k) for c in passed) / len(passed):.2f}%"
         for k in (1, 10, 100)
         if k <= samples
     ]
     reasons = Counter(one.reason for one in completions).most_common()
     return [
-        "%d problems, samples of each: %d" % (len(passed), samples),
+        f"{len(passed)} problems, samples of each: {samples}",
         ", ".join(rates),
-        ", ".join("%s %d" % reason for reason in reasons),
+        ", ".join(f"{reason} {count}" for reason, count in reasons),
     ]

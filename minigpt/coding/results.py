@@ -68,22 +68,21 @@ class Results:
         except DataError:
             ours = False
         if not ours:
-            raise UsageError("%s is in the way" % beside, "name another file with --out")
+            raise UsageError(f"{beside} is in the way", "name another file with --out")
 
     def _check(self, beside: Path) -> None:
         try:
             found = read_object(beside)
         except DataError:
             raise UsageError(
-                "%s has no %s beside it" % (self.path, beside.name), "name another file with --out"
+                f"{self.path} has no {beside.name} beside it", "name another file with --out"
             ) from None
         found.pop("limit", None)  # in older files; it changes no completion
         for name in {**found, **self.settings}:
             was, wanted = found.get(name), self.settings.get(name)
             if was != wanted:
                 raise UsageError(
-                    "%s holds another evaluation: its %s is %s and not %s"
-                    % (self.path, name, was, wanted),
+                    f"{self.path} holds another evaluation: its {name} is {was} and not {wanted}",
                     "name another file with --out",
                 )
 

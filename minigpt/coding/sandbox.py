@@ -47,10 +47,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 3600:
-            raise UsageError("--timeout is %s" % self.seconds, "it must be 1 to 3600 seconds")
+            raise UsageError(f"--timeout is {self.seconds}", "it must be 1 to 3600 seconds")
         if self.memory < 64 << 20:
             raise UsageError(
-                "--memory is %d MB, in which Python does not start" % (self.memory >> 20),
+                f"--memory is {self.memory >> 20} MB, in which Python does not start",
                 "it must be at least 64",
             )
 
@@ -99,7 +99,7 @@ def sandbox_missing() -> str:
         verdict = run_program("import random, re, typing", Limits(60.0))
     except DeviceError as error:
         return error.what
-    return "" if verdict.passed else "Python does not start in the sandbox: %s" % verdict.reason
+    return "" if verdict.passed else f"Python does not start in the sandbox: {verdict.reason}"
 
 
 def _readable() -> List[str]:
@@ -130,7 +130,7 @@ def _run_guard(orders: Dict[str, Any], output: IO[bytes]) -> int:
         guard.communicate()
     if complaint:
         raise DeviceError(
-            "no sandbox can be had here: %s" % complaint.decode("utf-8", "replace"),
+            f"no sandbox can be had here: {complaint.decode('utf-8', 'replace')}",
             "evaluate where Linux namespaces are allowed",
         )
     return guard.returncode

@@ -48,7 +48,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
     except MinigptError as error:
         if debug:
             raise
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except RuntimeError as error:
         from minigpt.devices.device import is_out_of_memory  # not for every --help
@@ -56,7 +56,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
         if debug or not is_out_of_memory(error):
             raise
         what = "there is no memory left; python -m minigpt plan says what fits"
-        print("error: %s" % what, file=sys.stderr)
+        print(f"error: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -73,8 +73,8 @@ def _flags(kind: Type[Any]) -> List[str]:
 
 def _unknown(kind: Type[Any], word: str) -> UsageError:
     if word.startswith("-"):
-        return UsageError("there is no flag %s" % word.split("=")[0], nearest(word, _flags(kind)))
-    return UsageError("%r belongs to no flag" % word, "see --help")
+        return UsageError(f"there is no flag {word.split('=')[0]}", nearest(word, _flags(kind)))
+    return UsageError(f"{word!r} belongs to no flag", "see --help")
 
 
 def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:

@@ -104,7 +104,7 @@ class EvaluateConfig:
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
         if self.precision not in PRECISIONS:
             raise UsageError(
-                "--precision is %r" % self.precision, nearest(self.precision, PRECISIONS)
+                f"--precision is {self.precision!r}", nearest(self.precision, PRECISIONS)
             )
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
@@ -138,7 +138,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
         name, tokenizer, block, template, record_keys=config.record_keys, origin=directory
     )
     for line in found.notes:
-        print("note: %s" % line, file=sys.stderr)
+        print(f"note: {line}", file=sys.stderr)
 
     objective, lengths = objective_for(model, device, config.precision), tokenizer.byte_lengths()
     result = validate(objective, found.validation, lengths, config.batch_size, config.eval_tokens)
@@ -146,8 +146,9 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
     print(
-        "%s on %s: loss %.4f, perplexity %.2f, %.4f bits per byte (%s %s)"
-        % (directory, name, result.loss, result.perplexity, result.bits_per_byte, count, kind)
+        f"{directory} on {name}: loss {result.loss:.4f}, perplexity "
+        f"{result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte ({count} "
+        f"{kind})"
     )
 
 
@@ -157,7 +158,7 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
     template = tuned_template(directory) if config.instruct else None
     if sandbox_missing():
         raise DeviceError(
-            "programs of a model run only in a sandbox, and %s" % sandbox_missing(),
+            f"programs of a model run only in a sandbox, and {sandbox_missing()}",
             "evaluate on a Linux machine where namespaces are allowed",
         )
     model = load_model(directory, find_device(config.device).torch_device)
@@ -165,8 +166,10 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
     long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
     if long:
         print(
-            "note: %d of %d prompts are longer than the model's %d positions: their ends are used"
-            % (long, len(problems), positions),
+            (
+                f"note: {long} of {len(problems)} prompts are longer than the model's {positions} "
+                "positions: their ends are used"
+            ),
             file=sys.stderr,
         )
     results = Results(Path(config.out), _settings(config, directory, file))
@@ -174,7 +177,7 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
     measure(problems, complete, results, config.samples, config.batch_size, config.limits)
     for line in summary(results.completions, config.samples):
         print(line)
-    print("every completion: %s" % config.out)
+    print(f"every completion: {config.out}")
 
 
 def completer(

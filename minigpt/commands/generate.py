@@ -74,7 +74,7 @@ def generate_command(config: GenerateConfig) -> None:
         shown, text, stop = "", template.prompt(config.prompt), config.stop + template.stop
     prompt = tokenizer.encode(text) or [tokenizer.eos_id]
     for line in notes(len(prompt), config.max_new_tokens, model.config.n_positions):
-        print("note: %s" % line, file=sys.stderr)
+        print(f"note: {line}", file=sys.stderr)
     steps = stream(
         model, prompt, config.max_new_tokens, config.samples, config.sampling,
         tokenizer.eos_id, config.seed, compiled_step() if config.compile else decode_step,
@@ -84,7 +84,7 @@ def generate_command(config: GenerateConfig) -> None:
         _print_as_it_comes(shown, rows)
         return
     for number, row in enumerate(zip(*rows), 1):
-        print("--- sample %d of %d\n%s%s" % (number, config.samples, shown, "".join(row)))
+        print(f"--- sample {number} of {config.samples}\n{shown}{''.join(row)}")
 
 
 def tuned_template(directory: Path) -> Template:
@@ -92,7 +92,7 @@ def tuned_template(directory: Path) -> Template:
     template = load_template(directory)
     if template is None:
         raise UsageError(
-            "%s was not tuned on instructions" % directory, "leave out --instruct, or tune it"
+            f"{directory} was not tuned on instructions", "leave out --instruct, or tune it"
         )
     return template
 

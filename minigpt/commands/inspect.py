@@ -36,7 +36,7 @@ _BLOCK = 1024  # that of fine-tuning
 
 
 def _open(metavar: str, default: str) -> object:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: %s)" % default)
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass
@@ -72,9 +72,9 @@ class InspectConfig:
         if self.batch_size < 1 or (self.block_size is not None and self.block_size < 1):
             raise UsageError("--batch-size and --block-size count something", "use 1 or more")
         if self.skip < 0:
-            raise UsageError("--skip is %d" % self.skip, "it must be 0 or more")
+            raise UsageError(f"--skip is {self.skip}", "it must be 0 or more")
         if self.colour not in _WHEN:
-            raise UsageError("--colour is %r" % self.colour, nearest(self.colour, _WHEN))
+            raise UsageError(f"--colour is {self.colour!r}", nearest(self.colour, _WHEN))
         if self.checkpoint is not None and self.tokenizer is not None:
             raise UsageError("--checkpoint brings its own tokenizer", "leave out --tokenizer")
         if self.template is not None:
@@ -148,19 +148,20 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
 
 def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
     for number, documents in enumerate(rows, 1):
-        yield "row %d of %d" % (number, len(rows))
+        yield f"row {number} of {len(rows)}"
         for place, document in enumerate(documents, 1):
             count, positions = len(document.positions), document.positions
             if document.kinds[0] == "padding":
-                yield "  padding: %d tokens" % count
+                yield f"  padding: {count} tokens"
                 continue
             supervised = sum(kind != "prompt" for kind in document.kinds)
-            yield "  document %d: %d tokens, positions %d..%d, %d supervised" % (
-                place, count, positions[0], positions[-1], supervised,
-            )  # fmt: skip
+            yield (
+                f"  document {place}: {count} tokens, positions {positions[0]}..{positions[-1]},"
+                f" {supervised} supervised"
+            )
             for kind, line in _text(document, tokenizer):
-                line = "\033[%sm%s\033[0m" % (_COLOURS[kind], line) if colour else line
-                yield "    %-8s| %s" % (kind, line)
+                line = f"\033[{_COLOURS[kind]}m{line}\033[0m" if colour else line
+                yield f"    {kind:<8}| {line}"
 
 
 def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]:
@@ -178,10 +179,8 @@ def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int
     """The counts. A position counts as what it is to predict, so that they add up."""
     total = batch.tokens.numel()
     documents = sum(document.kinds[0] != "padding" for row in rows for document in row)
-    yield "in all: %s rows of %s, %d documents, %s tokens" % (
-        len(rows), format(count, ","), documents, format(total, ","),
-    )  # fmt: skip
+    yield f"in all: {len(rows)} rows of {count:,}, {documents} documents, {total:,} tokens"
     counts = {"supervised": batch.supervised, "padding": batch.padding}
     for name, part in (("prompt", total - sum(counts.values())), *counts.items()):
-        yield "  %-11s%8s  %5.1f%%" % (name, format(part, ","), 100 * part / total)
+        yield f"  {name:<11}{part:>8,}  {100 * part / total:5.1f}%"
     yield from ("  " + note for note in found.notes)

@@ -99,11 +99,11 @@ def _elsewhere(config: PlanConfig) -> Job:
 
 def _about(job: Job) -> List[str]:
     shape = job.shape
-    size_of = (shape.parameter_count(), shape.n_layer, shape.n_head, shape.n_embd)
     return [
-        "model     {:,} parameters: {} layers, {} heads, {} wide".format(*size_of),
-        "step      %d x %d tokens, %d rows at a time, %s%s"
-        % (job.batch, job.block, job.rows, job.precision, ", LoRA" if job.lora else ""),
+        f"model     {shape.parameter_count():,} parameters: {shape.n_layer} layers,"
+        f" {shape.n_head} heads, {shape.n_embd} wide",
+        f"step      {job.batch} x {job.block} tokens, {job.rows} rows at a time, {job.precision}"
+        + (", LoRA" if job.lora else ""),
     ]
 
 
@@ -117,8 +117,8 @@ def _table(job: Job, device: peaks.Accelerator) -> List[str]:
     texts.insert(0, ("", ["all kept", "recomputed"]))
     texts.append(("that is when", [most.moment for most in totals]))
     texts.append(("rows that fit", [str(largest_rows(one, device.memory)) for one in jobs]))
-    lines = ["%-18s%17s%17s" % (title, *pair) for title, pair in texts]
-    return ["device    %s: %s" % (device.name, size(device.memory)), "", *lines, ""]
+    lines = [f"{title:<18}{kept:>17}{again:>17}" for title, (kept, again) in texts]
+    return [f"device    {device.name}: {size(device.memory)}", "", *lines, ""]
 
 
 def _most(job: Job, part: str) -> int:
@@ -132,12 +132,12 @@ def _verdict(
         return _flavor_lines(job, (accelerator.flavor,))
     need, room = memory(job).total, accelerator.memory
     if need <= room:
-        return ["fits      yes, with %s to spare" % size(room - need), _time(job, accelerator)]
-    lines = ["fits      no: %s too much" % size(need - room)]
+        return [f"fits      yes, with {size(room - need)} to spare", _time(job, accelerator)]
+    lines = [f"fits      no: {size(need - room)} too much"]
     found = advice(job, room, config, local)
     if not found:
         return [*lines, "          and no flag here helps; try a smaller --block-size or model"]
-    lines += ["          it does with %s" % flags for flags, _ in found]
+    lines += [f"          it does with {flags}" for flags, _ in found]
     return [*lines, _time(found[0][1], accelerator), "          (with the first of these)"]
 
 
@@ -155,7 +155,7 @@ def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
     """
     lines = [
         "GB on each GCD of 64: computed, not known. What MoAI does is published where it says so",
-        "%-18s%6s%14s%10s%12s  fits" % ("", "GCDs", "spread evenly", "4 stages", "replicated"),
+        f"{'':<18}{'GCDs':>6}{'spread evenly':>14}{'4 stages':>10}{'replicated':>12}  fits",
     ]
     for flavor in flavors:
         gcds, limit = flavor.gcds, peaks.GCD.memory / GB
@@ -164,8 +164,8 @@ def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
         staged, whole = _on_each(job, gcds, stages, stages), _on_each(job, gcds, 1)
         ways = ((whole, "yes"), (staged, "in stages"), (even, "if spread evenly"))
         fits = next((way for need, way in ways if need <= limit), "no")
-        numbers = "%6d%14.1f%10.1f%12.1f" % (gcds, even, staged, whole)
-        lines.append("%-18s%s  %s%s" % (flavor.name, numbers, fits, _published(job, flavor)))
+        numbers = f"{gcds:6}{even:14.1f}{staged:10.1f}{whole:12.1f}"
+        lines.append(f"{flavor.name:<18}{numbers}  {fits}{_published(job, flavor)}")
     if len(flavors) == 1:
         lines.append(_time(job, peaks.of_flavor(flavors[0])))
     return lines
@@ -188,4 +188,4 @@ def _published(job: Job, flavor: Flavor) -> str:
     if found is None or job.shape != zoo.find("cerebras-13b").config or job.lora:
         return ""
     on_each = found * 2**20 / flavor.gcds / GB
-    return "; published: %s MiB in all, %.1f on each" % (format(found, ","), on_each)
+    return f"; published: {found:,} MiB in all, {on_each:.1f} on each"

@@ -24,9 +24,9 @@ def report_command(config: ReportConfig) -> None:
     """Prints the summary of `config.run` and writes its loss.png."""
     run = Path(config.run)
     if not (run / METRICS).is_file():
-        raise DataError("%s has no %s" % (run, METRICS), "name a run directory, such as runs/NAME")
+        raise DataError(f"{run} has no {METRICS}", "name a run directory, such as runs/NAME")
     records = read_metrics(run / METRICS)
     if not any("loss" in record for record in records):
-        raise DataError("%s has no logged step yet" % (run / METRICS), "let the run go on")
+        raise DataError(f"{run / METRICS} has no logged step yet", "let the run go on")
     print("\n".join(summary(records)))
     print(plot(run))

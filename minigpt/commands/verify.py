@@ -41,9 +41,11 @@ def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]
     loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
     text = tokenizer.decode(generate(model, ids[:8], 12, temperature=0))
     return [
-        "verify   loss on English prose %.2f nats a token (2.5 to 4.5 is usual for a trained model,"
-        " %.1f is guessing)" % (loss, math.log(model.config.vocab_size)),
-        "verify   %r goes on: %r" % (tokenizer.decode(ids[:8]), text),
+        (
+            f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for "
+            f"a trained model, {math.log(model.config.vocab_size):.1f} is guessing)"
+        ),
+        f"verify   {tokenizer.decode(ids[:8])!r} goes on: {text!r}",
     ]
 
 
@@ -55,8 +57,8 @@ def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
     try:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
     except Exception as error:
-        return "verify   transformers does not open %s: %s" % (source, error)
+        return f"verify   transformers does not open {source}: {error}"
     expected = theirs.eval()(tokens).logits
     difference = (model(tokens) - expected).abs().max().item() / expected.abs().max().item()
     verdict = "equal" if difference <= 1e-5 else "NOT EQUAL"
-    return "verify   logits against transformers': %s (%.1e of the largest)" % (verdict, difference)
+    return f"verify   logits against transformers': {verdict} ({difference:.1e} of the largest)"

@@ -70,7 +70,7 @@ class Source:
         digest = hashlib.sha256(b"%r" % self.validation)
         for path in self.files:
             status = path.stat()
-            line = "%s %d %d" % (path.resolve(), status.st_size, status.st_mtime_ns)
+            line = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -97,7 +97,7 @@ def find_source(name: str, validation: float = 0.03) -> Source:
     keys = [path.relative_to(root).as_posix() for path in files]
     source = Source(name, tuple(files), _splits(keys, validation), validation)
     if not source.size():
-        raise DataError("%s has no text" % name, "name a file or directory with some in it")
+        raise DataError(f"{name} has no text", "name a file or directory with some in it")
     return source
 
 
@@ -138,11 +138,11 @@ def _files(root: Path) -> List[Path]:
         files = list(_walk(root, set()))
         if files:
             return files
-        raise DataError("%s has no %s file" % (root, ", ".join(SUFFIXES)), _OR_RECORDS)
+        raise DataError(f"{root} has no {', '.join(SUFFIXES)} file", _OR_RECORDS)
     if not root.exists():
-        raise DataError("there is no %s" % root, _SOURCES)
+        raise DataError(f"there is no {root}", _SOURCES)
     if root.suffix not in SUFFIXES:
-        raise DataError("%s is no %s file" % (root, ", ".join(SUFFIXES)), _OR_RECORDS)
+        raise DataError(f"{root} is no {', '.join(SUFFIXES)} file", _OR_RECORDS)
     return [root]
 
 
@@ -176,8 +176,8 @@ def _records(path: Path, validation: float) -> Iterator[Piece]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                text = _record_text(line, "%s:%d" % (path, number))
-                held_out = draw("%d %s" % (number, text)) < validation
+                text = _record_text(line, f"{path}:{number}")
+                held_out = draw(f"{number} {text}") < validation
                 yield Piece(VALIDATION if held_out else TRAIN, text, True)
 
 
@@ -185,14 +185,14 @@ def _record_text(line: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError("%s is no JSON: %s" % (where, error), "mend or remove the line") from None
+        raise DataError(f"{where} is no JSON: {error}", "mend or remove the line") from None
     if not isinstance(record, dict):
         record = {}
     for key in TEXT_KEYS:
         if isinstance(record.get(key), str):
             return str(record[key])
     raise DataError(
-        "%s has no text: its keys are %s" % (where, ", ".join(sorted(record)) or "none"),
+        f"{where} has no text: its keys are {', '.join(sorted(record)) or 'none'}",
         'write {"text": "..."}, or train on this file of records alone',
     )
 
@@ -250,11 +250,11 @@ def _open(path: Path) -> Iterator[IO[str]]:
         with path.open(encoding=encoding, newline="") as file:
             yield file
     except SyntaxError as error:
-        raise DataError("%s: %s" % (path, error), "save it as UTF-8") from None
+        raise DataError(f"{path}: {error}", "save it as UTF-8") from None
     except UnicodeDecodeError as error:
         raise _undecodable(path, error.encoding) from None
     except OSError as error:
-        raise DataError("cannot read %s: %s" % (path, error.strerror), "see who may") from None
+        raise DataError(f"cannot read {path}: {error.strerror}", "see who may") from None
 
 
 def _undecodable(path: Path, encoding: str) -> DataError:
@@ -264,4 +264,4 @@ def _undecodable(path: Path, encoding: str) -> DataError:
         for line in file:
             line.decode(encoding)
             number += 1
-    return DataError("%s:%d is not %s" % (path, number, encoding), "save it as UTF-8")
+    return DataError(f"{path}:{number} is not {encoding}", "save it as UTF-8")

@@ -95,9 +95,11 @@ def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> R
     made_by, (split,) = content["template"], content["splits"].values()
     if made_by != asdict(template):
         raise DataError(
-            "%s was prepared with --template %s" % (directory, made_by["name"]),
-            "add --template %s, or make it again with: python -m minigpt prepare %s --out DIR"
-            " --template %s" % (made_by["name"], content["source"], template.name),
+            f"{directory} was prepared with --template {made_by['name']}",
+            (
+                f"add --template {made_by['name']}, or make it again with: python -m minigpt "
+                f"prepare {content['source']} --out DIR --template {template.name}"
+            ),
         )
     records = open_records(directory, split["shards"], split["sha256"])
-    return (("%s, record %d" % (directory, n), record) for n, record in enumerate(records, 1))
+    return ((f"{directory}, record {n}", record) for n, record in enumerate(records, 1))

@@ -59,7 +59,7 @@ def functions(source: str, file: str) -> Iterator[Exercise]:
         indent = lines[node.lineno - 1][: node.col_offset]
         head = _dedent(lines[start:middle], indent).rstrip()
         body = _dedent(lines[middle : node.end_lineno], indent).strip("\n")
-        yield Exercise("%s:%d" % (file, node.lineno), file, head, body)
+        yield Exercise(f"{file}:{node.lineno}", file, head, body)
 
 
 def _outermost(node: ast.AST) -> Iterator[Function]:

@@ -55,7 +55,7 @@ class RecordDataset:
         digest = hashlib.sha256(b"%d %d" % (block_size, packed))
         for example in examples:
             digest.update(example.tokens.tobytes() + example.targets.tobytes())
-        self.fingerprint = "records %s" % digest.hexdigest()
+        self.fingerprint = f"records {digest.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,7 +122,7 @@ def split_datasets(
     for where, record in records:
         example = fit(record, template, tokenizer.eos_id, block_size)
         if example is None:
-            left_out.add("longer than --block-size %d" % block_size, where)
+            left_out.add(f"longer than --block-size {block_size}", where)
         else:
             examples.append((record.drawn, example))
     lowest = min((drawn for drawn, _ in examples), default=0.0)
@@ -132,7 +132,7 @@ def split_datasets(
     if not train or not validation:
         why = "; ".join(left_out.lines())
         raise DataError(
-            "of the records %d are usable%s" % (len(examples), ", " + why if why else ""),
+            f"of the records {len(examples)} are usable" + (f", {why}" if why else ""),
             "give at least two different ones, or a larger --block-size",
         )
     how = (block_size, packed and not template.whole, tokenizer)
@@ -144,11 +144,11 @@ def in_words(
 ) -> str:
     """How many of the records are used, and as what."""
     used = len(train.examples) + len(validation.examples)
-    return "%s of %s records, as %s + %s %s rows, template %s" % (
-        format(used, ","), format(used + sum(left_out.counts.values()), ","),
-        format(len(train), ","), format(len(validation), ","),
-        "packed" if train.packed else "padded", template.name,
-    )  # fmt: skip
+    found = used + sum(left_out.counts.values())
+    return (
+        f"{used:,} of {found:,} records, as {len(train):,} + {len(validation):,}"
+        f" {'packed' if train.packed else 'padded'} rows, template {template.name}"
+    )
 
 
 def fit(record: Encoded, template: Template, eos_id: int, block_size: int) -> Optional[Example]:

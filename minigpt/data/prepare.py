@@ -72,7 +72,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.validation < 1.0:
-            raise UsageError("--validation is %s" % self.validation, "it must be between 0 and 1")
+            raise UsageError(f"--validation is {self.validation}", "it must be between 0 and 1")
         if self.workers < 0 or self.shard_tokens < 1:
             raise UsageError("--workers and --shard-tokens count something", "use 1 or more")
 
@@ -95,7 +95,7 @@ def prepare(config: PrepareConfig) -> Path:
         work = _text(source, tokenizer)
     _make(work, tokenizer, out, config.workers, config.shard_tokens)
     for line in left_out.lines():
-        print("note: %s" % line, file=sys.stderr)
+        print(f"note: {line}", file=sys.stderr)
     return out
 
 
@@ -109,7 +109,7 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
     key = hashlib.sha256((found.key() + tokenizer.fingerprint).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / "data"
     name = Path(source).resolve().name or "data"
-    out = cache / ("%s-%s-%s" % (name, tokenizer.name, key))
+    out = cache / f"{name}-{tokenizer.name}-{key}"
     if not (out / DATASET).is_file():
         try:
             _make(_text(found, tokenizer), tokenizer, out)
@@ -177,7 +177,7 @@ def _make(
         for split, content in splits.items():
             if content["tokens"] == 0:
                 raise DataError(
-                    "%s has too few documents: none fell to %s" % (work.facts["source"], split),
+                    f"{work.facts['source']} has too few documents: none fell to {split}",
                     "give more, or prepare it with a larger --validation",
                 )
         tokenizer.save(unfinished)
@@ -227,7 +227,7 @@ class _SplitWriter:
         return {**self.facts, "sha256": self.digest.hexdigest()}
 
     def _next(self) -> None:
-        name = "%s-%05d.tokens" % (self.split, len(self.facts["shards"]))
+        name = f"{self.split}-{len(self.facts['shards']):05}.tokens"
         self.facts["shards"].append(name)
         self.writer = ShardWriter(self.directory / name, self.width, self.tokenizer.fingerprint)
 

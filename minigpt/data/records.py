@@ -72,7 +72,7 @@ class LeftOut:
     def add(self, reason: str, where: str) -> None:
         """Counts one; DataError when `strict`."""
         if self.strict:
-            raise DataError("%s: %s" % (where, reason), "mend it, or leave out --strict")
+            raise DataError(f"{where}: {reason}", "mend it, or leave out --strict")
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if len(self.places.setdefault(reason, [])) < _PLACES:
             self.places[reason].append(where)
@@ -82,9 +82,9 @@ class LeftOut:
         lines, rest = [], sum(self.counts.values())
         for reason, count in Counter(self.counts).most_common(_REASONS):
             places = ", ".join(self.places[reason]) + (", ..." if count > _PLACES else "")
-            lines.append("left out %s: %s (%s)" % (format(count, ","), reason, places))
+            lines.append(f"left out {count:,}: {reason} ({places})")
             rest -= count
-        return lines + (["left out %s: other reasons" % format(rest, ",")] if rest else [])
+        return lines + ([f"left out {rest:,}: other reasons"] if rest else [])
 
 
 def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bool:
@@ -95,7 +95,7 @@ def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bo
         return True
     for flag, given in (("record_keys", keys), *flags.items()):
         if given:
-            what = "--%s is for records, and %s is no file of them" % (flag.replace("_", "-"), name)
+            what = f"--{flag.replace('_', '-')} is for records, and {name} is no file of them"
             raise UsageError(what, "leave it out")
     return False
 
@@ -120,14 +120,14 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
         return None
     names = tuple(part.strip() for part in text.split(","))
     if not all(names):
-        raise UsageError("--record-keys is %r" % text, "name two keys, such as question,solution")
+        raise UsageError(f"--record-keys is {text!r}", "name two keys, such as question,solution")
     return names
 
 
 def require_file(name: str) -> None:
     """DataError when the records `name` are to be read from a file that is not there."""
     if name != FUNCTIONS and not Path(name).is_file():
-        raise DataError("there is no file %s" % name, "name a file of records, or %s" % FUNCTIONS)
+        raise DataError(f"there is no file {name}", f"name a file of records, or {FUNCTIONS}")
 
 
 def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
@@ -147,7 +147,7 @@ def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator
             usable += 1
             yield Record(where, json.dumps(turns), turns)
     if not usable:
-        raise DataError("; ".join(["%s has no usable record" % name, *left_out.lines()]), _WRITE)
+        raise DataError("; ".join([f"{name} has no usable record", *left_out.lines()]), _WRITE)
 
 
 def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
@@ -156,7 +156,7 @@ def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
         return "no object with keys"
     form = keys or _form(value)
     if form is None:
-        return "no instruction and answer among %s" % _names(value)
+        return f"no instruction and answer among {_names(value)}"
     if len(form) == 1:
         return _conversation(value.get(form[0]))
     return _pair(value, form)
@@ -172,21 +172,21 @@ def _form(value: Dict[str, Any]) -> Optional[Keys]:
 
 def _names(value: Dict[str, Any]) -> str:
     names = ", ".join(sorted(value)) or "none"
-    return "its keys: %s" % (names if len(names) < 200 else names[:200] + "...")
+    return f"its keys: {names if len(names) < 200 else names[:200] + '...'}"
 
 
 def _pair(value: Dict[str, Any], keys: Keys) -> Union[Turns, str]:
     """All but the last of `keys` ask; those between may be missing."""
     for key in (keys[0], keys[-1]):
         if key not in value:
-            return "no %s among %s" % (key, _names(value))
+            return f"no {key} among {_names(value)}"
     given = {key: "" if value.get(key) is None else value[key] for key in keys}
     for key, text in given.items():
         if not isinstance(text, str):
-            return "%s is no text" % key
+            return f"{key} is no text"
     for key in (keys[0], keys[-1]):
         if not given[key].strip():
-            return "%s is empty" % key
+            return f"{key} is empty"
     return ((_joined(given[key] for key in keys[:-1]), given[keys[-1]]),)
 
 
@@ -239,13 +239,13 @@ def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
         else:
             yield from _jsonl(path, left_out)
     except OSError as error:
-        raise DataError("%s cannot be read: %s" % (path, error), "name another file") from None
+        raise DataError(f"{path} cannot be read: {error}", "name another file") from None
 
 
 def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            where = "%s:%d" % (path, number)
+            where = f"{path}:{number}"
             if line.strip():
                 try:
                     value = json.loads(line.decode("utf-8-sig"))
@@ -262,14 +262,14 @@ def _json(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
         if str(error).startswith("Extra data"):  # a record a line, in spite of the name
             yield from _jsonl(path, left_out)
             return
-        raise DataError("%s is no JSON: %s" % (path, error), "mend it there") from None
+        raise DataError(f"{path} is no JSON: {error}", "mend it there") from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]  # such as {"data": [...]}
         value = [value] if _form(value) or len(lists) != 1 else lists[0]
     if not isinstance(value, list):
-        raise DataError("%s is not a list of records" % path, "begin it with [ and end it with ]")
+        raise DataError(f"{path} is not a list of records", "begin it with [ and end it with ]")
     for number, record in enumerate(value, 1):
-        yield "%s, record %d" % (path, number), record
+        yield f"{path}, record {number}", record
 
 
 def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
@@ -277,12 +277,12 @@ def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UsageError(
-            "reading %s needs pyarrow" % path, "install it with: pip install pyarrow"
+            f"reading {path} needs pyarrow", "install it with: pip install pyarrow"
         ) from None
     try:
         batches = parquet.ParquetFile(str(path)).iter_batches(1000)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, record in enumerate(rows, 1):
-            yield "%s, row %d" % (path, number), record
+            yield f"{path}, row {number}", record
     except (ArrowException, ValueError) as error:
-        raise DataError("%s is no Parquet: %s" % (path, error), "get it again") from None
+        raise DataError(f"{path} is no Parquet: {error}", "get it again") from None

@@ -60,7 +60,7 @@ class ShardWriter:
 
     def write(self, document: Encoded) -> bytes:
         """Appends all or a part of a document; returns the bytes of its tokens."""
-        data = document.tokens.astype("<u%d" % self.width, copy=False).tobytes()
+        data = document.tokens.astype(f"<u{self.width}", copy=False).tobytes()
         self.file.write(data)
         if self._at_start:
             self.starts.append(self.tokens)
@@ -94,17 +94,17 @@ class Shard:
         data = np.memmap(str(path), np.uint8, "r") if size >= _HEADER.size else np.empty(0, "u1")
         header = data[: _HEADER.size].tobytes()
         if header[:8] != _MAGIC:
-            raise DataError("%s is no token shard" % path, _PREPARE)
+            raise DataError(f"{path} is no token shard", _PREPARE)
         _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
         if version not in (TEXT, RECORDS) or width not in (2, 4):
-            raise DataError("%s is a shard of version %d, unknown here" % (path, version), _PREPARE)
+            raise DataError(f"{path} is a shard of version {version}, unknown here", _PREPARE)
         indexed = documents * version + turns
         end = _HEADER.size + width * count
         if size != end + 8 * indexed:
             what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
-            raise DataError("%s %s" % (path, what), _PREPARE)
+            raise DataError(f"{path} {what}", _PREPARE)
         self.tokenizer: str = digest.hex()
-        self.tokens = data[_HEADER.size : end].view("<u%d" % width)
+        self.tokens = data[_HEADER.size : end].view(f"<u{width}")
         self.index = data[end:].view("<u8")
         self.starts, self.turns, self.draws = np.split(self.index, [documents, documents + turns])
 
@@ -134,7 +134,7 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     missing = _FACTS[form] - set(content)
     if missing:
         raise DataError(
-            "%s lacks %s" % (directory / DATASET, sorted(missing)[0]),
+            f"{directory / DATASET} lacks {sorted(missing)[0]}",
             "make it again with: python -m minigpt prepare SOURCE --out DIR",
         )
     return content
@@ -146,5 +146,5 @@ def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Enc
     for part in (part for shard in shards for part in (shard.tokens, shard.index)):
         digest.update(part.data)
     if digest.hexdigest() != sha256:
-        raise DataError("%s is damaged: its sha256 is another" % directory, _PREPARE)
+        raise DataError(f"{directory} is damaged: its sha256 is another", _PREPARE)
     return chain.from_iterable(shard.records() for shard in shards)

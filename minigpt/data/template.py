@@ -78,7 +78,7 @@ TEMPLATES = {
 def find_template(name: str) -> Template:
     """The template called `name`; UsageError with the nearest name otherwise."""
     if name not in TEMPLATES:
-        raise UsageError("--template is %r" % name, nearest(name, TEMPLATES))
+        raise UsageError(f"--template is {name!r}", nearest(name, TEMPLATES))
     return TEMPLATES[name]
 
 
@@ -97,7 +97,7 @@ def load_template(directory: Path) -> Optional[Template]:
         template = Template(**values)
         for name, value in asdict(template).items():
             if type(value) is not type(getattr(TEMPLATES["instruct"], name)):
-                raise ValueError("its %s is %r" % (name, value))
+                raise ValueError(f"its {name} is {value!r}")
         return template
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", fix) from None

@@ -133,7 +133,7 @@ def no_panic(what: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise DataError("tiktoken gives up on %s" % what, "leave that out") from None
+        raise DataError(f"tiktoken gives up on {what}", "leave that out") from None
 
 
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
@@ -155,13 +155,13 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int],
                     raise ValueError("the merge %.40a comes twice" % line)
                 ranks[token] = len(ranks)
         if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
-            raise ValueError("the ids are not 0 to %d" % (len(vocabulary) - 1))
+            raise ValueError(f"the ids are not 0 to {len(vocabulary) - 1}")
         special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
         lost = [token for token in special if "\u0120" in token]  # begins with a blank: a word
         if lost:
             raise ValueError("no merge makes %.40a" % lost[0])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError("vocab.json or merges.txt cannot be read: %s" % error, _AGAIN) from None
+        raise DataError(f"vocab.json or merges.txt cannot be read: {error}", _AGAIN) from None
     ordinary = {
         bytes(byte_of.get(character, 0) for character in token): i
         for token, i in vocabulary.items()

@@ -24,23 +24,25 @@ class TokenDataset:
         content = read_dataset(directory, TEXT)
         if content is None:
             raise DataError(
-                "%s is no prepared data" % directory,
+                f"{directory} is no prepared data",
                 "make it with: python -m minigpt prepare SOURCE --out DIR",
             )
         own = content["splits"][split]
         self.block_size = block_size
         self.tokenizer_fingerprint: str = content["tokenizer_sha256"]
         self.token_count: int = own["tokens"]
-        self.fingerprint = "%s block %d" % (own["sha256"], block_size)
+        self.fingerprint = f"{own['sha256']} block {block_size}"
         self.shards = [Shard(directory / name) for name in own["shards"]]
         counts = [max(0, (len(shard.tokens) - 1) // block_size) for shard in self.shards]
         self._ends = np.cumsum(counts)
         if len(self) == 0:
             longest = max(len(shard.tokens) for shard in self.shards) - 1
             raise DataError(
-                "%s has %d tokens of %s data, too few for one window of %d"
-                % (directory, self.token_count, split, block_size),
-                "use --block-size %d or more text" % max(1, longest),
+                (
+                    f"{directory} has {self.token_count} tokens of {split} data, too few for one "
+                    f"window of {block_size}"
+                ),
+                f"use --block-size {max(1, longest)} or more text",
             )
 
     def __len__(self) -> int:

@@ -188,12 +188,12 @@ def notes(tokens: int, new: int, positions: int) -> List[str]:
     lines = []
     if tokens > positions:
         lines.append(
-            "the prompt has %d tokens and the model %d positions: its last %d are used"
-            % (tokens, positions, positions)
+            f"the prompt has {tokens} tokens and the model {positions} positions: its last "
+            f"{positions} are used"
         )
     if min(tokens, positions) + new - 1 > positions:
         lines.append(
-            "the text will outgrow the model's %d positions: each time it does, only its last"
-            " %d tokens are remembered" % (positions, positions // 2)
+            f"the text will outgrow the model's {positions} positions: each time it does, "
+            f"only its last {positions // 2} tokens are remembered"
         )
     return lines

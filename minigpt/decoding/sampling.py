@@ -27,11 +27,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise UsageError("the temperature is %s" % self.temperature, "it must be 0 or more")
+            raise UsageError(f"the temperature is {self.temperature}", "it must be 0 or more")
         if self.top_k is not None and self.top_k < 1:
-            raise UsageError("top-k is %s" % self.top_k, "it must be at least 1")
+            raise UsageError(f"top-k is {self.top_k}", "it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError("top-p is %s" % self.top_p, "it must be above 0 and at most 1")
+            raise UsageError(f"top-p is {self.top_p}", "it must be above 0 and at most 1")
 
     def draw(self, logits: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
         """logits (B, V) -> tokens (B,) int64, drawn with `generator`, on the logits' device."""

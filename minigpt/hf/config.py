@@ -34,19 +34,19 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
     """
     kind = values.get("model_type", "gpt2")
     if kind not in ("gpt2", "btlm"):
-        raise _refuse(where, "is a %s model" % kind)
+        raise _refuse(where, f"is a {kind} model")
     for name, needed in (_MUP_REQUIRED if kind == "btlm" else _REQUIRED).items():
         if values.get(name, needed) != needed:
-            raise _refuse(where, "has %s = %r" % (name, values[name]))
+            raise _refuse(where, f"has {name} = {values[name]!r}")
     activation = values.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
-        raise _refuse(where, "has the activation %r" % activation)
+        raise _refuse(where, f"has the activation {activation!r}")
     notes: List[str] = []
     try:
         scales = _mup_scales(values, notes) if kind == "btlm" else {}
         config = GPTConfig(activation=_ACTIVATIONS[activation], **_shape(values), **scales)
     except (KeyError, TypeError, ValueError) as error:
-        raise _refuse(where, "lacks or garbles %s" % error) from None
+        raise _refuse(where, f"lacks or garbles {error}") from None
     return config, notes
 
 
@@ -71,7 +71,7 @@ def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, Any]:
     width = values.get("mup_width_scale")
     if width is None:
         width = 256 / int(values["n_embd"])
-        notes.append("mup_width_scale is missing: 256 / n_embd = %.4f is used" % width)
+        notes.append(f"mup_width_scale is missing: 256 / n_embd = {width:.4f} is used")
     head_dim = int(values["n_embd"]) // int(values["n_head"])
     power = 1.0 if values.get("mup_scale_qk_dot_by_d", False) else 0.5
     return {
@@ -107,5 +107,5 @@ def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
 
 def _refuse(where: str, what: str) -> CheckpointError:
     return CheckpointError(
-        "%s %s, which this GPT cannot represent" % (where, what), "convert a GPT-2 or Cerebras-GPT"
+        f"{where} {what}, which this GPT cannot represent", "convert a GPT-2 or Cerebras-GPT"
     )

@@ -84,7 +84,7 @@ def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> 
                 return files + get(single)
     except OSError as error:
         raise storage_error(error, directory) from error
-    raise CheckpointError("%s has no weights that can be read" % hub.repo, "check the name")
+    raise CheckpointError(f"{hub.repo} has no weights that can be read", "check the name")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
     target, part = directory / name, directory / (name + ".part")
     remote = head(hub, name)
     if remote is None:
-        raise CheckpointError("%s has no %s" % (hub.repo, name), "check the name and --revision")
+        raise CheckpointError(f"{hub.repo} has no {name}", "check the name and --revision")
     if target.exists() and remote.is_in(target):
         return target
     part.touch()
@@ -152,7 +152,7 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
             return target
         part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
     raise CheckpointError(
-        "%s arrived, and is not what the server says it is (its digest differs)" % hub.url(name),
+        f"{hub.url(name)} arrived, and is not what the server says it is (its digest differs)",
         "try again, or another endpoint by HF_ENDPOINT",
     )
 
@@ -174,7 +174,7 @@ def _continue(
                 if progress is not None:
                     progress(len(block))
     if remote.size not in (None, part.stat().st_size):
-        raise ConnectionError("%d of %d bytes" % (part.stat().st_size, remote.size))
+        raise ConnectionError(f"{part.stat().st_size} of {remote.size} bytes")
 
 
 def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
@@ -186,12 +186,12 @@ def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
         except (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code in (401, 403):
                 raise CheckpointError(
-                    "%s answers %d: not allowed" % (hub.url(name), error.code),
-                    "set HF_TOKEN to a token that may read %s" % hub.repo,
+                    f"{hub.url(name)} answers {error.code}: not allowed",
+                    f"set HF_TOKEN to a token that may read {hub.repo}",
                 ) from None
             if attempt == _TRIES or not _may_pass(error, attempt):
                 raise CheckpointError(
-                    "%s cannot be fetched: %s" % (hub.url(name), error),
+                    f"{hub.url(name)} cannot be fetched: {error}",
                     "run the same command again to go on where it stopped",
                 ) from None
             time.sleep(max(wait, _retry_after(error)))
@@ -218,7 +218,7 @@ def require_https(url: str) -> None:
     """CheckpointError for an address that is neither https nor this machine's own."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise CheckpointError("%s is not https" % url, "use an https endpoint")
+        raise CheckpointError(f"{url} is not https", "use an https endpoint")
 
 
 class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
@@ -246,5 +246,5 @@ def _open(hub: Hub, name: str, start: int = 0, method: str = "GET") -> Any:
     if hub.token:
         request.add_header("Authorization", "Bearer " + hub.token)
     if start:
-        request.add_header("Range", "bytes=%d-" % start)
+        request.add_header("Range", f"bytes={start}-")
     return _opener.open(request, timeout=60)

@@ -24,7 +24,7 @@ def find_files(directory: Path, weights: Optional[str] = None) -> List[Path]:
     names = _names(directory) if weights is None else [_beside(weights, directory)]
     for name in names:
         if not (directory / name).is_file():
-            raise CheckpointError("%s is missing" % (directory / name), "get it again")
+            raise CheckpointError(f"{directory / name} is missing", "get it again")
     return [directory / name for name in names]
 
 
@@ -35,7 +35,7 @@ def _names(directory: Path) -> List[str]:
         if (directory / single).is_file():
             return [single]
     raise CheckpointError(
-        "%s has neither model.safetensors nor pytorch_model.bin, nor an index of such" % directory,
+        f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of such",
         "name a directory with weights, or the file with --weights",
     )
 
@@ -44,14 +44,14 @@ def shard_names(index: Path) -> List[str]:
     """The files that an index names. It comes from outside, so only files beside it will do."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise CheckpointError("%s has no weight_map" % index, "get it again")
+        raise CheckpointError(f"{index} has no weight_map", "get it again")
     return [_beside(name, index) for name in sorted({str(name) for name in names.values()})]
 
 
 def _beside(name: str, where: Path) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise CheckpointError(
-            "%s has no proper file names: %r names a file outside" % (where, name),
+            f"{where} has no proper file names: {name!r} names a file outside",
             "do not trust it",
         )
     return name
@@ -70,6 +70,6 @@ def open_tensors(paths: List[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
         opened = open_safetensors(path, stack) if safe else open_torch_file(path)
         for name, tensor in opened.items():
             if name in tensors:
-                raise CheckpointError("%s: %s comes twice" % (path, name), "get the shards again")
+                raise CheckpointError(f"{path}: {name} comes twice", "get the shards again")
             tensors[name] = tensor
     return tensors

@@ -48,14 +48,14 @@ def find_vocabulary(
     note = "there is no vocabulary beside the weights"
     if tokens == _GPT2_TOKENS:
         return _gpt2(), [note + ": GPT-2's own is used"]
-    size = "too large" if tokens < _GPT2_TOKENS else "of %d tokens, not %d" % (_GPT2_TOKENS, tokens)
-    return None, ["%s, and GPT-2's own is %s: none kept" % (note, size)]
+    size = "too large" if tokens < _GPT2_TOKENS else f"of {_GPT2_TOKENS} tokens, not {tokens}"
+    return None, [f"{note}, and GPT-2's own is {size}: none kept"]
 
 
 def _fitting(tokenizer: GPT2Tokenizer, tokens: int, name: str) -> GPT2Tokenizer:
     if tokenizer.vocab_size > tokens:
         raise CheckpointError(
-            "%s has %d tokens and the model %d" % (name, tokenizer.vocab_size, tokens),
+            f"{name} has {tokenizer.vocab_size} tokens and the model {tokens}",
             "get the vocabulary that belongs to the weights, or use --tokenizer none",
         )
     return tokenizer

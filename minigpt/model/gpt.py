@@ -56,19 +56,19 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
-                raise UsageError("%s is %s" % (name, getattr(self, name)), "it must be at least 1")
+                raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
         if self.n_embd % self.n_head:
             raise UsageError(
-                "n_embd %d does not divide into %d heads" % (self.n_embd, self.n_head),
+                f"n_embd {self.n_embd} does not divide into {self.n_head} heads",
                 "choose an n_embd that is a multiple of n_head",
             )
         if self.activation not in ACTIVATIONS:
             raise UsageError(
-                "unknown activation %r" % self.activation,
-                "use one of: %s" % ", ".join(ACTIVATIONS),
+                f"unknown activation {self.activation!r}",
+                f"use one of: {', '.join(ACTIVATIONS)}",
             )
         if not 0.0 <= self.dropout < 1.0:
-            raise UsageError("dropout is %s" % self.dropout, "it must be at least 0 and below 1")
+            raise UsageError(f"dropout is {self.dropout}", "it must be at least 0 and below 1")
 
     @property
     def head_dim(self) -> int:
@@ -247,6 +247,6 @@ class GPT(nn.Module):
         if cache is not None:
             length, room = cache.length + new, min(room, cache.capacity)
         if length > room:
-            raise ValueError("%d tokens do not fit into %d positions" % (length, room))
+            raise ValueError(f"{length} tokens do not fit into {room} positions")
         if documents is not None and cache is not None:
             raise ValueError("a packed row cannot be continued from a cache")

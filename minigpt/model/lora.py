@@ -36,14 +36,14 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UsageError("the LoRA rank is %d" % self.rank, "it must be at least 1")
+            raise UsageError(f"the LoRA rank is {self.rank}", "it must be at least 1")
         if not 0.0 < self.alpha < math.inf:
-            raise UsageError("--lora-alpha is %s" % self.alpha, "it must be above 0")
+            raise UsageError(f"--lora-alpha is {self.alpha}", "it must be above 0")
         if not 0.0 <= self.dropout < 1.0:
-            raise UsageError("--lora-dropout is %s" % self.dropout, "it must be in [0, 1)")
+            raise UsageError(f"--lora-dropout is {self.dropout}", "it must be in [0, 1)")
         for target in self.targets or ("none",):
             if target not in TARGETS:
-                raise UsageError("--lora-targets has no %r" % target, nearest(target, TARGETS))
+                raise UsageError(f"--lora-targets has no {target!r}", nearest(target, TARGETS))
 
     @property
     def scale(self) -> float:

@@ -95,7 +95,7 @@ def _cerebras(name: str) -> ZooEntry:
     n_embd, n_layer, n_head, lr, schedule, warmup, steps, batch, eps = _CEREBRAS[name]
     config = GPTConfig(50257, 2048, n_layer, n_head, n_embd, activation="gelu")
     recipe = Recipe(lr, lr / 10, warmup, steps, batch, 2048, schedule, eps=eps)
-    return ZooEntry(config, recipe, "cerebras/Cerebras-GPT-%s" % name.upper())
+    return ZooEntry(config, recipe, f"cerebras/Cerebras-GPT-{name.upper()}")
 
 
 def _cerebras_mup(name: str) -> ZooEntry:
@@ -111,7 +111,7 @@ def _cerebras_mup(name: str) -> ZooEntry:
         hidden_init_std=0.08 * width_scale**0.5,
     )
     recipe = replace(entry.recipe, lr=6e-3, min_lr=6e-4, hidden_lr_scale=width_scale)
-    subfolder = "CerebrasGPT-%s" % _CEREBRAS_MUP[name]
+    subfolder = f"CerebrasGPT-{_CEREBRAS_MUP[name]}"
     return ZooEntry(config, recipe, "cerebras/Cerebras-GPT-Intermediate", subfolder)
 
 
@@ -138,13 +138,13 @@ def _small(name: str) -> ZooEntry:
 ZOO: Dict[str, ZooEntry] = {
     **{name: _small(name) for name in _SMALL},
     **{name: _gpt2(name) for name in _GPT2},
-    **{"cerebras-%s" % name: _cerebras(name) for name in _CEREBRAS},
-    **{"cerebras-%s-mup" % name: _cerebras_mup(name) for name in _CEREBRAS_MUP},
+    **{f"cerebras-{name}": _cerebras(name) for name in _CEREBRAS},
+    **{f"cerebras-{name}-mup": _cerebras_mup(name) for name in _CEREBRAS_MUP},
 }
 
 
 def find(name: str) -> ZooEntry:
     """The entry called `name`; UsageError with the nearest name otherwise."""
     if name not in ZOO:
-        raise UsageError("there is no model named %r" % name, nearest(name, ZOO))
+        raise UsageError(f"there is no model named {name!r}", nearest(name, ZOO))
     return ZOO[name]

@@ -23,10 +23,9 @@ def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
     lines = ["", *_quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
     lines += [
-        "saved    %s" % trainer.save(),
+        f"saved    {trainer.save()}",
         plot(trainer.run),
-        "next     python -m minigpt generate --checkpoint %s %s"
-        % (trainer.run, _prompting(trainer)),
+        f"next     python -m minigpt generate --checkpoint {trainer.run} {_prompting(trainer)}",
     ]
     return "\n".join(lines)
 
@@ -35,7 +34,7 @@ def _quality(trainer: Trainer) -> List[str]:
     result, state = trainer.latest, trainer.state
     assert result is not None  # the last step always validates
     digits, what = trainer.device.loss_format, "tokens" + (" of answers" if trainer.answers else "")
-    lines = ["held out %s (%s %s)" % (result.text(digits), format(result.tokens, ","), what)]
+    lines = [f"held out {result.text(digits)} ({result.tokens:,} {what})"]
     if state.best_step != state.step:
         assert state.best_loss is not None and state.best_step is not None
         text = "best     step %d, loss " + digits + ": what --checkpoint %s means"
@@ -53,7 +52,7 @@ def _yardsticks(trainer: Trainer) -> List[str]:
     for name, compress in (("gzip -9", _gzip), ("xz -9", _xz)):
         each, whole = bits_per_byte(documents, compress)
         lines.append(
-            "%-8s %.3f bits per byte file by file, %.3f for all at once" % (name, each, whole)
+            f"{name:<8} {each:.3f} bits per byte file by file, {whole:.3f} for all at once"
         )
     return lines
 

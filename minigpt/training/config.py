@@ -201,7 +201,7 @@ class TrainConfig:
         device.check_precision(self.precision)
         if self.fused_backward and device.fused_backward_missing():
             raise DeviceError(
-                "--fused-backward: %s" % device.fused_backward_missing(), "train without it"
+                f"--fused-backward: {device.fused_backward_missing()}", "train without it"
             )
         if self.recompute and device.recompute_missing():
             raise UsageError(
@@ -232,7 +232,7 @@ class TrainConfig:
         unused = {name for name in unused if getattr(self, name) != getattr(TrainConfig, name)}
         if unused and not self.lora_rank:
             raise UsageError(
-                "%s without an adapter" % flag(sorted(unused)[0]), "give it a --lora-rank"
+                f"{flag(sorted(unused)[0])} without an adapter", "give it a --lora-rank"
             )
         if self.lora_rank and self.freeze_layers is not None:
             raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
@@ -270,7 +270,7 @@ class TrainConfig:
     def _require_known(self, name: str, known: Any) -> None:
         value = getattr(self, name)
         if value is not None and value not in known:
-            raise UsageError("%s is %r" % (flag(name), value), nearest(value, known))
+            raise UsageError(f"{flag(name)} is {value!r}", nearest(value, known))
 
 
 def check_block(block_size: int, n_positions: int) -> None:

@@ -80,14 +80,14 @@ class Reporter:
         left = (self.steps - record["step"]) * record.get("step_seconds", 0.0)
         text = "loss " + self.loss_format % record["loss"]
         if "tokens_per_second" in record:
-            text += "  %s  ETA %s" % (_speed(record), duration(left))
+            text += f"  {_speed(record)}  ETA {duration(left)}"
         else:
-            text += "  warm-up %.1f s" % record["warmup_seconds"]
+            text += f"  warm-up {record['warmup_seconds']:.1f} s"
         if self.live:
             self.bar.set_postfix_str(text, refresh=True)
         elif time.monotonic() - self.printed > _SECONDS or record["step"] == self.steps:
             self.printed = time.monotonic()
-            print("step %d/%d  %s" % (record["step"], self.steps, text), flush=True)
+            print(f"step {record['step']}/{self.steps}  {text}", flush=True)
 
     def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:
         """A line that stays on the terminal, with its record for the file."""
@@ -123,10 +123,10 @@ class Reporter:
 def _speed(record: Dict[str, Any]) -> str:
     """Padding is no work done, so it is named apart."""
     useful, padded = record["tokens_per_second"], record["padded_tokens_per_second"]
-    text = "%s tokens/s" % format(int(useful), ",")
+    text = f"{int(useful):,} tokens/s"
     if useful != padded:
-        text += " (%s with padding)" % format(int(padded), ",")
-    return text + "  %.1f%% MFU" % (100 * record["mfu"]) if "mfu" in record else text
+        text += f" ({int(padded):,} with padding)"
+    return text + f"  {100 * record['mfu']:.1f}% MFU" if "mfu" in record else text
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:

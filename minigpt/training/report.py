@@ -14,16 +14,16 @@ def summary(records: Records) -> List[str]:
     """The run in a few lines."""
     losses = [record for record in records if "loss" in record]
     speeds = sorted(r["tokens_per_second"] for r in losses if "tokens_per_second" in r)
-    lines = ["steps    %d, %s tokens" % (losses[-1]["step"], format(losses[-1]["tokens"], ","))]
-    lines.append("loss     %.4f at first, %.4f at last" % (losses[0]["loss"], losses[-1]["loss"]))
+    lines = [f"steps    {losses[-1]['step']}, {losses[-1]['tokens']:,} tokens"]
+    lines.append(f"loss     {losses[0]['loss']:.4f} at first, {losses[-1]['loss']:.4f} at last")
     if speeds:
-        lines.append("speed    %s tokens/s (median)" % format(int(speeds[len(speeds) // 2]), ","))
+        lines.append(f"speed    {int(speeds[len(speeds) // 2]):,} tokens/s (median)")
     validations = [record for record in records if "val_loss" in record]
     if validations:
         best = min(validations, key=lambda record: float(record["val_loss"]))
         lines.append(
-            "best     validation loss %.4f, %.3f bits per byte, at step %d"
-            % (best["val_loss"], best["val_bits_per_byte"], best["step"])
+            f"best     validation loss {best['val_loss']:.4f}, {best['val_bits_per_byte']:.3f}"
+            f" bits per byte, at step {best['step']}"
         )
     return lines
 
@@ -35,7 +35,7 @@ def plot(run: Path) -> str:
     try:
         import matplotlib
     except ImportError:
-        return "plot     pip install matplotlib, then: python -m minigpt report %s" % run
+        return f"plot     pip install matplotlib, then: python -m minigpt report {run}"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -50,4 +50,4 @@ def plot(run: Path) -> str:
     axes.legend()
     figure.savefig(str(run / "loss.png"), dpi=150)
     pyplot.close(figure)
-    return "plot     %s" % (run / "loss.png")
+    return f"plot     {run / 'loss.png'}"

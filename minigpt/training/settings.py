@@ -208,7 +208,7 @@ def _run_directory(config: TrainConfig) -> Path:
         return Path(config.resume)
     if config.out is None:
         name = config.model if config.init == "scratch" else Path(config.init).resolve().name
-        return Path("runs") / ("%s-%s" % (name, time.strftime("%Y%m%d-%H%M%S")))
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Path(config.out)
     require_free(run, f"go on with it by --resume {run}, or name another")
     return run
