@@ -167,7 +167,7 @@ def test_bf16_follows_fp32_at_a_small_rate(trainer, tmp_path):
 @pytest.mark.skipif(not FP16, reason="a PyTorch that multiplies float16 on a CPU")
 def test_fp16_mixed_skips_a_step_that_overflows_and_resumes_with_its_scale(trainer):
     run = trainer("fp16", precision="fp16-mixed")
-    run.state.loss_scale = 2.0**40  # the first gradients cannot be but infinite
+    run.update.loss_scale = 2.0**40  # the first gradients cannot be but infinite
     run_to_the_end(run)
     saved = json.loads((run.run / "checkpoints/step_00000006/state.json").read_text())
     assert 0 < saved["loss_scale"] < 2.0**40
@@ -247,7 +247,7 @@ def test_no_memory_is_one_sentence(trainer, text, monkeypatch):
     def full(*_):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(run, "_loss", full)
+    monkeypatch.setattr(run.objective, "forward", full)
     with pytest.raises(DeviceError, match="no memory left at step 1; use a smaller"):
         run_to_the_end(run)
 
@@ -258,6 +258,6 @@ def test_other_errors_are_not_taken_for_it(trainer, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(run, "_loss", broken)
+    monkeypatch.setattr(run.objective, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run_to_the_end(run)
