@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import timeit
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 from typing import Callable, Iterator, Optional
 
 import torch
@@ -43,8 +43,8 @@ def fast_rows(model: GPT) -> Iterator[None]:
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     fused = [attention for attention in attentions if attention.attend is fused_attention]
     for layer in layers:
-        vars(layer)["forward"] = partial(linear, weight=layer.weight, bias=layer.bias)
-    vars(model)["logits"] = partial(linear, weight=model.head_weight)
+        vars(layer)["forward"] = MethodType(_forward, layer)
+    vars(model)["logits"] = MethodType(_logits, model)
     for attention in fused:
         attention.attend = _attend
     try:
@@ -55,6 +55,14 @@ def fast_rows(model: GPT) -> Iterator[None]:
         vars(model).pop("logits", None)
         for attention in fused:
             attention.attend = fused_attention
+
+
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias)
+
+
+def _logits(model: GPT, x: Tensor) -> Tensor:
+    return linear(x, model.head_weight)
 
 
 def _attend(

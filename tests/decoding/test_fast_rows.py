@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.decoding import fast_rows as linear_module
-from minigpt.decoding.fast_rows import linear, try_library
-from tests.helpers.reference import assert_close
+from minigpt.decoding.fast_rows import fast_rows, linear, try_library
+from minigpt.model.gpt import GPT
+from tests.helpers.reference import SHAPES, assert_close, config_of, tokens
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9])
@@ -45,3 +46,21 @@ def test_other_dtypes_go_through():
     x, weight = torch.randn(1, 64).bfloat16(), torch.randn(37, 64).bfloat16()
     with torch.inference_mode():
         assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_computes_the_same_while_it_is_on_and_is_as_before_afterwards(
+    slow, tied, monkeypatch
+):
+    monkeypatch.setattr("minigpt.decoding.fast_rows._slow", slow)
+    model = GPT(config_of(SHAPES["17 a head, odd inner"], tied_head=tied)).eval()
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    ids = tokens(1, 7)
+    with torch.inference_mode():
+        expected = model(ids)
+        with fast_rows(model):
+            cache = model.new_cache(1)
+            parts = [model(part, cache=cache) for part in ids.split(1, 1)]
+        assert_close(torch.cat(parts, 1), expected)
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
