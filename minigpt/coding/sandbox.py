@@ -38,9 +38,7 @@ _KILLED = 137  # by SIGKILL, with which the kernel ends what has used up its CPU
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds on the clock and of the CPU, bytes of memory for each of
-    its at most 8 processes.
-    """
+    """Seconds on the clock and of the CPU, and bytes of memory for each of at most 8 processes."""
 
     seconds: float = 5.0
     memory: int = 1 << 30
@@ -49,10 +47,8 @@ class Limits:
         if not 0 < self.seconds <= 3600:
             raise UsageError(f"--timeout is {self.seconds}", "it must be 1 to 3600 seconds")
         if self.memory < 64 << 20:
-            raise UsageError(
-                f"--memory is {self.memory >> 20} MB, in which Python does not start",
-                "it must be at least 64",
-            )
+            what = f"--memory is {self.memory >> 20} MB, in which Python does not start"
+            raise UsageError(what, "it must be at least 64")
 
 
 LIMITS = Limits()
@@ -78,13 +74,8 @@ def run_program(source: str, limits: Limits = LIMITS) -> Verdict:
     root = os.path.realpath(tempfile.mkdtemp(prefix="minigpt-sandbox-"))
     try:
         with tempfile.TemporaryFile() as output:
-            orders = {
-                "source": source + _LAST_LINE % token,
-                "root": root,
-                "parent": os.getpid(),
-                "readable": _readable(),
-                **asdict(limits),
-            }
+            orders = {"source": source + _LAST_LINE % token, "root": root, **asdict(limits)}
+            orders.update(parent=os.getpid(), readable=_readable())
             code = _run_guard(orders, output)
             output.seek(0)
             return _verdict(code, output.read().decode("utf-8", "replace"), token)
@@ -112,14 +103,9 @@ def _readable() -> List[str]:
 def _run_guard(orders: Dict[str, Any], output: IO[bytes]) -> int:
     """The exit code of the program; _KILLED when its time is over."""
     guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_GUARD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=output,
-        env={},
-        cwd="/",
-        start_new_session=True,
-    )
+        [sys.executable, "-I", "-S", str(_GUARD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=output, env={}, cwd="/", start_new_session=True,
+    )  # fmt: skip
     try:
         complaint, _ = guard.communicate(json.dumps(orders).encode(), orders["seconds"])
     except subprocess.TimeoutExpired:
@@ -129,10 +115,8 @@ def _run_guard(orders: Dict[str, Any], output: IO[bytes]) -> int:
             guard.kill()  # and with it, by the kernel, process 1 and all others
         guard.communicate()
     if complaint:
-        raise DeviceError(
-            f"no sandbox can be had here: {complaint.decode('utf-8', 'replace')}",
-            "evaluate where Linux namespaces are allowed",
-        )
+        what = f"no sandbox can be had here: {complaint.decode('utf-8', 'replace')}"
+        raise DeviceError(what, "evaluate where Linux namespaces are allowed")
     return guard.returncode
 
 

@@ -1,8 +1,7 @@
 """Command lines from dataclasses: the flags are the fields, their help is the docstring under each.
 
-tyro parses. What is ours is how it fails: a mistyped flag or value is answered by one sentence
-and exit code 2, an error of the user's by one sentence and exit code 1, and neither by a
-traceback.
+tyro parses. What is ours is how it fails: by one sentence and no traceback, with exit code 2 for a
+mistyped flag or value and 1 for another error of the user's.
 """
 
 from __future__ import annotations
@@ -30,14 +29,16 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            config, unknown = tyro.cli(
-                kind, prog=prog, args=list(arguments), return_unknown_args=True
-            )
+            words = list(arguments)
+            config, unknown = tyro.cli(kind, prog=prog, args=words, return_unknown_args=True)
     except SystemExit:
         raise _explain(kind, prog, arguments, said.getvalue()) from None
-    if unknown:
-        raise _unknown(kind, unknown[0])
-    return config
+    if not unknown:
+        return config
+    word = unknown[0]
+    if word.startswith("-"):
+        raise UsageError(f"there is no flag {word.split('=')[0]}", nearest(word, _flags(kind)))
+    raise UsageError(f"{word!r} belongs to no flag", "see --help")
 
 
 def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:
@@ -67,14 +68,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
 
 
 def _flags(kind: Type[Any]) -> List[str]:
-    names = [field.replace("_", "-") for field in kind.__dataclass_fields__]
-    return ["--" + name for name in names]
-
-
-def _unknown(kind: Type[Any], word: str) -> UsageError:
-    if word.startswith("-"):
-        return UsageError(f"there is no flag {word.split('=')[0]}", nearest(word, _flags(kind)))
-    return UsageError(f"{word!r} belongs to no flag", "see --help")
+    return ["--" + field.replace("_", "-") for field in kind.__dataclass_fields__]
 
 
 def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:

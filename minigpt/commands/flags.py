@@ -19,13 +19,15 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Config:
     """`arguments` as a `kind`, after the words of the file they name, which they overrule."""
-    source = _named(arguments)
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", nargs="?")
+    files.add_argument("--resume", nargs="?")
+    source, _ = files.parse_known_args(arguments)
     if source.resume:
         path = Path(source.resume) / CONFIG
         if not path.is_file():
-            raise UsageError(
-                f"{source.resume} is no run: it has no {CONFIG}", "name a run directory"
-            )
+            what = f"{source.resume} is no run: it has no {CONFIG}"
+            raise UsageError(what, "name a run directory")
     elif source.config:
         path = Path(source.config)
     else:
@@ -35,13 +37,6 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
     if source.resume:
         config.check_goes_on(values)
     return config
-
-
-def _named(arguments: List[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    parser.add_argument("--resume", nargs="?")
-    return parser.parse_known_args(arguments)[0]
 
 
 def _parse_both(

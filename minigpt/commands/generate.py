@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, List, Optional, Tuple
 
-import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError, at_least
@@ -19,9 +18,9 @@ from minigpt.decoding.generate import compiled_step, decode_step, notes, stream
 from minigpt.decoding.sampling import Sampling
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
+from minigpt.training.config import left_open
 
-_NONE = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="(default: no limit)")
-_ANY = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: another each time)")
+_NONE = left_open("NUMBER", "no limit")
 
 
 @dataclass
@@ -44,7 +43,7 @@ class GenerateConfig:
     """Draw from the likeliest tokens that together have probability P."""
     samples: int = 1
     """How many continuations to make, from one reading of the prompt."""
-    seed: Annotated[Optional[int], _ANY] = None
+    seed: Annotated[Optional[int], left_open("INT", "another each time")] = None
     """The same seed gives the same text."""
     stop: Tuple[str, ...] = ()
     """Texts at which a sample ends; they are not printed."""
@@ -59,9 +58,7 @@ class GenerateConfig:
 
 
 def generate_command(config: GenerateConfig) -> None:
-    """Prints the prompt and its continuation, token by token; several samples one below the
-    other.
-    """
+    """Prints the prompt and its continuation, as it comes; several samples one below the other."""
     directory = resolve(config.checkpoint)
     tokenizer = load_tokenizer(directory)
     device = find_device(config.device)
@@ -75,11 +72,12 @@ def generate_command(config: GenerateConfig) -> None:
     prompt = tokenizer.encode(text) or [tokenizer.eos_id]
     for line in notes(len(prompt), config.max_new_tokens, model.config.n_positions):
         print(f"note: {line}", file=sys.stderr)
+    ended, step = [False] * config.samples, compiled_step() if config.compile else decode_step
     steps = stream(
-        model, prompt, config.max_new_tokens, config.samples, config.sampling,
-        tokenizer.eos_id, config.seed, compiled_step() if config.compile else decode_step,
+        model, [prompt], config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
+        config.seed, step,
     )  # fmt: skip
-    rows = pieces(steps, [False] * config.samples, stop, tokenizer)
+    rows = pieces(steps, ended, stop, tokenizer)
     if config.samples == 1:
         _print_as_it_comes(shown, rows)
         return
@@ -91,9 +89,8 @@ def tuned_template(directory: Path) -> Template:
     """The template that a checkpoint was tuned with, for --instruct; UsageError if it was not."""
     template = load_template(directory)
     if template is None:
-        raise UsageError(
-            f"{directory} was not tuned on instructions", "leave out --instruct, or tune it"
-        )
+        what = f"{directory} was not tuned on instructions"
+        raise UsageError(what, "leave out --instruct, or tune it")
     return template
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import List, Optional, Tuple
 
 import torch
-import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError
@@ -21,7 +20,7 @@ from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import TrainConfig, left_open
 from minigpt.training.job import advice, job_of, pace
 from minigpt.training.settings import resolve
 
@@ -43,17 +42,13 @@ _PARTS = (
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """Says what a run with these flags of train.py takes: memory, what fits, time of a step.
-    Nothing is loaded.
-    """
+    """Says what a run with these flags of train.py takes: memory, what fits, time of a step."""
 
     device: str = "auto"
     """What to plan for: auto or cpu, cuda, mps (this machine's); mi250, mi300x, a100-40gb, a100,
     h100, h200; a MoAI flavor such as 4xLarge.2048GB; or moai for all of its flavors.
     """
-    memory: Annotated[
-        Optional[str], tyro.conf.arg(metavar="80GB", help_behavior_hint="(default: the device's)")
-    ] = None
+    memory: Annotated[Optional[str], left_open("80GB", "the device's")] = None
     """Memory to plan for, such as 80GB."""
 
 
@@ -73,7 +68,8 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device
     """What is planned and for what, and this machine's device if it is for that."""
     room = peaks.parse_memory(config.memory) if config.memory is not None else None
     if config.device == "auto" and room is not None:
-        return _elsewhere(config), peaks.Accelerator("one that is not named", room, 0.0, 0.0), None
+        unnamed = peaks.Accelerator("one that is not named", room, 0.0, 0.0)
+        return job_of(resolve(config, None), None), unnamed, None
     local = None
     if config.device in DEVICES:
         local = find_device(config.device)
@@ -81,7 +77,7 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device
         accelerator = peaks.here(local, job.product_bytes)
     else:
         accelerator = peaks.find_accelerator(config.device)
-        job = _on_moai(config) if accelerator.flavor else _elsewhere(config)
+        job = _on_moai(config) if accelerator.flavor else job_of(resolve(config, None), None)
     return job, accelerator if room is None else replace(accelerator, memory=room), local
 
 
@@ -92,18 +88,13 @@ def _on_moai(config: PlanConfig) -> Job:
     return job_of(resolve(config, device), device)
 
 
-def _elsewhere(config: PlanConfig) -> Job:
-    """On a device that is not here."""
-    return job_of(resolve(config, None), None)
-
-
 def _about(job: Job) -> List[str]:
     shape = job.shape
+    layers = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide"
+    rows, lora = f"{job.rows} rows at a time", ", LoRA" if job.lora else ""
     return [
-        f"model     {shape.parameter_count():,} parameters: {shape.n_layer} layers,"
-        f" {shape.n_head} heads, {shape.n_embd} wide",
-        f"step      {job.batch} x {job.block} tokens, {job.rows} rows at a time, {job.precision}"
-        + (", LoRA" if job.lora else ""),
+        f"model     {shape.parameter_count():,} parameters: {layers}",
+        f"step      {job.batch} x {job.block} tokens, {rows}, {job.precision}{lora}",
     ]
 
 
@@ -111,18 +102,15 @@ def _table(job: Job, device: peaks.Accelerator) -> List[str]:
     """Each part at its largest, and the largest sum; as asked, and with the other recomputation."""
     jobs = [replace(job, recompute=False), replace(job, recompute=True)]
     totals = [memory(one) for one in jobs]
-    parts = [(title, [_most(one, part) for one in jobs]) for title, part in _PARTS]
-    parts.append(("at one time", [most.total for most in totals]))
-    texts = [(title, [size(count) for count in counts]) for title, counts in parts]
-    texts.insert(0, ("", ["all kept", "recomputed"]))
-    texts.append(("that is when", [most.moment for most in totals]))
+    texts = [("", ["all kept", "recomputed"])]
+    for title, part in _PARTS:
+        most = [max(getattr(moment, part) for moment in moments(one)) for one in jobs]
+        texts.append((title, [size(count) for count in most]))
+    texts.append(("at one time", [size(largest.total) for largest in totals]))
+    texts.append(("that is when", [largest.moment for largest in totals]))
     texts.append(("rows that fit", [str(largest_rows(one, device.memory)) for one in jobs]))
     lines = [f"{title:<18}{kept:>17}{again:>17}" for title, (kept, again) in texts]
     return [f"device    {device.name}: {size(device.memory)}", "", *lines, ""]
-
-
-def _most(job: Job, part: str) -> int:
-    return max(getattr(moment, part) for moment in moments(job))
 
 
 def _verdict(

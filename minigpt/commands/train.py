@@ -29,7 +29,8 @@ def train_command(arguments: List[str]) -> int:
     device = find_device(config.device)
     settings = resolve(config, device)
     _plan(config, settings, device)
-    _fetch(config, settings)
+    if settings.start is not None and not settings.start.exists():
+        published(config.init, may_fetch=not config.dry_run)
     tokenizer = load_tokenizer(settings.vocabulary)
     data = open_data(settings, tokenizer)
     settings = resolve(config, device, data)
@@ -52,9 +53,7 @@ def train_command(arguments: List[str]) -> int:
 
 
 def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
-    """Says what the run will take, and stops when that is not there. A dry run goes on: it may be
-    meant for another machine.
-    """
+    """Says what the run takes, and stops if that is not here. (A dry run may be for elsewhere.)"""
     plan = one_line(config, settings, device)
     print(plan.line, flush=True)
     if plan.fits or config.force:
@@ -63,12 +62,6 @@ def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
     if not config.dry_run:
         raise DeviceError(f"this run does not fit into what is free on the {device}", fix)
     print(f"         {fix}")
-
-
-def _fetch(config: TrainConfig, settings: Settings) -> None:
-    """Downloads and converts a published model that is not here yet."""
-    if settings.start is not None and not settings.start.exists():
-        published(config.init, may_fetch=not config.dry_run)
 
 
 def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> str:

@@ -12,7 +12,7 @@ the memory gives, in bfloat16 too.
 
 from __future__ import annotations
 
-import time
+import timeit
 from contextlib import contextmanager
 from types import MethodType
 from typing import Callable, Iterator, Optional
@@ -41,21 +41,20 @@ def fast_rows(model: GPT) -> Iterator[None]:
     try_library()  # now, since it cannot be timed from inside a compiled graph
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    before = [attention.attend for attention in attentions]
+    fused = [attention for attention in attentions if attention.attend is fused_attention]
     for layer in layers:
         vars(layer)["forward"] = MethodType(_forward, layer)
     vars(model)["logits"] = MethodType(_logits, model)
-    for attention in attentions:
-        if attention.attend is fused_attention:
-            attention.attend = _attend
+    for attention in fused:
+        attention.attend = _attend
     try:
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
         vars(model).pop("logits", None)
-        for attention, attend in zip(attentions, before):
-            attention.attend = attend
+        for attention in fused:
+            attention.attend = fused_attention
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -102,13 +101,7 @@ def try_library() -> bool:
 
 
 def _seconds(product: Callable[[], Tensor]) -> float:
-    """The best of five."""
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return min(timeit.repeat(product, number=1, repeat=5))
 
 
 def _compiling() -> bool:

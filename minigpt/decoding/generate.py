@@ -1,5 +1,4 @@
-"""Continues a text: one pass over the prompt, then one position a token, thanks to the key-value
-cache.
+"""Continues a text: one pass over the prompt, then one position a token, thanks to the cache.
 
     prefill(prompt) -> logits;  repeat:  token ~ logits;  decode(token) -> logits
 
@@ -21,7 +20,7 @@ from minigpt.devices.device import device_of
 from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 
-PLAIN = Sampling()
+Prompts = Sequence[Sequence[int]]
 Layers = List[Tuple[Tensor, Tensor]]
 Step = Callable[[GPT, Tensor, Layers, int, Optional[Tensor]], Tensor]
 Steps = Iterator[List[Optional[int]]]
@@ -38,9 +37,7 @@ def decode_step(
 
 
 def compiled_step() -> Step:
-    """`decode_step` through torch.compile: half a minute at the first token, then faster on a
-    CPU.
-    """
+    """`decode_step` by torch.compile: half a minute at the first token, then faster on a CPU."""
     return torch.compile(decode_step, dynamic=True)  # or every length would be compiled anew
 
 
@@ -54,12 +51,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        model: GPT,
-        prompts: Sequence[Sequence[int]],
-        room: int,
-        samples: int = 1,
-        step: Step = decode_step,
+        self, model: GPT, prompts: Prompts, room: int, samples: int = 1, step: Step = decode_step
     ) -> None:
         """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
         if not all(map(len, prompts)):
@@ -89,58 +81,28 @@ class Decoder:
         """Adds tokens (rows,) to the rows, and computes the logits (rows, V) that follow them."""
         self.added.append(tokens)
         self.room -= 1
-        if self.cache.length == self.cache.capacity:
-            self._begin_again()
+        model, cache, tokens = self.model, self.cache, tokens.unsqueeze(1)
+        if cache.length < cache.capacity:
+            self.logits = self.step(model, tokens, cache.layers, cache.length, cache.starts)
+            cache.length += 1
             return
-        cache = self.cache
-        self.logits = self.step(
-            self.model, tokens.unsqueeze(1), cache.layers, cache.length, cache.starts
-        )
-        cache.length += 1
-
-    def _begin_again(self) -> None:
         rows = [row + more for row, more in zip(self.read, torch.stack(self.added, 1).tolist())]
         half = max(1, self.positions // 2)
         self._read([row if len(row) <= self.positions else row[-half:] for row in rows])
 
 
 def stream(
-    model: GPT,
-    prompt_ids: Sequence[int],
-    max_new_tokens: int,
-    samples: int = 1,
-    sampling: Sampling = PLAIN,
-    stop_id: Optional[int] = None,
-    seed: Optional[int] = None,
-    step: Step = decode_step,
-) -> Steps:
-    """Yields, one after the other, the next token of each of `samples` rows; None for a row that
-    has met `stop_id` (which is not yielded itself). Ends when all rows have, or after
-    `max_new_tokens`.
-
-    The draws come from a generator of its own: the same seed gives the same tokens, and no other
-    random numbers are touched. A prompt longer than the model's positions is cut at its
-    beginning. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
-    """
-    ended = [False] * samples
-    return stream_batch(model, [prompt_ids], max_new_tokens, ended, sampling, stop_id, seed, step)
-
-
-def stream_batch(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    ended: List[bool],
-    sampling: Sampling = PLAIN,
-    stop_id: Optional[int] = None,
-    seed: Optional[int] = None,
-    step: Step = decode_step,
-) -> Steps:
-    """`stream` for several prompts of any lengths, decoded together.
+    model: GPT, prompts: Prompts, max_new_tokens: int, ended: List[bool], sampling: Sampling,
+    stop_id: Optional[int] = None, seed: Optional[int] = None, step: Step = decode_step,
+) -> Steps:  # fmt: skip
+    """Yields, one after the other, the next token of each row; None for a row that has met
+    `stop_id` (which is not yielded itself). Ends when all rows have, or after `max_new_tokens`.
 
     `ended` has a False for each row, as many for each prompt as it is to have continuations. It is
     kept up to date, and the reader may set an entry to end that row. A row gets the tokens it would
-    get alone, but for the rounding of its logits.
+    get alone, but for the rounding of its logits. A prompt longer than the model's positions is cut
+    at its beginning. The draws come from a generator of its own: the same seed gives the same
+    tokens. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
     """
     training = model.training
     model.eval()
@@ -166,34 +128,23 @@ def stream_batch(
 
 
 def generate(
-    model: GPT,
-    prompt_ids: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
-    stop_id: Optional[int] = None,
+    model: GPT, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 1.0,
+    top_k: Optional[int] = None, top_p: Optional[float] = None, stop_id: Optional[int] = None,
     seed: Optional[int] = None,
-) -> List[int]:
+) -> List[int]:  # fmt: skip
     """The ids that continue `prompt_ids`, at most `max_new_tokens`, up to but without `stop_id`."""
     sampling = Sampling(temperature, top_k, top_p)
-    steps = stream(model, prompt_ids, max_new_tokens, 1, sampling, stop_id, seed)
+    steps = stream(model, [prompt_ids], max_new_tokens, [False], sampling, stop_id, seed)
     return [token for (token,) in steps if token is not None]
 
 
 def notes(tokens: int, new: int, positions: int) -> List[str]:
-    """What a person should know about a prompt of `tokens` continued by `new`, given the model's
-    positions: one sentence each, none where nothing is unusual.
-    """
+    """What is unusual about a prompt of `tokens` continued by `new`, given the positions."""
     lines = []
     if tokens > positions:
-        lines.append(
-            f"the prompt has {tokens} tokens and the model {positions} positions: its last "
-            f"{positions} are used"
-        )
+        long = f"the prompt has {tokens} tokens and the model {positions} positions"
+        lines.append(f"{long}: its last {positions} are used")
     if min(tokens, positions) + new - 1 > positions:
-        lines.append(
-            f"the text will outgrow the model's {positions} positions: each time it does, "
-            f"only its last {positions // 2} tokens are remembered"
-        )
+        long = f"the text will outgrow the model's {positions} positions: each time it does,"
+        lines.append(f"{long} only its last {positions // 2} tokens are remembered")
     return lines

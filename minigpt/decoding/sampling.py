@@ -1,5 +1,4 @@
-"""From logits to the next token: temperature, then top-k, then top-p (Holtzman et al. 2020), then
-a draw.
+"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), then a draw.
 
 Letters: B rows, V vocabulary.
 """
@@ -17,9 +16,7 @@ from minigpt.base.errors import UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose among the tokens. Temperature 0 takes the likeliest, and the rest does not
-    matter.
-    """
+    """How to choose among the tokens. At temperature 0 it is the likeliest, whatever the rest."""
 
     temperature: float = 1.0
     top_k: Optional[int] = None

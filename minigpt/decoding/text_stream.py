@@ -11,11 +11,11 @@ from typing import Iterable, Iterator, List, Optional, Sequence
 
 from minigpt.data.tokenizer import Tokenizer
 
+Tokens = List[Optional[int]]  # of all rows; None for a row that has ended
+
 
 class TextStream:
-    """Feed it the bytes of each token; it gives the text that is certain. `stopped` after a stop
-    string.
-    """
+    """From the bytes of each token, the text that is certain; `stopped` after a stop string."""
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.stop = [text for text in stop if text]
@@ -50,14 +50,11 @@ class TextStream:
 
 
 def pieces(
-    steps: Iterable[List[Optional[int]]],
-    ended: List[bool],
-    stop: Sequence[str],
-    tokenizer: Tokenizer,
+    steps: Iterable[Tokens], ended: List[bool], stop: Sequence[str], tokenizer: Tokenizer
 ) -> Iterator[List[str]]:
     """For each of `steps`, a generator of tokens, the text of each row that became certain. Reads
     no further than the last row needs; `ended`, a False for each row, is told of stop strings:
-    it may be the list that `stream_batch` shares.
+    it may be the list that `stream` shares.
     """
     streams = [TextStream(stop) for _ in ended]
     for row in steps:

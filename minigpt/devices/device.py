@@ -141,9 +141,7 @@ class Device:
     # Memory
 
     def free_memory(self) -> Optional[int]:
-        """Bytes that a run may take now. None where nothing tells, and on MoAI, where to ask would
-        allocate the cluster.
-        """
+        """Bytes that a run may take now. None where nothing tells, as on MoAI: to ask allocates."""
         if self._by_torch_cuda:
             return int(_USABLE * torch.cuda.mem_get_info()[0])
         if self.kind == "moai":
@@ -207,10 +205,8 @@ def find_device(name: str = "auto") -> Device:
     if name not in available:
         raise UsageError(f"unknown device {name!r}", f"use one of: auto, {', '.join(available)}")
     if not available[name]:
-        raise DeviceError(
-            f"PyTorch {torch.__version__} finds no {name} device here",
-            f"use --device {'moai' if is_moai() else 'cpu'}",
-        )
+        what = f"PyTorch {torch.__version__} finds no {name} device here"
+        raise DeviceError(what, f"use --device {'moai' if is_moai() else 'cpu'}")
     if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         # This attention plans anew for every length, and texts have many; it is not deterministic.
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -23,17 +23,13 @@ def start(options: Optional[Dict[str, Any]]) -> None:
     it cannot be turned on, or when this is one of several processes.
     """
     if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise DeviceError(
-            "MoAI divides the work among its GPUs itself, and torchrun started several processes",
-            "start one with: python train.py",
-        )
+        what = "MoAI divides the work among its GPUs itself, and torchrun started several processes"
+        raise DeviceError(what, "start one with: python train.py")
     if options is None:
         return
     moreh = getattr(torch, "moreh", None)
     enable = getattr(getattr(moreh, "option", None), "enable_advanced_parallelization", None)
     if enable is None:
-        raise DeviceError(
-            "this MoAI framework has no advanced parallelization",
-            "update it with update-moreh, or train without by --no-moai-parallelization",
-        )
+        fix = "update it with update-moreh, or train without by --no-moai-parallelization"
+        raise DeviceError("this MoAI framework has no advanced parallelization", fix)
     enable(**{name: value for name, value in options.items() if value is not None})

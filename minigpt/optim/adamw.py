@@ -79,14 +79,9 @@ class AdamW(torch.optim.Optimizer):
     """State of a weight: `mean`, `square`, and in bfloat16 `carry`. Of a group: `step`."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.1,
-        execution: Execution = in_slices,
-    ) -> None:
+        self, params: Iterable[Any], lr: float = 1e-3, betas: Tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8, weight_decay: float = 0.1, execution: Execution = in_slices,
+    ) -> None:  # fmt: skip
         self.execution = execution
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "lr_scale": 1.0, "step": 0})

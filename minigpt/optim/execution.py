@@ -27,7 +27,8 @@ class Scalars(NamedTuple):
 
 
 Step = Callable[..., None]
-Execution = Callable[[Step, Sequence[Tensor], Scalars, Optional[Tensor]], None]
+Tensors = Sequence[Tensor]
+Execution = Callable[[Step, Tensors, Scalars, Optional[Tensor]], None]
 
 # Elements of a slice. 1 MB of float32 fits the cache, and is long enough to hide the calls' cost.
 SLICE = 256 * 1024
@@ -39,35 +40,28 @@ _WORTH_COMPILING = 64 * 1024
 _COMPILES_BF16 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
-def in_slices(
-    step: Step, tensors: Sequence[Tensor], scalars: Scalars, gradient_scale: Optional[Tensor]
-) -> None:
+def in_slices(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor]) -> None:
     """In pieces that fit the cache, on a CPU; on other devices as large as in `plain`."""
     size = SLICE if tensors[0].device.type == "cpu" else _whole_size(tensors[0])
     changing = _as_tensors(scalars.changing)
     for pieces in _pieces(tensors, size):
-        step(*pieces, *scalars.constant, *changing, gradient_scale)
+        step(*pieces, *scalars.constant, *changing, scale)
 
 
-def plain(
-    step: Step, tensors: Sequence[Tensor], scalars: Scalars, gradient_scale: Optional[Tensor]
-) -> None:
+def plain(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor]) -> None:
     """In one piece, bfloat16 in a few large ones; the scalars as Python numbers."""
     for pieces in _pieces(tensors, _whole_size(tensors[0])):
-        step(*pieces, *scalars.constant, *scalars.changing, gradient_scale)
+        step(*pieces, *scalars.constant, *scalars.changing, scale)
 
 
-def compiled(
-    step: Step, tensors: Sequence[Tensor], scalars: Scalars, gradient_scale: Optional[Tensor]
-) -> None:
+def compiled(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor]) -> None:
     """By torch.compile (PyTorch 2.0 and later); small weights `in_slices`."""
-    right = _COMPILES_BF16 or tensors[0].dtype != torch.bfloat16
-    if right and tensors[0].numel() >= _WORTH_COMPILING:
-        # Numbers would be compiled in, and PyTorch 2.13 was seen to reuse that for other numbers.
-        inputs = _as_tensors(scalars.constant + scalars.changing)
-        _compile(step)(*_flat(tensors), *inputs, gradient_scale)
-    else:
-        in_slices(step, tensors, scalars, gradient_scale)
+    wrong = tensors[0].dtype == torch.bfloat16 and not _COMPILES_BF16
+    if wrong or tensors[0].numel() < _WORTH_COMPILING:
+        return in_slices(step, tensors, scalars, scale)
+    # Numbers would be compiled in, and PyTorch 2.13 was seen to reuse that for other numbers.
+    inputs = _as_tensors(scalars.constant + scalars.changing)
+    return _compile(step)(*_flat(tensors), *inputs, scale)
 
 
 @lru_cache(maxsize=None)
@@ -87,7 +81,7 @@ def _whole_size(weight: Tensor) -> int:
     return WIDE_SLICE if weight.dtype == torch.bfloat16 else weight.numel()
 
 
-def _pieces(tensors: Sequence[Tensor], size: int) -> Iterable[Sequence[Tensor]]:
+def _pieces(tensors: Tensors, size: int) -> Iterable[Tensors]:
     """The same `size` elements of all tensors at a time."""
     flat = _flat(tensors)
     if flat[0].numel() <= size or flat[0].dim() != 1:
@@ -95,10 +89,7 @@ def _pieces(tensors: Sequence[Tensor], size: int) -> Iterable[Sequence[Tensor]]:
     return zip(*(torch.split(tensor, size) for tensor in flat))
 
 
-def _flat(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """All as vectors, so that one compiled function serves every shape. Without copying: if one of
-    them is not contiguous, all stay as they are.
-    """
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        return tensors
-    return [tensor.view(-1) for tensor in tensors]
+def _flat(tensors: Tensors) -> Tensors:
+    """As vectors, for which one compiled function serves; as they are if that would copy one."""
+    contiguous = all(tensor.is_contiguous() for tensor in tensors)
+    return [tensor.view(-1) for tensor in tensors] if contiguous else tensors

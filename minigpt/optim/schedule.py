@@ -11,10 +11,15 @@ t goes from 0 (first step after the warmup) to 1 (last step).
 from __future__ import annotations
 
 import math
+from typing import Callable, Dict
 
-SCHEDULES = ("cosine", "linear", "constant", "wsd")
-
-_WSD_DECAY = 0.2  # the part of the steps in which wsd decays
+_SHAPES: Dict[str, Callable[[float], float]] = {
+    "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
+    "linear": lambda t: 1.0 - t,
+    "constant": lambda t: 1.0,
+    "wsd": lambda t: min(1.0, (1.0 - t) / 0.2),
+}
+SCHEDULES = tuple(_SHAPES)
 
 
 def learning_rate(
@@ -24,14 +29,4 @@ def learning_rate(
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     t = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return minimum + (peak - minimum) * _shape(min(t, 1.0), schedule)
-
-
-def _shape(t: float, schedule: str) -> float:
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * t))
-    if schedule == "linear":
-        return 1.0 - t
-    if schedule == "wsd":
-        return min(1.0, (1.0 - t) / _WSD_DECAY)
-    return 1.0
+    return minimum + (peak - minimum) * _SHAPES[schedule](min(t, 1.0))

@@ -58,9 +58,7 @@ class Advice:
 
 
 def largest_rows(job: Job, room: int) -> int:
-    """The most rows of a micro-batch (or of the batch, where it must be whole) with which the job
-    fits into `room` bytes; 0 when not even one fits.
-    """
+    """The most rows (of the batch, where it must be whole) that fit into `room` bytes; or 0."""
     if memory(replace(job, rows=job.batch)).total <= room:
         return job.batch
     least, most = 0, job.batch - 1
@@ -98,13 +96,13 @@ def _with(job: Job, changes: Tuple[Change, ...], room: int) -> Optional[Advice]:
     rows, asked = largest_rows(changed, room), job.batch if changed.whole_batch else job.rows
     if rows == 0:
         return None
-    if rows < asked and changed.whole_batch:
-        fewer = Change(f"--batch-size {rows}", "smaller steps", _SMALLER_STEPS, "batch", rows)
-        changes = (fewer, *changes)
-    elif rows < asked:
+    fewer = Change(f"--batch-size {rows}", "smaller steps", _SMALLER_STEPS, "batch", rows)
+    if not changed.whole_batch:
         rounding = " but for rounding" if changed.precision == "bf16" else ""
         same = f"the result is the same{rounding}"
-        changes = (Change(f"--micro-batch-size {rows}", same, 0, "rows", rows), *changes)
+        fewer = Change(f"--micro-batch-size {rows}", same, 0, "rows", rows)
+    if rows < asked:
+        changes = (fewer, *changes)
     return Advice(with_rows(changed, min(rows, asked)), changes)
 
 

@@ -111,8 +111,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them."""
-        kept = self.weights + self.copies + self.gradients + self.states
-        return kept + self.activations + self.loss + self.work
+        return sum(value for name, value in vars(self).items() if name != "moment")
 
 
 def memory(job: Job) -> Memory:

@@ -53,9 +53,7 @@ _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "T
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The accelerator meant by `name` (h200, H100-80GB, A100 40GB, 4xLarge.2048GB); UsageError with
-    the nearest otherwise.
-    """
+    """The accelerator meant by `name` (h200, A100 40GB, 4xLarge.2048GB); UsageError otherwise."""
     flavor = find_flavor(name)
     found = of_flavor(flavor) if flavor is not None else _known(name)
     if found is None:
@@ -93,11 +91,6 @@ def parse_memory(text: str) -> int:
     return count
 
 
-def free_memory(device: Device) -> Optional[int]:
-    """Bytes that a run may take on the device now; None where nothing tells."""
-    return device.free_memory()
-
-
 def looked_up_peak(device: Device, product_bytes: int) -> Optional[float]:
     """FLOP/s of the GPU here, by its data sheet; None of a device that is in no table."""
     known = _known(device.gpu_name())
@@ -106,19 +99,15 @@ def looked_up_peak(device: Device, product_bytes: int) -> Optional[float]:
 
 def here(device: Device, product_bytes: int) -> Accelerator:
     """The device of this machine: its free memory, and its peak, looked up or else measured."""
-    known, free = _known(device.gpu_name()), free_memory(device) or 0
+    known, free = _known(device.gpu_name()), device.free_memory() or 0
     if known is not None:
         return Accelerator(f"{known.name}, this machine's", free, known.bf16, known.fp32)
     peak = measured_peak(device, torch.float32 if product_bytes == 4 else torch.bfloat16)
     return Accelerator(f"{device} of this machine, as measured", free, peak, peak)
 
 
-def measured_peak(
-    device: Device, dtype: torch.dtype = torch.float32, seconds: float = 0.5
-) -> float:
-    """FLOP/s of a matrix product, the best of those tried in about `seconds`: small ones, then ones
-    large enough to keep the device busy.
-    """
+def measured_peak(device: Device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of a matrix product, the best of those tried in about `seconds`, ever larger ones."""
     # The libraries load with the first.
     _product_seconds(torch.ones(256, 256, dtype=dtype, device=device.torch_device))
     best, width, took, ends = 0.0, 256, 0.0, time.perf_counter() + seconds

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Optional
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint as keep_input_only
 
 from minigpt.devices.device import Device
@@ -26,18 +25,18 @@ def freeze(model: GPT, layers: Optional[int]) -> None:
 
 
 def objective_for(
-    model: GPT,
-    device: Device,
-    precision: str = "fp32",
-    recompute: bool = False,
+    model: GPT, device: Device, precision: str = "fp32", recompute: bool = False,
     compiled: bool = False,
-) -> Objective:
-    """The objective of `model` on `device`, as it is to be computed there."""
+) -> Objective:  # fmt: skip
+    """The objective of `model` on `device`, as it is to be computed there. `recompute`: only the
+    input of each block is kept for the backward pass.
+    """
     if not device.fused_attention:
         model.use_attention(explicit_attention)
     if recompute:
-        for block in model.blocks:
-            _recompute(block)
+        for block in model.blocks:  # activation checkpointing (Chen et al. 2016)
+            forward = partial(keep_input_only, block.forward, use_reentrant=False)
+            vars(block)["forward"] = forward
     objective = Objective(
         model, device.send, device.product_dtype(precision), device.static_shapes, compiled
     )
@@ -46,13 +45,6 @@ def objective_for(
     if precision.endswith("-mixed"):
         _compute_in(objective, device, precision)
     return objective
-
-
-def _recompute(block: nn.Module) -> None:
-    """Activation checkpointing (Chen et al. 2016): only the block's input is kept for the backward
-    pass.
-    """
-    vars(block)["forward"] = partial(keep_input_only, block.forward, use_reentrant=False)
 
 
 def _compute_in(objective: Objective, device: Device, precision: str) -> None:

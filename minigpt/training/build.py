@@ -33,16 +33,11 @@ _FIRST_LOSS_SCALE = 2.0**16
 
 
 def open_data(settings: Settings, tokenizer: Tokenizer) -> Opened:
-    """The datasets of a run; UsageError or DataError when they, the tokenizer and the model do not
-    belong together.
-    """
-    s = settings
-    if tokenizer.vocab_size > s.shape.vocab_size:
-        raise UsageError(
-            f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} tokens and the model"
-            f" {s.shape.vocab_size}",
-            "use the tokenizer the model was made for",
-        )
+    """The datasets of a run; UsageError or DataError when they do not suit tokenizer and model."""
+    s, words = settings, tokenizer.vocab_size
+    if words > s.shape.vocab_size:
+        what = f"the {tokenizer.name} tokenizer has {words} tokens and the model"
+        raise UsageError(f"{what} {s.shape.vocab_size}", "use the tokenizer the model was made for")
     found = open_datasets(
         s.data, tokenizer, s.block_size, s.rendering, s.packing, s.record_keys, s.strict,
         s.vocabulary,
@@ -55,21 +50,23 @@ def open_data(settings: Settings, tokenizer: Tokenizer) -> Opened:
 def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> Trainer:
     """A Trainer ready to run, from the settings resolved with `data`."""
     state = open_state(settings, data)
-    _prepare(device, settings)
+    if settings.deterministic:
+        device.be_deterministic()
+    device.start(settings.moai_options if settings.moai_parallelization else None)
+    torch.manual_seed(settings.seed)
     model, adapter = _weights(settings, device)
     freeze(model, settings.freeze_layers)
     optimizer = _optimizer(settings, model, device)
     if settings.resumes is not None:
         load_optimizer(settings.resumes, model, optimizer, state.step - state.skipped_steps)
         device.set_rng_state(state.kept_rng())
+    compiles = _compiles(settings, device)
     return Trainer(
         settings=settings,
         run=settings.run,
         device=device,
         model=model.train(),
-        objective=objective_for(
-            model, device, settings.precision, settings.recompute, _compiles(settings, device)
-        ),
+        objective=objective_for(model, device, settings.precision, settings.recompute, compiles),
         tokenizer=tokenizer,
         optimizer=optimizer,
         update=_update(settings, model, optimizer, state),
@@ -111,31 +108,16 @@ def open_state(settings: Settings, data: Opened) -> RunState:
 
 
 def _check_state(state: RunState, settings: Settings, fingerprint: str) -> None:
-    run = settings.run
+    run, anew = settings.run, f"or start a new run with --init {settings.run}"
     if state.data != fingerprint:
-        raise UsageError(
-            "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
-            f" {run} was trained with",
-            f"resume with the same, or start a new run with --init {run}",
-        )
+        what = "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
+        raise UsageError(f"{what} {run} was trained with", f"resume with the same, {anew}")
     if state.step >= settings.steps:
-        raise UsageError(
-            f"{run} has done all of its {state.step} steps",
-            f"go further with --steps N, or start a new run with --init {run}",
-        )
+        what = f"{run} has done all of its {state.step} steps"
+        raise UsageError(what, f"go further with --steps N, {anew}")
     if settings.patience and state.worse >= settings.patience:
-        raise UsageError(
-            f"{run} stopped after {state.worse} validations without a better loss",
-            "go on with a larger --patience, or --patience 0",
-        )
-
-
-def _prepare(device: Device, settings: Settings) -> None:
-    """What has to be said before there is a model."""
-    if settings.deterministic:
-        device.be_deterministic()
-    device.start(settings.moai_options if settings.moai_parallelization else None)
-    torch.manual_seed(settings.seed)
+        what = f"{run} stopped after {state.worse} validations without a better loss"
+        raise UsageError(what, "go on with a larger --patience, or --patience 0")
 
 
 def _weights(settings: Settings, device: Device) -> Tuple[GPT, Optional[Adapter]]:

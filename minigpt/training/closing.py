@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from functools import partial
 from typing import Callable, List, Tuple
 
 from minigpt.data.corpus import validation_documents
 from minigpt.training.report import plot
 from minigpt.training.trainer import Trainer
 
-# Compressing more than this says nothing new and takes long.
-_YARDSTICK_BYTES = 20_000_000
+Compress = Callable[[bytes], bytes]
+
+_YARDSTICK_BYTES = 20_000_000  # compressing more says nothing new and takes long
 
 
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
+    prompting = '--instruct --prompt "..."' if trainer.answers else '--prompt "def "'
     lines = ["", *_quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
-    lines += [
-        f"saved    {trainer.save()}",
-        plot(trainer.run),
-        f"next     python -m minigpt generate --checkpoint {trainer.run} {_prompting(trainer)}",
-    ]
+    lines += [f"saved    {trainer.save()}", plot(trainer.run)]
+    lines += [f"next     python -m minigpt generate --checkpoint {trainer.run} {prompting}"]
     return "\n".join(lines)
 
 
@@ -49,33 +49,17 @@ def _yardsticks(trainer: Trainer) -> List[str]:
     if not documents:
         return []
     lines = []
-    for name, compress in (("gzip -9", _gzip), ("xz -9", _xz)):
+    for name, compress in (("gzip -9", gzip.compress), ("xz -9", partial(lzma.compress, preset=9))):
         each, whole = bits_per_byte(documents, compress)
-        lines.append(
-            f"{name:<8} {each:.3f} bits per byte file by file, {whole:.3f} for all at once"
-        )
+        lines.append(f"{name:<8} {each:.3f} bits per byte file by file, {whole:.3f} all at once")
     return lines
 
 
-def bits_per_byte(
-    documents: List[bytes], compress: Callable[[bytes], bytes]
-) -> Tuple[float, float]:
+def bits_per_byte(documents: List[bytes], compress: Compress) -> Tuple[float, float]:
     """Bits per byte of `documents` compressed one by one, and as one."""
     total = max(1, sum(map(len, documents)))
     each = sum(len(compress(document)) for document in documents)
     return 8 * each / total, 8 * len(compress(b"".join(documents))) / total
-
-
-def _gzip(data: bytes) -> bytes:
-    return gzip.compress(data, 9)
-
-
-def _xz(data: bytes) -> bytes:
-    return lzma.compress(data, preset=9)
-
-
-def _prompting(trainer: Trainer) -> str:
-    return '--instruct --prompt "..."' if trainer.answers else '--prompt "def "'
 
 
 def _sample(trainer: Trainer) -> str:

@@ -19,17 +19,17 @@ from minigpt.model.lora import LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
 
 
-def _open(metavar: str, default: str = "the recipe's") -> Any:
+def left_open(metavar: str, default: str = "the recipe's") -> Any:
     """How --help shows a setting that may be left open."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-OpenInt = Annotated[Optional[int], _open("INT")]
-OpenFloat = Annotated[Optional[float], _open("FLOAT")]
-OpenName = Annotated[Optional[str], _open("NAME")]
-_Fifth = Annotated[Optional[int], _open("INT", "a fifth of the run")]
-_MoaiInt = Annotated[Optional[int], _open("INT", "the platform's choice")]
-_MoaiBool = Annotated[Optional[bool], _open("BOOL", "the platform's choice")]
+OpenInt = Annotated[Optional[int], left_open("INT")]
+OpenFloat = Annotated[Optional[float], left_open("FLOAT")]
+OpenName = Annotated[Optional[str], left_open("NAME")]
+_Fifth = Annotated[Optional[int], left_open("INT", "a fifth of the run")]
+_MoaiInt = Annotated[Optional[int], left_open("INT", "the platform's choice")]
+_MoaiBool = Annotated[Optional[bool], left_open("BOOL", "the platform's choice")]
 
 _ABOVE_ZERO = (
     "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
@@ -53,27 +53,25 @@ class TrainConfig:
     """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
     model: str = "mini"
     """The shape to train from scratch: mini, small, medium, words, gpt2, cerebras-111m, ..."""
-    data: Annotated[Optional[str], _open("DATA", "stdlib; with --init stdlib-functions")] = None
+    data: Annotated[Optional[str], left_open("DATA", "stdlib; with --init stdlib-functions")] = None
     """What to learn from: stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a
     directory of texts. Records of instruction and answer are recognised.
     """
-    template: Annotated[Optional[str], _open("NAME", "the checkpoint's, or instruct")] = None
+    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
     """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
     packing: bool = True
     """Put several records into a row, each attending to itself only."""
-    record_keys: Annotated[Optional[str], _open("A,B", "recognised")] = None
-    """Unusual names of instruction and answer in the records; A,INPUT,B with an input between them,
-    or A alone for a list of messages.
-    """
+    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
+    """Their names in the records, if unusual; A,INPUT,B with an input, A for a list of messages."""
     strict: bool = False
     """Stop at the first unusable record instead of leaving it out."""
-    tokenizer: Annotated[Optional[str], _open("NAME", "the model's")] = None
+    tokenizer: Annotated[Optional[str], left_open("NAME", "the model's")] = None
     """bytes or gpt2, when training from scratch."""
-    out: Annotated[Optional[str], _open("DIR", "runs/MODEL-DATE-TIME")] = None
+    out: Annotated[Optional[str], left_open("DIR", "runs/MODEL-DATE-TIME")] = None
     """Directory of the run."""
-    resume: Annotated[Optional[str], _open("DIR", "none")] = None
+    resume: Annotated[Optional[str], left_open("DIR", "none")] = None
     """A run directory to go on with, exactly where it stopped."""
-    config: Annotated[Optional[str], _open("FILE", "none")] = None
+    config: Annotated[Optional[str], left_open("FILE", "none")] = None
     """A TOML file of these settings; flags beside it win."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
@@ -82,9 +80,7 @@ class TrainConfig:
     optimizer in bfloat16, with what rounding drops carried on.
     """
     recompute: bool = False
-    """Keep each block's input only and compute the rest again in the backward pass: less memory, a
-    third more time.
-    """
+    """Compute again in the backward pass, and keep less for it: less memory, a third more time."""
     fused_backward: bool = False
     """Step on each weight in the backward pass and free its gradient: no copy of all gradients, no
     clipping, no micro-batches (PyTorch 2.1 and later).
@@ -92,12 +88,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
     deterministic: bool = False
-    """On a GPU: only kernels that give the same bits every time, so that a resumed run does. CPUs
-    always do.
-    """
+    """On a GPU: only kernels that give the same bits every time, as CPUs always do."""
     steps: OpenInt = None
     """Optimizer steps."""
-    epochs: Annotated[Optional[float], _open("FLOAT", "none")] = None
+    epochs: Annotated[Optional[float], left_open("FLOAT", "none")] = None
     """Passes over the training data, instead of --steps."""
     batch_size: OpenInt = None
     """Sequences per optimizer step, over all devices."""
@@ -133,7 +127,7 @@ class TrainConfig:
     """Dropout before the adapter."""
     lora_targets: str = ",".join(LoRAConfig.targets)
     """The matrices that get one, of qkv, out, up and down."""
-    freeze_layers: Annotated[Optional[int], _open("INT", "none")] = None
+    freeze_layers: Annotated[Optional[int], left_open("INT", "none")] = None
     """Keep the embeddings and the first so many layers as they are."""
     patience: int = 0
     """Stop after so many validations without a better loss, 0 for never."""
@@ -181,8 +175,8 @@ class TrainConfig:
         self._require(_AT_LEAST_ONE, lambda v: v >= 1, "at least 1")
         self._require(_NOT_NEGATIVE, lambda v: 0 <= v < 2**63, "0 or more, and below 2^63")
         self._require(("beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and below 1")
-        self._require_known("precision", PRECISIONS)
-        self._require_known("schedule", SCHEDULES)
+        require_known("precision", self.precision, PRECISIONS)
+        require_known("schedule", self.schedule, SCHEDULES)
         if self.template is not None:
             find_template(self.template)
         self.lora()
@@ -193,47 +187,39 @@ class TrainConfig:
             raise UsageError("--steps and --epochs both say when to stop", "give one of them")
         if self.patience and self.eval_every == 0:
             raise UsageError("--patience counts validations, and there are none", "--eval-every N")
-        self._check_fused_backward()
+        if self.fused_backward and self.grad_clip:
+            what = "--fused-backward is done with a gradient before all norms are known"
+            raise UsageError(what, "use --grad-clip 0")
+        if self.fused_backward and self.precision == "fp16-mixed":
+            raise UsageError("--fused-backward cannot take back a step", "use another --precision")
         self._check_adapter()
 
     def check_on(self, device: Device) -> None:
         """DeviceError or UsageError when `device` cannot do what these settings ask of it."""
         device.check_precision(self.precision)
-        if self.fused_backward and device.fused_backward_missing():
-            raise DeviceError(
-                f"--fused-backward: {device.fused_backward_missing()}", "train without it"
-            )
-        if self.recompute and device.recompute_missing():
-            raise UsageError(
-                f"--recompute: {device.recompute_missing()}",
-                "use --moai-activation-recomputation True",
-            )
+        missing = device.fused_backward_missing()
+        if self.fused_backward and missing:
+            raise DeviceError(f"--fused-backward: {missing}", "train without it")
+        missing = device.recompute_missing()
+        if self.recompute and missing:
+            raise UsageError(f"--recompute: {missing}", "use --moai-activation-recomputation True")
 
     def check_goes_on(self, before: Mapping[str, Any]) -> None:
-        """UsageError when this resumes a run that recorded `before`, and would train other
-        weights than it did.
-        """
+        """UsageError when this would train other weights than the run that recorded `before`."""
+        anew = f"start a new run with --init {self.resume}"
         for name in _WHAT_IS_TRAINED:
             was = before.get(name, getattr(TrainConfig, name))
             if was != getattr(self, name):
-                raise UsageError(
-                    f"{flag(name)} was {was}, and a run goes on with what it trains",
-                    f"start a new one with --init {self.resume}",
-                )
+                what = f"{flag(name)} was {was}, and a run goes on with what it trains"
+                raise UsageError(what, anew)
         was = before.get("precision", TrainConfig.precision)
         if weight_dtype(was) != weight_dtype(self.precision):
-            raise UsageError(
-                f"--precision {self.precision} keeps other weights than {was}",
-                f"start a new run with --init {self.resume}",
-            )
+            raise UsageError(f"--precision {self.precision} keeps other weights than {was}", anew)
 
     def _check_adapter(self) -> None:
-        unused = {"lora_alpha", "lora_dropout", "lora_targets"}
-        unused = {name for name in unused if getattr(self, name) != getattr(TrainConfig, name)}
-        if unused and not self.lora_rank:
-            raise UsageError(
-                f"{flag(sorted(unused)[0])} without an adapter", "give it a --lora-rank"
-            )
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if not self.lora_rank and getattr(self, name) != getattr(TrainConfig, name):
+                raise UsageError(f"{flag(name)} without an adapter", "give it a --lora-rank")
         if self.lora_rank and self.freeze_layers is not None:
             raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
         if self.resume or self.init != "scratch":
@@ -242,17 +228,6 @@ class TrainConfig:
             raise UsageError("--lora-rank adapts a finished model", "name one with --init")
         if self.freeze_layers is not None:
             raise UsageError("--freeze-layers keeps what a model knows", "name one with --init")
-
-    def _check_fused_backward(self) -> None:
-        if not self.fused_backward:
-            return
-        if self.grad_clip:
-            raise UsageError(
-                "--fused-backward is done with a gradient before all norms are known",
-                "use --grad-clip 0",
-            )
-        if self.precision == "fp16-mixed":
-            raise UsageError("--fused-backward cannot take back a step", "use another --precision")
 
     def lora(self) -> Optional[LoRAConfig]:
         """The adapter asked for, if one is."""
@@ -267,19 +242,18 @@ class TrainConfig:
             if value is not None and not holds(value):
                 raise UsageError(f"{flag(name)} is {value}", f"it must be {what}")
 
-    def _require_known(self, name: str, known: Any) -> None:
-        value = getattr(self, name)
-        if value is not None and value not in known:
-            raise UsageError(f"{flag(name)} is {value!r}", nearest(value, known))
+
+def require_known(name: str, value: Optional[str], known: Iterable[str]) -> None:
+    """UsageError when the flag `name` has a value that is none of `known`."""
+    if value is not None and value not in known:
+        raise UsageError(f"{flag(name)} is {value!r}", nearest(value, known))
 
 
 def check_block(block_size: int, n_positions: int) -> None:
     """UsageError when a row of `block_size` tokens has more than there are positions."""
     if block_size > n_positions:
-        raise UsageError(
-            f"--block-size {block_size} is more than the model's {n_positions} positions",
-            f"use --block-size {n_positions}",
-        )
+        what = f"--block-size {block_size} is more than the model's {n_positions} positions"
+        raise UsageError(what, f"use --block-size {n_positions}")
 
 
 def flag(name: str) -> str:

@@ -50,10 +50,13 @@ def _toml(value: Any) -> str:
 
 
 def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
-    """The settings in a TOML file by name; UsageError when one of them is no flag of `kind`, or no
-    value that a flag can have.
-    """
-    values = _read_toml(path)
+    """The settings in a TOML file by name; UsageError for what no flag of `kind` can be."""
+    try:
+        values: Dict[str, Any] = toml.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from None
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", "write lines such as lr = 3e-5") from None
     known = [field.name for field in fields(kind) if field.name not in _ON_THE_LINE]
     for name, value in values.items():
         if name in _ON_THE_LINE:
@@ -69,27 +72,14 @@ def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
 
 def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig) -> List[str]:
     """The words of a command line that say the same; a value of None says nothing."""
-    switches = _switches(kind)
-    return [
-        _word(name, value, name in switches) for name, value in values.items() if value is not None
-    ]
+    said = {name: value for name, value in values.items() if value is not None}
+    switches, words = _switches(kind), []
+    for name, value in said.items():
+        switch = flag(name) if value else flag("no_" + name)
+        words.append(switch if name in switches else f"{flag(name)}={value}")
+    return words
 
 
 def _switches(kind: Type[TrainConfig]) -> Set[str]:
     """The flags that take no value: --compile and --no-compile."""
     return {field.name for field in fields(kind) if field.type == "bool"}
-
-
-def _word(name: str, value: Any, switch: bool) -> str:
-    if switch:
-        return flag(name) if value else flag("no_" + name)
-    return f"{flag(name)}={value}"
-
-
-def _read_toml(path: Path) -> Dict[str, Any]:
-    try:
-        return toml.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from None
-    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}", "write lines such as lr = 3e-5") from None

@@ -1,15 +1,11 @@
-"""Ctrl-C and SIGTERM end a run after the step they fall into, so that it can be saved and resumed
-exactly.
-"""
+"""Ctrl-C and SIGTERM end a run after the step they fall into, so that it can be saved exactly."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Any, Dict, Optional, Type
-
-from typing_extensions import Literal
+from types import FrameType
+from typing import Any, Dict, Optional
 
 
 class Interrupt:
@@ -28,15 +24,9 @@ class Interrupt:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> Literal[False]:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        return False
 
     @property
     def exit_code(self) -> int:
@@ -45,5 +35,4 @@ class Interrupt:
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self.signal = number
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
+        self.__exit__()

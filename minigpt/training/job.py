@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import List, NamedTuple, Optional, Set, Tuple
 
 from minigpt.base.text import size
@@ -34,21 +35,17 @@ class Pace(NamedTuple):
 
 def job_of(settings: Settings, device: Optional[Device]) -> Job:
     """The job of a run on a device; None for one that is not here."""
-    s, whole = settings, device is not None and device.static_shapes
-    return Job(
-        s.shape,
-        rows=min(s.micro_batch_size, s.batch_size),
-        batch=s.batch_size,
-        block=s.block_size,
-        precision=s.precision,
-        recompute=bool(s.moai_activation_recomputation) if whole else s.recompute,
-        fused_backward=s.fused_backward,
-        lora=s.lora,
-        freeze_layers=s.freeze_layers,
-        explicit=device is not None and not device.fused_attention,
-        whole_logits=whole,
-        on_cpu=device is not None and device.on_cpu,
-    )
+    s, rows = settings, min(settings.micro_batch_size, settings.batch_size)
+    job = Job(
+        s.shape, rows, s.batch_size, s.block_size, s.precision, s.recompute, s.fused_backward,
+        s.lora, s.freeze_layers,
+    )  # fmt: skip
+    if device is None:
+        return job
+    if device.static_shapes:
+        recompute = bool(s.moai_activation_recomputation)
+        job = replace(job, recompute=recompute, whole_logits=True)
+    return replace(job, explicit=not device.fused_attention, on_cpu=device.on_cpu)
 
 
 def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict:
@@ -56,7 +53,7 @@ def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict
     change in `config`, from which `settings` were resolved, if not.
     """
     job = job_of(settings, device)
-    most, room = memory(job), peaks.free_memory(device)
+    most, room = memory(job), device.free_memory()
     text = f"plan     {size(most.total)} at most ({most.moment})"
     if room is None:
         flavors = "python -m minigpt plan --device FLAVOR says what fits on MoAI"

@@ -1,5 +1,4 @@
-"""What a run reports: a line on the terminal, a JSON object in metrics.jsonl, TensorBoard if
-asked for.
+"""What a run reports: a line on the terminal, a JSON object in metrics.jsonl, perhaps TensorBoard.
 
 Speed counts tokens and no padding. It is measured between two moments at which the loss has left
 the device, because only then is the work known to be done. The first step (allocation,
@@ -8,11 +7,12 @@ compilation) and the time spent on validation and saving are left out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, List, Optional
 
 from tqdm import tqdm
 
@@ -61,13 +61,15 @@ class Reporter:
     def __init__(
         self, run: Path, steps: int, done: int, tensorboard: bool = False, loss: str = "%.4f"
     ) -> None:
-        self._keep_until(run / METRICS, done)
-        self.file = (run / METRICS).open("a", encoding="utf-8")
+        path = run / METRICS
+        if path.exists():  # drop what an interrupted run wrote after the checkpoint it resumes from
+            kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= done]
+            write_text(path, "".join(kept))
+        self.file = path.open("a", encoding="utf-8")
         self.events = _summary_writer(run) if tensorboard else None
         self.live = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=steps, initial=done, disable=not self.live, unit="step", dynamic_ncols=True
-        )
+        shown = {"disable": not self.live, "unit": "step", "dynamic_ncols": True}
+        self.bar = tqdm(total=steps, initial=done, **shown)
         self.steps, self.printed, self.loss_format = steps, 0.0, loss
 
     def step(self) -> None:
@@ -112,13 +114,6 @@ class Reporter:
                 if name != "step":
                     self.events.add_scalar(name, value, record["step"])
 
-    @staticmethod
-    def _keep_until(path: Path, step: int) -> None:
-        """Drops what an interrupted run wrote after the checkpoint it resumes from."""
-        if path.exists():
-            kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
-            write_text(path, "".join(kept))
-
 
 def _speed(record: Dict[str, Any]) -> str:
     """Padding is no work done, so it is named apart."""
@@ -131,22 +126,17 @@ def _speed(record: Dict[str, Any]) -> str:
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
     """The records of a metrics.jsonl; a last line cut short by a crash is left out."""
-    return list(_records(path.read_text(encoding="utf-8").splitlines()))
-
-
-def _records(lines: Iterable[str]) -> Iterable[Dict[str, Any]]:
-    for line in lines:
-        try:
-            yield parse_object(line)
-        except ValueError:
-            return
+    records = []
+    with contextlib.suppress(ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            records.append(parse_object(line))
+    return records
 
 
 def _summary_writer(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError(
-            "--tensorboard needs the tensorboard package", "pip install tensorboard"
-        ) from None
+        what = "--tensorboard needs the tensorboard package"
+        raise UsageError(what, "pip install tensorboard") from None
     return SummaryWriter(str(run / "tensorboard"))

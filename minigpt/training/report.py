@@ -21,17 +21,13 @@ def summary(records: Records) -> List[str]:
     validations = [record for record in records if "val_loss" in record]
     if validations:
         best = min(validations, key=lambda record: float(record["val_loss"]))
-        lines.append(
-            f"best     validation loss {best['val_loss']:.4f}, {best['val_bits_per_byte']:.3f}"
-            f" bits per byte, at step {best['step']}"
-        )
+        text = f"validation loss {best['val_loss']:.4f}, {best['val_bits_per_byte']:.3f}"
+        lines.append(f"best     {text} bits per byte, at step {best['step']}")
     return lines
 
 
 def plot(run: Path) -> str:
-    """Draws both losses over the steps into loss.png; returns the line that says so, or how to
-    get it.
-    """
+    """Draws both losses into loss.png; returns the line that says so, or how to get it."""
     try:
         import matplotlib
     except ImportError:

@@ -173,10 +173,8 @@ def _of_the_recipe(config: TrainConfig, start: Start) -> Dict[str, Any]:
 def _check_sizes(values: Dict[str, Any], shape: GPTConfig) -> None:
     check_block(values["block_size"], shape.n_positions)
     if values["batch_size"] * values["block_size"] > _STEP_TOKENS:
-        raise UsageError(
-            f"--batch-size {values['batch_size']} makes steps of more than two billion tokens",
-            "choose a smaller one",
-        )
+        what = f"--batch-size {values['batch_size']} makes steps of more than two billion tokens"
+        raise UsageError(what, "choose a smaller one")
     frozen = values["freeze_layers"]
     if frozen is not None and frozen > shape.n_layer:
         raise UsageError(f"--freeze-layers is {frozen}", f"the model has {shape.n_layer} layers")
@@ -187,15 +185,13 @@ def _micro_batch(
 ) -> int:
     batch: int = values["batch_size"]
     whole = config.fused_backward or (device is not None and device.static_shapes)
-    if whole and config.micro_batch_size not in (None, batch):
-        raise UsageError(
-            "the batch must be whole here, and --micro-batch-size is"
-            f" {config.micro_batch_size} of {batch}",
-            f"say --micro-batch-size {batch}",
-        )
+    rows = config.micro_batch_size
+    if whole and rows not in (None, batch):
+        what = f"the batch must be whole here, and --micro-batch-size is {rows} of {batch}"
+        raise UsageError(what, f"say --micro-batch-size {batch}")
     if whole:
         return batch
-    return config.micro_batch_size or default_rows(batch, values["block_size"], shape.vocab_size)
+    return rows or default_rows(batch, values["block_size"], shape.vocab_size)
 
 
 def default_rows(batch_size: int, block_size: int, vocab_size: int) -> int:
@@ -225,27 +221,22 @@ class Start(NamedTuple):
 
 
 def find_start(config: TrainConfig) -> Start:
-    """What --resume, --init and --model mean. The checkpoint of a published model may not be
-    there yet.
-    """
+    """What --resume, --init and --model mean. A published model need not be here yet."""
     recipe = LORA_TUNING if config.lora_rank else FINE_TUNING
     if config.resume:
         return _at(run_files.resolve(config.resume, (run_files.LATEST,)), recipe)
     if config.init == "scratch":
         return _from_scratch(zoo.find(config.model), config.tokenizer)
     if config.tokenizer is not None:
-        raise UsageError(
-            "--tokenizer is for training from scratch and --init brings its own", "leave one out"
-        )
+        what = "--tokenizer is for training from scratch and --init brings its own"
+        raise UsageError(what, "leave one out")
     local = Path("checkpoints") / config.init
     if config.init in zoo.ZOO and not local.exists():
         return Start(zoo.find(config.init).config, recipe, local, local)
     path = local if config.init in zoo.ZOO else Path(config.init)
     if not path.exists():
-        raise UsageError(
-            f"--init {config.init} is neither a directory nor a model",
-            nearest(config.init, [*zoo.ZOO, "scratch"]),
-        )
+        what = f"--init {config.init} is neither a directory nor a model"
+        raise UsageError(what, nearest(config.init, [*zoo.ZOO, "scratch"]))
     return _at(run_files.resolve(path), recipe)
 
 

@@ -84,10 +84,8 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise DeviceError(
-                f"the {self.device} has no memory left at step {self.state.step + 1}",
-                more_memory(self.device),
-            ) from error
+            what = f"the {self.device} has no memory left at step {self.state.step + 1}"
+            raise DeviceError(what, more_memory(self.device)) from error
         finally:
             self.loader.close()
             self.reporter.close()
@@ -150,10 +148,9 @@ class Trainer:
         speeds = self.clock.read()
         if warmup:
             speeds = {"warmup_seconds": speeds["step_seconds"]}
-        record: Dict[str, Any] = {"step": self.state.step, "loss": loss, "grad_norm": norm}
-        record.update(
-            lr=self.optimizer.param_groups[0]["lr"], tokens=self.state.tokens_seen, **speeds
-        )
+        state, lr = self.state, self.optimizer.param_groups[0]["lr"]
+        record: Dict[str, Any] = {"step": state.step, "loss": loss, "grad_norm": norm, "lr": lr}
+        record.update(tokens=state.tokens_seen, **speeds)
         if self.peak and "tokens_per_second" in speeds:
             record["mfu"] = speeds["tokens_per_second"] / self.peak
         record["data_wait_seconds"] = round(self.loader.waited, 4)
@@ -162,15 +159,11 @@ class Trainer:
         self.reporter.log(record)
 
     def _pull(self) -> Tuple[float, float]:
-        """The mean loss since the last pull and the last gradient norm: the one transfer from the
-        device.
-        """
+        """The mean loss since the last pull, and the last gradient norm, in one transfer."""
         loss, norm = torch.stack([self.loss_total, self.grad_norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"the loss or its gradient stopped being a number by step {self.state.step}",
-                "resume from the last checkpoint with a lower --lr",
-            )
+            what = f"the loss or its gradient stopped being a number by step {self.state.step}"
+            raise TrainingError(what, "resume from the last checkpoint with a lower --lr")
         mean = loss / max(1, self.unlogged)
         self.loss_total.zero_()
         self.unlogged = 0
@@ -195,10 +188,8 @@ class Trainer:
         else:
             state.worse += 1
         if 0 < self.settings.patience <= state.worse:
-            self.reporter.note(
-                f"step {step}: no better for {state.worse} validations, stopping; the best was step"
-                f" {state.best_step}"
-            )
+            text = f"step {step}: no better for {state.worse} validations, stopping;"
+            self.reporter.note(f"{text} the best was step {state.best_step}")
 
     def _point_at_best(self) -> None:
         """Also when a run goes on that was killed after saving its best and before saying so."""

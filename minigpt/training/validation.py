@@ -61,11 +61,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    objective: Objective,
-    dataset: Dataset,
-    byte_lengths: np.ndarray,
-    rows: int,
-    max_tokens: int = 0,
+    objective: Objective, dataset: Dataset, byte_lengths: np.ndarray, rows: int, max_tokens: int = 0
 ) -> Validation:
     """The losses of `dataset` added up, `rows` windows at a time, with the model in eval mode.
 

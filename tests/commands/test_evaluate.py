@@ -69,11 +69,11 @@ def test_an_instruction_is_given_as_in_training_and_its_answer_ends_with_the_fun
     tokenizer, template, given = load_tokenizer("bytes"), TEMPLATES["instruct"], []
     answer = "    return a + b\n\ndef another():\n"
 
-    def stream_batch(model, prompts, *more):
+    def stream(model, prompts, *more):
         given.extend(tokenizer.decode(prompt) for prompt in prompts)
         return ([token] for token in tokenizer.encode(answer))
 
-    monkeypatch.setattr(evaluate, "stream_batch", stream_batch)
+    monkeypatch.setattr(evaluate, "stream", stream)
     config = EvaluateConfig(checkpoint="")
     problem = Problem(**PROBLEM)
     (completion,) = completer(None, tokenizer, template, config)([problem], 0)

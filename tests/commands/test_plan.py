@@ -9,7 +9,6 @@ from minigpt.__main__ import command
 from minigpt.commands.cli import run
 from minigpt.commands.flags import parse_settings
 from minigpt.devices.device import Device, find_device
-from minigpt.planning import peaks
 from minigpt.planning.memory import memory
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of, one_line
@@ -115,7 +114,7 @@ def test_the_line_of_a_run_that_fits():
 
 
 def test_the_line_of_a_run_that_does_not(monkeypatch):
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 20 * 10**6)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 20 * 10**6)
     verdict = verdict_of([], find_device("cpu"))
     assert not verdict.fits and "does not fit" in verdict.line
     assert "--micro-batch-size" in verdict.advice or "--recompute" in verdict.advice
@@ -148,7 +147,7 @@ def test_advice_can_be_followed(case, kind, tmp_path, monkeypatch):
         pytest.skip("which it has not")
     asked = resolve(parse_settings(TrainConfig, "train.py", words), device)
     room = int(share * memory(job_of(asked, device)).total)
-    monkeypatch.setattr(peaks, "free_memory", lambda device: room)
+    monkeypatch.setattr(Device, "free_memory", lambda self: room)
     verdict = verdict_of(words, device)
     assert not verdict.fits
     advised = re.sub(r" \([^)]*\)|,", "", verdict.advice).split()

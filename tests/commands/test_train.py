@@ -52,7 +52,7 @@ def weightless(monkeypatch):
 
 
 def test_what_does_not_fit_starts_by_force_alone(said, tmp_path, monkeypatch):
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 1000)
     words = ("--steps", 1, "--out", tmp_path / "run")
     assert "or start all the same with --force" in said(*words, code=1)
     assert "saved" in said(*words, "--force")
@@ -60,7 +60,7 @@ def test_what_does_not_fit_starts_by_force_alone(said, tmp_path, monkeypatch):
 
 def test_a_dry_run_of_what_does_not_fit_says_so_and_goes_on(said, monkeypatch, weightless):
     """It may be meant for another machine."""
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 1000)
     text = said("--steps", 1, "--dry-run")
     assert "does not fit" in text and "--force" in text and "no step was run" in text
 
@@ -121,7 +121,7 @@ def test_what_the_opening_lines_count_is_what_the_model_has(tmp_path, settings):
 
 def test_what_does_not_fit_is_not_downloaded(said, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 1000)
     assert "does not fit" in said("--init", "cerebras-111m", "--block-size", 32, code=1)
     assert not (tmp_path / "downloads").exists()
 

@@ -11,7 +11,6 @@ from minigpt.decoding.generate import (
     decode_step,
     notes,
     stream,
-    stream_batch,
 )
 from minigpt.decoding.sampling import Sampling
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
@@ -53,13 +52,13 @@ def test_no_other_random_numbers_are_touched(model):
 def test_samples_share_one_prefill_and_are_their_own(model):
     features, seen = model.features, []
     model.features = lambda ids, **more: seen.append(ids.shape) or features(ids, **more)
-    rows = list(zip(*stream(model, [1, 2, 3], 10, samples=4, seed=3)))
+    rows = list(zip(*stream(model, [[1, 2, 3]], 10, [False] * 4, Sampling(), seed=3)))
     assert seen[0] == (1, 3) and all(shape == (4, 1) for shape in seen[1:])
     assert len(set(rows)) == 4
 
 
 def test_greedy_samples_are_all_alike(model):
-    rows = list(zip(*stream(model, [1, 2, 3], 10, 3, Sampling(0.0))))
+    rows = list(zip(*stream(model, [[1, 2, 3]], 10, [False] * 3, Sampling(0.0))))
     assert rows[0] == rows[1] == rows[2] == tuple(plain_greedy(model, [1, 2, 3], 10))
 
 
@@ -72,7 +71,7 @@ def test_a_stop_token_ends_its_row_and_is_not_given(model):
 
 
 def test_rows_end_one_by_one(model):
-    steps = list(stream(model, [3], 20, 5, seed=0, stop_id=7))
+    steps = list(stream(model, [[3]], 20, [False] * 5, Sampling(), seed=0, stop_id=7))
     for row in zip(*steps):
         ended = [token is None for token in row]
         assert ended == sorted(ended) and 7 not in row
@@ -115,7 +114,7 @@ def test_prompts_side_by_side_have_the_logits_they_have_alone(model, form):
 
 
 def test_prompts_side_by_side_continue_as_alone(model):
-    rows = zip(*stream_batch(model, PROMPTS, 30, [False] * 4, GREEDY))
+    rows = zip(*stream(model, PROMPTS, 30, [False] * 4, GREEDY))
     assert [list(row) for row in rows] == [
         minigpt.generate(model, prompt, 30, temperature=0) for prompt in PROMPTS
     ]
@@ -124,7 +123,7 @@ def test_prompts_side_by_side_continue_as_alone(model):
 @pytest.mark.parametrize("prompts", [PROMPTS, [[3, 1, 4], [1, 5, 9]]])
 def test_several_continuations_of_several_prompts(model, prompts):
     """Each prompt's rows stand together, with padding and without, also beyond the context."""
-    rows = zip(*stream_batch(model, prompts, 30, [False] * 2 * len(prompts), GREEDY))
+    rows = zip(*stream(model, prompts, 30, [False] * 2 * len(prompts), GREEDY))
     assert [list(row) for row in rows] == [
         minigpt.generate(model, prompt, 30, temperature=0) for prompt in prompts for _ in range(2)
     ]
@@ -135,7 +134,7 @@ def test_side_by_side_each_row_ends_by_itself(model):
     whole = [minigpt.generate(model, prompt, 20, temperature=0) for prompt in PROMPTS]
     stop = whole[2][6]
     ended, found = [False] * 4, [[], [], [], []]
-    for number, row in enumerate(stream_batch(model, PROMPTS, 20, ended, GREEDY, stop)):
+    for number, row in enumerate(stream(model, PROMPTS, 20, ended, GREEDY, stop)):
         for texts, token in zip(found, row):
             texts += [] if token is None else [token]
         ended[1] = ended[1] or number == 2
@@ -147,7 +146,7 @@ def test_side_by_side_each_row_ends_by_itself(model):
 
 def test_side_by_side_the_same_seed_gives_the_same(model):
     first, again, other = (
-        list(stream_batch(model, PROMPTS, 9, [False] * 4, seed=seed)) for seed in (1, 1, 2)
+        list(stream(model, PROMPTS, 9, [False] * 4, Sampling(), seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -165,7 +164,7 @@ def test_a_model_in_training_is_left_in_training(model):
 
 
 def test_a_model_in_training_is_left_in_training_when_the_reader_stops_early(model):
-    steps = stream(model.train(), [1], 10)
+    steps = stream(model.train(), [[1]], 10, [False], Sampling())
     next(steps)
     assert not model.training
     steps.close()
@@ -186,7 +185,7 @@ def test_a_bf16_model_generates(model):
 def test_a_compiled_step_gives_the_same_text(model):
     """Greedy, from short to beyond the context, so that prefill and decoding take turns."""
     plain, compiled = (
-        list(stream(model, [5, 6, 7], 30, sampling=Sampling(0.0), step=step))
+        list(stream(model, [[5, 6, 7]], 30, [False], GREEDY, step=step))
         for step in (decode_step, compiled_step())
     )
     assert plain == compiled

@@ -1,6 +1,7 @@
 """The table of accelerators, how people write their names, and the peak that is measured."""
 
 import pytest
+import torch
 
 from minigpt.base.errors import UsageError
 from minigpt.devices.device import find_device
@@ -51,7 +52,7 @@ def test_memory_that_is_none_is_named(text):
 
 
 def test_the_peak_of_this_machine_is_measured_in_a_moment():
-    assert 1e8 < peaks.measured_peak(find_device("cpu"), seconds=0.1) < 1e14
+    assert 1e8 < peaks.measured_peak(find_device("cpu"), torch.float32, 0.1) < 1e14
 
 
 def test_the_measured_peak_does_not_count_the_loading_of_libraries(monkeypatch):
@@ -66,5 +67,5 @@ def test_the_measured_peak_does_not_count_the_loading_of_libraries(monkeypatch):
 
     monkeypatch.setattr(peaks, "_product_seconds", product)
     monkeypatch.setattr(peaks.time, "perf_counter", lambda: now[0])
-    assert peaks.measured_peak(CPU) == pytest.approx(1e14)
+    assert peaks.measured_peak(CPU, torch.float32) == pytest.approx(1e14)
     assert max(calls) > 1000
