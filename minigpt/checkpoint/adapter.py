@@ -41,7 +41,7 @@ class Adapter:
 
 
 def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, FileRecord]:
-    """Writes both files, and the model's shape; returns what the manifest needs of them."""
+    """Writes both files, and the model's shape; returns what the manifest needs of the weights."""
     places = [os.path.relpath(str(adapter.base), str(directory.resolve())), str(adapter.base)]
     values = {"base": places, "base_sha256": adapter.base_sha256}
     write_json(directory / FILE, {**asdict(adapter.lora), **values})
@@ -78,12 +78,13 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         raise CheckpointError(
             f"{directory / FILE} is not as it was written: {error!r}", "use another checkpoint"
         ) from None
-    there = [place for place in places if (place / manifest.NAME).is_file()]
-    for base in there:
-        if manifest.sha256(base / manifest.NAME) == digest:
-            return Adapter(lora, base, digest)
+    state = "not there"
+    for base in places:
+        if (base / manifest.NAME).is_file():
+            if manifest.sha256(base / manifest.NAME) == digest:
+                return Adapter(lora, base, digest)
+            state = "another one by now"
     raise CheckpointError(
-        "%s is an adapter for %s, which is %s"
-        % (directory, places[-1], "another one by now" if there else "not there"),
+        f"{directory} is an adapter for {places[-1]}, which is {state}",
         "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge",
     )

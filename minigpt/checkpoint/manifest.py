@@ -1,8 +1,5 @@
 """What makes a directory a checkpoint: `manifest.json`, written last, with the size and sha256 of
-every file.
-
-A directory without one was not finished, or is not ours; a file that differs from it was damaged
-later.
+every file. A directory without one is not finished, or not ours.
 """
 
 from __future__ import annotations
@@ -34,9 +31,8 @@ def write_checkpoint(
 ) -> None:
     """The one way to write a checkpoint, whole or not at all: what `write` puts into the directory
     that it is given, the tokenizer, the template and, last, the manifest. `write` returns what it
-    knows of its files, so that large ones are not read again for their sha256.
-
-    With `replace`, which is for a run's own, an older checkpoint gives way.
+    knows of large files, which are not read again for it. With `replace`, for a run's own, an older
+    checkpoint gives way.
     """
     with atomic_directory(directory, replace) as partial:
         records = write(partial)
@@ -88,17 +84,14 @@ def check(directory: Path) -> None:
         what = f"{directory / NAME} is not as it was written: {error!r}"
         raise CheckpointError(what, _ANOTHER) from None
     for path, record in files.items():  # all sizes before the first sha256, which takes long
-        _check_size(path, record.size)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", _ANOTHER)
+        size = path.stat().st_size
+        if size != record.size:
+            what = f"{path} has {size} bytes and should have {record.size}"
+            raise CheckpointError(what, _ANOTHER)
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(files, pool.map(sha256, files)):
             if digest != files[path].sha256:
                 what = f"{path} is not what was written (its sha256 differs)"
                 raise CheckpointError(what, _ANOTHER)
-
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", _ANOTHER)
-    size = path.stat().st_size
-    if size != expected:
-        raise CheckpointError(f"{path} has {size} bytes and should have {expected}", _ANOTHER)

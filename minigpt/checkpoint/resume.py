@@ -53,10 +53,8 @@ class RunState:
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 
     def keep_rng(self, states: Dict[str, Tensor]) -> None:
-        self.rng = {
-            name: base64.b64encode(state.numpy().tobytes()).decode()
-            for name, state in states.items()
-        }
+        for name, state in states.items():
+            self.rng[name] = base64.b64encode(state.numpy().tobytes()).decode()
 
     def kept_rng(self) -> Dict[str, Tensor]:
         return {
@@ -77,10 +75,10 @@ def save_checkpoint(
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
 
     def write(partial: Path) -> Dict[str, FileRecord]:
-        if adapter is not None:
-            records = write_adapter(partial, model, adapter)
-        else:
+        if adapter is None:
             records = save_model(partial, model)
+        else:
+            records = write_adapter(partial, model, adapter)
         moments = {
             f"{kind}.{name}": tensor
             for name, parameter in model.named_parameters()
