@@ -15,7 +15,7 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Tuple
 
 from minigpt.base.errors import DataError, StorageError, storage_error
 from minigpt.base.json_files import read_object
@@ -75,9 +75,9 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     if not (replace and _is_ours(target)):
         require_free(target)
-    partial, held = _sibling(target), None
+    partial = held = None
     try:
-        held = _make_held(partial)
+        partial, held = _make_held(target)
         _remove_abandoned(target, every=replace)
         yield partial
         for path in [*partial.rglob("*"), partial]:
@@ -86,43 +86,47 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(error, target) from error
     finally:
-        shutil.rmtree(str(partial), ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(str(partial), ignore_errors=True)
         if held is not None:
             os.close(held)
 
 
-def _make_held(partial: Path) -> Optional[int]:
-    """Makes the directory. It has its name, by which it can be taken for abandoned, only when it
-    is held.
-    """
-    new = partial.with_suffix(".new")
-    new.mkdir(parents=True)
-    held = _hold(new)
-    os.rename(str(new), str(partial))
-    return held
+def _make_held(target: Path) -> Tuple[Path, Optional[int]]:
+    """A new directory, and what holds it."""
+    while True:
+        partial = _sibling(target)
+        partial.mkdir(parents=True)
+        # Before it is held, another process may take it for abandoned and remove it.
+        with suppress(FileNotFoundError, BlockingIOError):
+            held = _hold(partial)
+            if partial.exists():
+                return partial, held
+            if held is not None:
+                os.close(held)
 
 
 def _hold(directory: Path) -> Optional[int]:
     """A descriptor whose lock on `directory` ends with this process, however that ends; None where
-    another process has it, or where there are no such locks.
+    there are no such locks. BlockingIOError when another process has it.
     """
     if fcntl is None:
         return None
     descriptor = os.open(str(directory), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 
 
 def _remove_abandoned(target: Path, every: bool) -> None:
-    """Removes what killed processes left of `target`, or of `every` one beside it: partial ones
-    that nobody holds any more.
-    """
+    """Removes partial directories, of `target` or of `every` one, that nobody holds any more."""
     for path in _temporaries(target, "partial", every):
-        with suppress(OSError):  # its process has just ended, or it is somebody else's
+        with suppress(OSError):  # it is held, its process has just ended, or is somebody else's
             held = _hold(path)
             if held is not None:
                 shutil.rmtree(str(path), ignore_errors=True)

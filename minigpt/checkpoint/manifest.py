@@ -31,9 +31,8 @@ def write_checkpoint(
     replace: bool = False,
 ) -> None:
     """The one way to write a checkpoint, whole or not at all: what `write` puts into the directory
-    that it is given, the tokenizer, the template and, last, the manifest. `write` returns what it
-    knows of large files, which are not read again for it. With `replace`, for a run's own, an older
-    checkpoint gives way.
+    that it is given (it returns the records of large files), the tokenizer, the template and, last,
+    the manifest. With `replace`, for a run's own, an older checkpoint gives way.
     """
     with atomic_directory(directory, replace) as partial:
         records = write(partial)

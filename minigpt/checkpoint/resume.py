@@ -94,8 +94,8 @@ def save_checkpoint(
 def load_state(directory: Path) -> RunState:
     """The RunState of a checkpoint; CheckpointError when it has none, as a converted model has."""
     if not (directory / STATE).exists():
-        what = f"{directory} is a model without a run to resume"
-        raise CheckpointError(what, "start from it with --init")
+        fix = "start from it with --init"
+        raise CheckpointError(f"{directory} is a model without a run to resume", fix)
     return RunState(**manifest.read_json(directory / STATE))
 
 

@@ -1,10 +1,8 @@
-"""Safetensors files, written and opened one tensor at a time: nothing ever holds a second copy of
-the model.
+"""Safetensors files, written and opened one tensor at a time, never with a second copy of a model.
 
 The format (github.com/huggingface/safetensors): an 8-byte little-endian length, a JSON header of
-that length giving each tensor's dtype, shape and place, then the tensors' bytes back to back.
-Shapes and dtypes are all the header needs, so a first pass over them writes it, and a second pass
-reads, writes and forgets each tensor.
+that length giving each tensor's dtype, shape and place, then the tensors' bytes back to back. So a
+first pass over shapes and dtypes writes the header, and a second one reads and writes each tensor.
 """
 
 from __future__ import annotations
@@ -95,13 +93,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> FileReco
     """
     # The widest dtype first keeps every tensor aligned for readers that map the file.
     order = sorted(tensors, key=lambda name: (-width(tensors[name].dtype), name))
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         for block in _blocks({name: tensors[name] for name in order}):
             hashed = pool.submit(digest.update, block)  # beside the writing
             file.write(block)
-            size += len(block)
             hashed.result()
+        size = file.tell()
     return FileRecord(size, digest.hexdigest())
 
 
@@ -164,7 +162,7 @@ def plan_shards(sizes: Mapping[str, int], shard_bytes: Optional[int]) -> Dict[st
             filled = 0
         shards[-1].append(name)
         filled += size
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
     count = len(shards)
+    if count == 1:
+        return {"model.safetensors": shards[0]}
     return {f"model-{i + 1:05d}-of-{count:05d}.safetensors": shards[i] for i in range(count)}

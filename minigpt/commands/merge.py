@@ -44,7 +44,5 @@ def merge_command(config: MergeConfig) -> None:
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)
         merged = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        write_checkpoint(
-            out, lambda partial: write_model(partial, shape, merged), tokenizer, template
-        )
+        write_checkpoint(out, lambda p: write_model(p, shape, merged), tokenizer, template)
     print(f"merged   {directory} into {out}")

@@ -205,16 +205,15 @@ _GLOBALS: Dict[str, Any] = {
     **{f"torch {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
     **{f"torch.cuda {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
 }
-
-
+# What torch.save uses, beside the three that set items or attributes.
 _INSTRUCTIONS = (
-    pickle.PROTO, pickle.FRAME, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
-    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4,
+    pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.NONE, pickle.NEWTRUE,
+    pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4,
     pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINSTRING, pickle.SHORT_BINSTRING,
-    pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.MARK,
-    pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
-    pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET,
-    pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
+    pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_TUPLE,
+    pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.MEMOIZE, pickle.BINPUT,
+    pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL,
+    pickle.REDUCE, pickle.BINPERSID,
 )  # fmt: skip
 
 
@@ -241,9 +240,10 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError(f"the pickle uses what no state_dict needs ({error})") from None
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module} {name}" not in _GLOBALS:
-            raise ValueError(f"the pickle asks for {f'{module} {name}'!r:.80}")
-        return _GLOBALS[f"{module} {name}"]
+        wanted = f"{module} {name}"
+        if wanted not in _GLOBALS:
+            raise ValueError(f"the pickle asks for {wanted!r:.80}")
+        return _GLOBALS[wanted]
 
     def persistent_load(self, identity: Any) -> Storage:
         kind, dtype, key, _location, numel = identity[:5]
