@@ -81,17 +81,18 @@ def check(directory: Path) -> None:
     try:
         files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"{directory / NAME} is not as it was written: {error!r}"
-        raise CheckpointError(what, _ANOTHER) from None
+        raise _damaged(f"{directory / NAME} is not as it was written: {error!r}") from None
     for path, record in files.items():  # all sizes before the first sha256, which takes long
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing", _ANOTHER)
+            raise _damaged(f"{path} is missing")
         size = path.stat().st_size
         if size != record.size:
-            what = f"{path} has {size} bytes and should have {record.size}"
-            raise CheckpointError(what, _ANOTHER)
+            raise _damaged(f"{path} has {size} bytes and should have {record.size}")
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(files, pool.map(sha256, files)):
             if digest != files[path].sha256:
-                what = f"{path} is not what was written (its sha256 differs)"
-                raise CheckpointError(what, _ANOTHER)
+                raise _damaged(f"{path} is not what was written (its sha256 differs)")
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(what, _ANOTHER)

@@ -53,14 +53,12 @@ class RunState:
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 
     def keep_rng(self, states: Dict[str, Tensor]) -> None:
-        for name, state in states.items():
-            self.rng[name] = base64.b64encode(state.numpy().tobytes()).decode()
+        raw = {name: state.numpy().tobytes() for name, state in states.items()}
+        self.rng = {name: base64.b64encode(data).decode() for name, data in raw.items()}
 
     def kept_rng(self) -> Dict[str, Tensor]:
-        return {
-            name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-            for name, text in self.rng.items()
-        }
+        raw = {name: bytearray(base64.b64decode(text)) for name, text in self.rng.items()}
+        return {name: torch.frombuffer(data, dtype=torch.uint8) for name, data in raw.items()}
 
 
 def save_checkpoint(
@@ -79,11 +77,10 @@ def save_checkpoint(
             records = save_model(partial, model)
         else:
             records = write_adapter(partial, model, adapter)
-        moments = {
-            f"{kind}.{name}": tensor
-            for name, parameter in model.named_parameters()
-            for kind, tensor in optimizer.state.get(parameter, {}).items()
-        }
+        moments = {}
+        for name, parameter in model.named_parameters():
+            for kind, tensor in optimizer.state.get(parameter, {}).items():
+                moments[f"{kind}.{name}"] = tensor
         records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, in_memory(moments))
         write_json(partial / STATE, asdict(state))
         return records
