@@ -10,9 +10,7 @@ import errno
 
 
 class MinigptError(Exception):
-    """Base of the family: `what` happened (with file, line or tensor) and the `fix` that mends
-    it.
-    """
+    """Base of the family: `what` happened (with file, line or tensor) and the `fix` for it."""
 
     exit_code = 1
 
@@ -31,9 +29,8 @@ def at_least(least: int, **flags: int) -> None:
     """UsageError for the first of the `flags` whose value is less."""
     for name, value in flags.items():
         if value < least:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is {value}", f"it must be at least {least}"
-            )
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is {value}", f"it must be at least {least}")
 
 
 class DataError(MinigptError):
@@ -60,15 +57,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def storage_error(error: OSError, path: object) -> MinigptError:
-    """Translates what the operating system said while writing `path` into a sentence with a way
-    out.
-    """
+    """What the operating system said while writing `path`, as a sentence with a way out."""
     where = f"{path}: {error.strerror or error}"
     if error.errno in _NO_ROOM:
-        return StorageError(
-            f"no room left to write {where}",
-            "free some space or name another folder with --out; what was saved before is whole",
-        )
+        fix = "free some space or name another folder with --out; what was saved before is whole"
+        return StorageError(f"no room left to write {where}", fix)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"may not write {where}", "name a folder of yours with --out")
     return StorageError(f"cannot write {where}", "name another folder with --out")

@@ -1,5 +1,4 @@
-"""Writing so that a crash at any moment leaves the old state or the new one, never a half; and the
-one reader of JSON, which believes nothing of what it reads.
+"""Writing so that a crash at any moment leaves the old state or the new one, never a half.
 
 What is written goes to a temporary sibling first, is pushed to the disk (fsync), and takes its name
 by one rename. The sibling has a name of its own, so that two processes do not write into one, and
@@ -16,10 +15,11 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Type, Union
+from typing import Any, Iterator, Optional, Tuple
 
-from minigpt.base.errors import DataError, MinigptError, StorageError, UsageError, storage_error
-from minigpt.base.text import size
+from minigpt.base.errors import DataError, StorageError, storage_error
+from minigpt.base.json_files import read_object
+from minigpt.base.places import ANOTHER_OUT, require_free
 
 try:
     import fcntl
@@ -27,9 +27,7 @@ except ImportError:  # Windows, where what a killed process left stays
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "manifest.json"
-ANOTHER_OUT = "name another with --out, or remove it"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
-_JSON_BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -69,53 +67,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None) -> None:
-    """UsageError unless a command may make the directory `out`: nothing is there yet, or an empty
-    directory; and it is not in `source`, which is being read. `fix` is for a place that is taken.
-    """
-    try:
-        unfit, taken = _unfit(out, source), not _is_free(out)
-    except OSError as error:
-        raise storage_error(error, out) from error
-    if unfit:
-        raise UsageError(f"{out} {unfit}", "name another directory with --out")
-    if taken:
-        raise UsageError(f"{out} exists and is not an empty directory", fix)
-
-
-def _unfit(out: Path, source: Optional[Path]) -> str:
-    """Why no directory should be made there, whether one is there or not."""
-    place, here = Path(os.path.realpath(str(out))), Path(os.path.realpath(os.getcwd()))
-    if source is not None and source.is_dir():
-        read = Path(os.path.realpath(str(source)))
-        if read in (place, *place.parents):
-            return "is what is to be read" if read == place else f"lies in the source, {source}"
-    if out.name in ("", "..") or place in (here, *here.parents):
-        return "is the directory you are in, or one above it"
-    if out.is_symlink():
-        return "is a link"
-    above = next(parent for parent in place.parents if parent.exists())
-    return "" if above.is_dir() else f"lies in {above}, which is a file"
-
-
-def _is_free(out: Path) -> bool:
-    return not os.path.lexists(str(out)) or (out.is_dir() and not any(out.iterdir()))
-
-
 @contextmanager
 def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     """Gives a temporary directory to fill, which becomes `target` when the block ends without an
-    error.
-
-    What is at `target` stays: an error says so. With `replace`, for a run's own directory of
-    checkpoints, a checkpoint of ours gives way. After an error, or Ctrl-C, nothing of the new one
-    is left.
+    error, and is removed after one, or Ctrl-C. What is at `target` stays: an error says so. With
+    `replace`, for a run's own directory of checkpoints, a checkpoint of ours gives way.
     """
     if not (replace and _is_ours(target)):
         require_free(target)
-    partial, held = _sibling(target), None
+    partial = held = None
     try:
-        held = _make_held(partial)
+        partial, held = _make_held(target)
         _remove_abandoned(target, every=replace)
         yield partial
         for path in [*partial.rglob("*"), partial]:
@@ -124,43 +86,47 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(error, target) from error
     finally:
-        shutil.rmtree(str(partial), ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(str(partial), ignore_errors=True)
         if held is not None:
             os.close(held)
 
 
-def _make_held(partial: Path) -> Optional[int]:
-    """Makes the directory. It has its name, by which it can be taken for abandoned, only when it
-    is held.
-    """
-    new = partial.with_suffix(".new")
-    new.mkdir(parents=True)
-    held = _hold(new)
-    os.rename(str(new), str(partial))
-    return held
+def _make_held(target: Path) -> Tuple[Path, Optional[int]]:
+    """A new directory, and what holds it."""
+    while True:
+        partial = _sibling(target)
+        partial.mkdir(parents=True)
+        # Before it is held, another process may take it for abandoned and remove it.
+        with suppress(FileNotFoundError, BlockingIOError):
+            held = _hold(partial)
+            if partial.exists():
+                return partial, held
+            if held is not None:
+                os.close(held)
 
 
 def _hold(directory: Path) -> Optional[int]:
     """A descriptor whose lock on `directory` ends with this process, however that ends; None where
-    another process has it, or where there are no such locks.
+    there are no such locks. BlockingIOError when another process has it.
     """
     if fcntl is None:
         return None
     descriptor = os.open(str(directory), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 
 
 def _remove_abandoned(target: Path, every: bool) -> None:
-    """Removes what killed processes left of `target`, or of `every` one beside it: partial ones
-    that nobody holds any more.
-    """
+    """Removes partial directories, of `target` or of `every` one, that nobody holds any more."""
     for path in _temporaries(target, "partial", every):
-        with suppress(OSError):  # its process has just ended, or it is somebody else's
+        with suppress(OSError):  # it is held, its process has just ended, or is somebody else's
             held = _hold(path)
             if held is not None:
                 shutil.rmtree(str(path), ignore_errors=True)
@@ -198,54 +164,3 @@ def _is_ours(target: Path) -> bool:
         return not target.is_symlink() and "minigpt" in read_object(target / MANIFEST)
     except DataError:
         return False
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """StorageError when fewer than `needed` bytes are free where `directory` is or will be."""
-    place = directory
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(str(place)).free
-    if free < needed:
-        raise StorageError(
-            f"{place} has {size(free)} free and {size(needed)} are needed",
-            "free some space or name another folder with --out",
-        )
-
-
-def read_object(path: Path, error: Type[MinigptError] = DataError, fix: str = "") -> Dict[str, Any]:
-    """The JSON object in a file; an `error`, and `fix` is what mends it, when there is none or
-    reading it would take for ever.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")  # opening a pipe would wait for ever
-        with path.open("rb") as file:
-            return parse_object(file.read(_JSON_BYTES + 1))
-    except FileNotFoundError:
-        raise error(f"{path} is missing", fix) from None
-    except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror}", fix) from None
-    except ValueError as problem:
-        raise error(f"{path} cannot be read: {problem}", fix) from None
-
-
-def parse_object(text: Union[str, bytes]) -> Dict[str, Any]:
-    """The JSON object in a text; ValueError when there is none."""
-    if len(text) > _JSON_BYTES:
-        raise ValueError(f"it has more than {size(_JSON_BYTES)}")
-    if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")
-    try:
-        value = json.loads(text, parse_int=_integer)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
-    return value
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _DIGITS:
-        raise ValueError(f"it has a number of {len(digits):,} digits")
-    return int(digits)

@@ -36,23 +36,20 @@ class Adapter:
     @classmethod
     def on(cls, base: Path, lora: LoRAConfig) -> Adapter:
         """A new adapter on the checkpoint `base`."""
-        base = base.resolve()
-        return cls(lora, base, manifest.sha256(base / manifest.NAME))
+        return cls(lora, base.resolve(), manifest.sha256(base / manifest.NAME))
 
 
 def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, FileRecord]:
-    """Writes both files, and the model's shape; returns what the manifest needs of them."""
+    """Writes both files, and the model's shape; returns what the manifest needs of the weights."""
     places = [os.path.relpath(str(adapter.base), str(directory.resolve())), str(adapter.base)]
-    values = {"base": places, "base_sha256": adapter.base_sha256}
-    write_json(directory / FILE, {**asdict(adapter.lora), **values})
+    where = {"base": places, "base_sha256": adapter.base_sha256}
+    write_json(directory / FILE, {**asdict(adapter.lora), **where})
     write_json(directory / "config.json", asdict(model.config))
     return {WEIGHTS: write_safetensors(directory / WEIGHTS, in_memory(adapter_tensors(model)))}
 
 
 def keep_base(adapter: Adapter, run: Path) -> Adapter:
-    """The adapter on a base that stays: one that is a checkpoint of another run is linked into
-    `run`, or copied.
-    """
+    """The adapter on a base that stays: another run's checkpoint is linked or copied into `run`."""
     if adapter.base.parent.name != "checkpoints" or not adapter.base.name.startswith("step_"):
         return adapter
     kept = run.resolve() / "base"
@@ -75,15 +72,13 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         digest = str(values.pop("base_sha256"))
         lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
     except (KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(
-            f"{directory / FILE} is not as it was written: {error!r}", "use another checkpoint"
-        ) from None
-    there = [place for place in places if (place / manifest.NAME).is_file()]
-    for base in there:
-        if manifest.sha256(base / manifest.NAME) == digest:
-            return Adapter(lora, base, digest)
-    raise CheckpointError(
-        "%s is an adapter for %s, which is %s"
-        % (directory, places[-1], "another one by now" if there else "not there"),
-        "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge",
-    )
+        what = f"{directory / FILE} is not as it was written: {error!r}"
+        raise CheckpointError(what, "use another checkpoint") from None
+    state = "not there"
+    for base in places:
+        if (base / manifest.NAME).is_file():
+            if manifest.sha256(base / manifest.NAME) == digest:
+                return Adapter(lora, base, digest)
+            state = "another one by now"
+    fix = "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge"
+    raise CheckpointError(f"{directory} is an adapter for {places[-1]}, which is {state}", fix)

@@ -1,8 +1,5 @@
 """What makes a directory a checkpoint: `manifest.json`, written last, with the size and sha256 of
-every file.
-
-A directory without one was not finished, or is not ours; a file that differs from it was damaged
-later.
+every file. A directory without one is not finished, or not ours.
 """
 
 from __future__ import annotations
@@ -15,7 +12,8 @@ from typing import Any, Callable, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import MANIFEST, atomic_directory, read_object, write_json
+from minigpt.base.files import MANIFEST, atomic_directory, write_json
+from minigpt.base.json_files import read_object
 from minigpt.checkpoint.safetensors import FileRecord
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
@@ -33,10 +31,8 @@ def write_checkpoint(
     replace: bool = False,
 ) -> None:
     """The one way to write a checkpoint, whole or not at all: what `write` puts into the directory
-    that it is given, the tokenizer, the template and, last, the manifest. `write` returns what it
-    knows of its files, so that large ones are not read again for their sha256.
-
-    With `replace`, which is for a run's own, an older checkpoint gives way.
+    that it is given (it returns the records of large files), the tokenizer, the template and, last,
+    the manifest. With `replace`, for a run's own, an older checkpoint gives way.
     """
     with atomic_directory(directory, replace) as partial:
         records = write(partial)
@@ -85,20 +81,18 @@ def check(directory: Path) -> None:
     try:
         files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"{directory / NAME} is not as it was written: {error!r}"
-        raise CheckpointError(what, _ANOTHER) from None
+        raise _damaged(f"{directory / NAME} is not as it was written: {error!r}") from None
     for path, record in files.items():  # all sizes before the first sha256, which takes long
-        _check_size(path, record.size)
+        if not path.is_file():
+            raise _damaged(f"{path} is missing")
+        size = path.stat().st_size
+        if size != record.size:
+            raise _damaged(f"{path} has {size} bytes and should have {record.size}")
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(files, pool.map(sha256, files)):
             if digest != files[path].sha256:
-                what = f"{path} is not what was written (its sha256 differs)"
-                raise CheckpointError(what, _ANOTHER)
+                raise _damaged(f"{path} is not what was written (its sha256 differs)")
 
 
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", _ANOTHER)
-    size = path.stat().st_size
-    if size != expected:
-        raise CheckpointError(f"{path} has {size} bytes and should have {expected}", _ANOTHER)
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(what, _ANOTHER)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Union
 
@@ -43,12 +42,9 @@ def write_model(
     tensors: Mapping[str, LazyTensor],
     shard_bytes: Optional[int] = SHARD_BYTES,
 ) -> Dict[str, FileRecord]:
-    """Writes `config.json` and the weights into `directory`; returns what the manifest needs of
-    them.
-    """
-    records = write_sharded(directory, tensors, shard_bytes)
+    """Writes `config.json` and the weights; returns what the manifest needs of the latter."""
     write_json(directory / CONFIG, asdict(config))
-    return records
+    return write_sharded(directory, tensors, shard_bytes)
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
@@ -71,11 +67,13 @@ def load_model(
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)
         model = GPT(read_config(directory), device=torch.device("meta"))
-        _check_shapes(directory, weights, dict(model.named_parameters()))
         for name, tensor in weights.items():
             # Copied, so that no parameter stays tied to the file.
             kind = dtype or tensor.dtype
-            _assign(model, name, tensor.read().to(device=device, dtype=kind, copy=True))
+            weight = nn.Parameter(tensor.read().to(device=device, dtype=kind, copy=True))
+            # A parameter on "meta" can only be replaced; load_state_dict does so from PyTorch 2.1.
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, weight)
     return model.eval()
 
 
@@ -95,7 +93,7 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype) -> G
 
 
 def _check_shapes(
-    directory: Path, found: Dict[str, LazyTensor], expected: Mapping[str, Tensor]
+    directory: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
 ) -> None:
     """CheckpointError unless what was found is what the model expects, by name and shape."""
     there = {(name, tuple(tensor.shape)) for name, tensor in found.items()}
@@ -106,41 +104,51 @@ def _check_shapes(
         raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    # load_state_dict(assign=True) does this from PyTorch 2.1 on; a parameter on "meta" can only
-    # be replaced.
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
-
-
 def open_weights(
     directory: Path, stack: ExitStack, dtype: Optional[torch.dtype] = None
 ) -> Dict[str, LazyTensor]:
-    """The weights of a checkpoint by name, none read yet. Those of a LoRA checkpoint are its
-    base's, and each matrix with an adapter is merged with it when it is read, in float32, and then
-    has `dtype` (None: the base's, so of a 16-bit base the sum is rounded).
+    """All weights of the checkpoint's model by name, none read yet; CheckpointError as by
+    `load_model`. Those of a LoRA checkpoint are its base's, and each matrix with an adapter is
+    merged with it when it is read, in float32, and then has `dtype` (None: the base's, so of a
+    16-bit base the sum is rounded).
     """
     manifest.check(directory)
     adapter = read_adapter(directory)
     if adapter is None:
-        return _whole_weights(directory, stack)
-    weights = open_weights(adapter.base, stack, dtype)
+        weights = _whole_weights(directory, stack)
+    else:
+        weights = open_weights(adapter.base, stack, dtype)
+    model = GPT(read_config(directory), device=torch.device("meta"))
+    _check_shapes(directory, weights, dict(model.named_parameters()))
+    if adapter is None:
+        return weights
     thin = open_safetensors(directory / WEIGHTS, stack)
+    _check_shapes(directory, thin, adapter_tensors(add_lora(model, adapter.lora)))
     for name in thin:
         matrix, _, leaf = name.rpartition(".")
         if leaf == "a":
-            base = weights[matrix + ".weight"]
-            pair = thin[name], thin[matrix + ".b"]
-            kind = dtype or base.dtype
-            read = partial(_merge, base, *pair, adapter.lora, kind)
-            weights[matrix + ".weight"] = LazyTensor(kind, base.shape, read)
+            base, a, b = weights[matrix + ".weight"], thin[name], thin[matrix + ".b"]
+            weights[matrix + ".weight"] = _merged(base, a, b, adapter.lora, dtype or base.dtype)
     return weights
 
 
-def _merge(
+def _whole_weights(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
+    names = ["model.safetensors"]
+    if (directory / INDEX).exists():
+        names = sorted(set(manifest.read_json(directory / INDEX)["weight_map"].values()))
+    weights: Dict[str, LazyTensor] = {}
+    for name in names:
+        weights.update(open_safetensors(directory / name, stack))
+    return weights
+
+
+def _merged(
     base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig, dtype: torch.dtype
-) -> Tensor:
-    return merged(base.read(), a.read(), b.read(), config).to(dtype)
+) -> LazyTensor:
+    def read() -> Tensor:
+        return merged(base.read(), a.read(), b.read(), config).to(dtype)
+
+    return LazyTensor(dtype, base.shape, read)
 
 
 def read_config(directory: Path) -> GPTConfig:
@@ -153,13 +161,3 @@ def read_config(directory: Path) -> GPTConfig:
         fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
         raise CheckpointError(f"{path} {what}", fix)
     return GPTConfig(**values)
-
-
-def _whole_weights(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
-    names = {"model.safetensors"}
-    if (directory / INDEX).exists():
-        names = set(manifest.read_json(directory / INDEX)["weight_map"].values())
-    weights: Dict[str, LazyTensor] = {}
-    for name in sorted(names):
-        weights.update(open_safetensors(directory / name, stack))
-    return weights

@@ -53,16 +53,12 @@ class RunState:
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
 
     def keep_rng(self, states: Dict[str, Tensor]) -> None:
-        self.rng = {
-            name: base64.b64encode(state.numpy().tobytes()).decode()
-            for name, state in states.items()
-        }
+        raw = {name: state.numpy().tobytes() for name, state in states.items()}
+        self.rng = {name: base64.b64encode(data).decode() for name, data in raw.items()}
 
     def kept_rng(self) -> Dict[str, Tensor]:
-        return {
-            name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-            for name, text in self.rng.items()
-        }
+        raw = {name: bytearray(base64.b64decode(text)) for name, text in self.rng.items()}
+        return {name: torch.frombuffer(data, dtype=torch.uint8) for name, data in raw.items()}
 
 
 def save_checkpoint(
@@ -77,15 +73,14 @@ def save_checkpoint(
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
 
     def write(partial: Path) -> Dict[str, FileRecord]:
-        if adapter is not None:
-            records = write_adapter(partial, model, adapter)
-        else:
+        if adapter is None:
             records = save_model(partial, model)
-        moments = {
-            f"{kind}.{name}": tensor
-            for name, parameter in model.named_parameters()
-            for kind, tensor in optimizer.state.get(parameter, {}).items()
-        }
+        else:
+            records = write_adapter(partial, model, adapter)
+        moments = {}
+        for name, parameter in model.named_parameters():
+            for kind, tensor in optimizer.state.get(parameter, {}).items():
+                moments[f"{kind}.{name}"] = tensor
         records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, in_memory(moments))
         write_json(partial / STATE, asdict(state))
         return records
@@ -96,8 +91,8 @@ def save_checkpoint(
 def load_state(directory: Path) -> RunState:
     """The RunState of a checkpoint; CheckpointError when it has none, as a converted model has."""
     if not (directory / STATE).exists():
-        what = f"{directory} is a model without a run to resume"
-        raise CheckpointError(what, "start from it with --init")
+        fix = "start from it with --init"
+        raise CheckpointError(f"{directory} is a model without a run to resume", fix)
     return RunState(**manifest.read_json(directory / STATE))
 
 

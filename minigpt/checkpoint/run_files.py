@@ -53,12 +53,9 @@ def find(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Op
     path = Path(path)
     if _is_complete(path):
         return path
-    for pointer in pointers:
-        checkpoint = pointed(path, pointer)
-        if checkpoint is not None:
-            return checkpoint
+    named = [pointed(path, pointer) for pointer in pointers]
     # Killed after its first checkpoint and before the pointer to it, a run has only the former.
-    return _complete(path)[-1] if _complete(path) else None
+    return next(filter(None, [*named, *_complete(path)[::-1]]), None)
 
 
 def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Path:
@@ -84,17 +81,15 @@ def prune(run: Path, keep: int) -> None:
     kept = {pointed(run, LATEST), pointed(run, BEST)}
     for checkpoint in _complete(run)[:-keep]:
         if checkpoint not in kept:
-            # Without its manifest it is no checkpoint, so a crash in the middle of this leaves
-            # none that lies.
+            # Without its manifest it is no checkpoint, if a crash should leave a part of it.
             (checkpoint / MANIFEST).unlink()
             shutil.rmtree(str(checkpoint))
 
 
 def _complete(run: Path) -> List[Path]:
-    checkpoints = run / "checkpoints"
-    if not os.path.isdir(checkpoints):
+    if not os.path.isdir(run / "checkpoints"):  # unlike glob, at ease with what no file is called
         return []
-    return sorted(path.parent for path in checkpoints.glob(f"step_*/{MANIFEST}"))
+    return sorted(path.parent for path in run.glob(f"checkpoints/step_*/{MANIFEST}"))
 
 
 def _why_not(path: Path) -> Tuple[str, str]:
@@ -103,9 +98,8 @@ def _why_not(path: Path) -> Tuple[str, str]:
     if not path.is_dir():
         return f"{path} is a file", "name the checkpoint directory it is in"
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
-        fix = f"convert it with: python convert_hf.py {path}"
-        return f"{path} has weights but no {MANIFEST} of ours", fix
+        what = f"{path} has weights but no {MANIFEST} of ours"
+        return what, f"convert it with: python convert_hf.py {path}"
     if (path / "config.toml").is_file():
         return f"the run {path} has no complete checkpoint yet", "start it again"
-    what = f"{path} is no checkpoint: it has no {MANIFEST}"
-    return what, "name a checkpoint or run directory"
+    return f"{path} is no checkpoint: it has no {MANIFEST}", "name a checkpoint or run directory"

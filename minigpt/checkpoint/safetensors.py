@@ -1,10 +1,8 @@
-"""Safetensors files, written and opened one tensor at a time: nothing ever holds a second copy of
-the model.
+"""Safetensors files, written and opened one tensor at a time, never with a second copy of a model.
 
 The format (github.com/huggingface/safetensors): an 8-byte little-endian length, a JSON header of
-that length giving each tensor's dtype, shape and place, then the tensors' bytes back to back.
-Shapes and dtypes are all the header needs, so a first pass over them writes it, and a second pass
-reads, writes and forgets each tensor.
+that length giving each tensor's dtype, shape and place, then the tensors' bytes back to back. So a
+first pass over shapes and dtypes writes the header, and a second one reads and writes each tensor.
 """
 
 from __future__ import annotations
@@ -23,15 +21,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import require_space, write_json
+from minigpt.base.files import write_json
+from minigpt.base.places import require_space
 
 INDEX = "model.safetensors.index.json"
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def width(dtype: torch.dtype) -> int:
@@ -47,11 +46,6 @@ class LazyTensor:
     shape: Tuple[int, ...]
     read: Callable[[], Tensor]
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> LazyTensor:
-        """One in memory, on any device."""
-        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
-
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * width(self.dtype)
@@ -64,8 +58,8 @@ class LazyTensor:
 
 
 def in_memory(tensors: Mapping[str, Tensor]) -> Dict[str, LazyTensor]:
-    """Tensors in memory as what is written here."""
-    return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
+    """Tensors that are here, on any device, as what is written."""
+    return {n: LazyTensor(t.dtype, tuple(t.shape), t.detach) for n, t in tensors.items()}
 
 
 def open_safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
@@ -81,9 +75,8 @@ def open_safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
             tensors[name] = LazyTensor(dtype, shape, partial(file.get_tensor, name))
         return tensors
     except (SafetensorError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}", "get it again, or use another checkpoint"
-        ) from error
+        fix = "get it again, or use another checkpoint"
+        raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
 
 
 @dataclass(frozen=True)
@@ -95,21 +88,18 @@ class FileRecord:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> FileRecord:
-    """Writes the tensors, each read when its turn comes.
-
-    ValueError when one that is read is not what was said of it. The file is not synced: the caller
-    does that.
+    """Writes the tensors, each read when its turn comes; the caller syncs the file. ValueError when
+    one that is read is not what was said of it.
     """
     # The widest dtype first keeps every tensor aligned for readers that map the file.
     order = sorted(tensors, key=lambda name: (-width(tensors[name].dtype), name))
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         for block in _blocks({name: tensors[name] for name in order}):
-            # Hashing goes on beside writing.
-            hashed = pool.submit(digest.update, block)
+            hashed = pool.submit(digest.update, block)  # beside the writing
             file.write(block)
-            size += len(block)
             hashed.result()
+        size = file.tell()
     return FileRecord(size, digest.hexdigest())
 
 
@@ -124,11 +114,8 @@ def _blocks(tensors: Mapping[str, LazyTensor]) -> Iterator[memoryview]:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's numbers in C order as bytes, without a copy where it is contiguous and on the
-    CPU.
-    """
-    flat = tensor.detach().to("cpu").contiguous().view(-1)
-    numbers: Any = flat.view(torch.uint8).numpy()
+    """The numbers in C order as bytes; no copy of what is contiguous and on the CPU."""
+    numbers: Any = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(numbers)
 
 
@@ -137,11 +124,8 @@ def _header(tensors: Mapping[str, LazyTensor]) -> bytes:
     begin = 0
     for name, tensor in tensors.items():
         end = begin + tensor.nbytes
-        entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        kind, shape = _NAMES[tensor.dtype], list(tensor.shape)
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -151,25 +135,25 @@ def _header(tensors: Mapping[str, LazyTensor]) -> bytes:
 def write_sharded(
     directory: Path, tensors: Mapping[str, LazyTensor], shard_bytes: Optional[int] = None
 ) -> Dict[str, FileRecord]:
-    """Writes `model.safetensors`, or shards of at most `shard_bytes` and their index, into
-    `directory`.
-    """
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    """Writes one file, or shards of at most `shard_bytes` and their index, into `directory`."""
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    total = sum(sizes.values())
     require_space(directory, total)
-    shards = plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
-    files = shard_names("model", len(shards))
+    files = plan_shards(sizes, shard_bytes)
     records = {
-        file: write_safetensors(directory / file, {name: tensors[name] for name in shard})
-        for file, shard in zip(files, shards)
+        file: write_safetensors(directory / file, {name: tensors[name] for name in names})
+        for file, names in files.items()
     }
-    if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return records
 
 
-def plan_shards(sizes: Mapping[str, int], shard_bytes: Optional[int]) -> List[List[str]]:
-    """Fills shards in order, up to `shard_bytes` each (None: one shard), splitting no tensor."""
+def plan_shards(sizes: Mapping[str, int], shard_bytes: Optional[int]) -> Dict[str, List[str]]:
+    """Which tensors are in `model.safetensors`, or in each `model-00001-of-0000N.safetensors`:
+    filled in order, up to `shard_bytes` each (None: one file), splitting no tensor.
+    """
     shards: List[List[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -178,11 +162,7 @@ def plan_shards(sizes: Mapping[str, int], shard_bytes: Optional[int]) -> List[Li
             filled = 0
         shards[-1].append(name)
         filled += size
-    return shards
-
-
-def shard_names(stem: str, count: int) -> List[str]:
-    """`model.safetensors`, or `model-00001-of-0000N.safetensors` and so on for several."""
+    count = len(shards)
     if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i + 1:05d}-of-{count:05d}.safetensors": shards[i] for i in range(count)}

@@ -11,7 +11,7 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import require_free
+from minigpt.base.places import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.model_files import DTYPES
 from minigpt.commands.cli import parse
@@ -79,8 +79,8 @@ def convert_command(arguments: List[str]) -> None:
     elif config.out is None or config.source:
         raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
     else:
-        checkpoint, out = Path(config.to_hf), Path(config.out)
-        print("\n".join(export(checkpoint, out, config.fold_mup, config.shard_bytes)))
+        source, out = Path(config.to_hf), Path(config.out)
+        print("\n".join(export(source, out, config.fold_mup, config.shard_bytes)))
 
 
 def _convert(config: ConvertConfig) -> None:
@@ -97,17 +97,15 @@ def _convert(config: ConvertConfig) -> None:
         directory = published.fetch(config.source, config.revision)
     with published.progress_bar("converting") as bar:
 
-        def progress(written: int, total: int) -> None:
+        def tell(written: int, total: int) -> None:
             bar.total = total
             bar.update(written)
 
         lines = convert(
-            directory, out, config.dtype, config.shard_bytes, config.weights, progress,
-            config.tokenizer,
-        )  # fmt: skip
+            directory, out, config.dtype, config.shard_bytes, config.weights, tell, config.tokenizer
+        )
     print("\n".join(lines))
     if config.verify:
         print("\n".join(verify(out, directory)))
-    print(
-        f"next     python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
-    )
+    generate = f"python -m minigpt generate --checkpoint {out}"
+    print(f"next     python train.py --init {out}, or: {generate}")

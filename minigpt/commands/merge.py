@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import require_free
+from minigpt.base.places import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.manifest import write_checkpoint
@@ -44,7 +44,5 @@ def merge_command(config: MergeConfig) -> None:
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)
         merged = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        write_checkpoint(
-            out, lambda partial: write_model(partial, shape, merged), tokenizer, template
-        )
+        write_checkpoint(out, lambda p: write_model(p, shape, merged), tokenizer, template)
     print(f"merged   {directory} into {out}")

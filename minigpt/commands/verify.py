@@ -1,6 +1,4 @@
-"""--verify: does the converted model speak, and does it say what transformers makes of the same
-files?
-"""
+"""--verify: does the converted model speak, and say what transformers makes of the same files?"""
 
 from __future__ import annotations
 
@@ -41,10 +39,8 @@ def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]
     loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
     text = tokenizer.decode(generate(model, ids[:8], 12, temperature=0))
     return [
-        (
-            f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for "
-            f"a trained model, {math.log(model.config.vocab_size):.1f} is guessing)"
-        ),
+        f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for"
+        f" a trained model, {math.log(model.config.vocab_size):.1f} is guessing)",
         f"verify   {tokenizer.decode(ids[:8])!r} goes on: {text!r}",
     ]
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DataError, StorageError, UsageError
-from minigpt.base.files import atomic_directory, require_free, write_json
+from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.places import require_free
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import (
     Keys,

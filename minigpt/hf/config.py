@@ -9,12 +9,8 @@ from typing import Any, Dict, List, Tuple
 from minigpt.base.errors import CheckpointError
 from minigpt.model.gpt import GPTConfig
 
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_ACTIVATIONS = {"gelu": "gelu", **dict.fromkeys(_TANH, "gelu_tanh")}
 _THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
 # Settings that change what is computed, with the one value this model has.
@@ -27,10 +23,8 @@ _MUP_REQUIRED = {"position_embedding_type": "learned", "alibi_scaling": None, **
 
 
 def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
-    """The GPTConfig that `values`, a config.json of theirs, describes, and what there is to say
-    about it.
-
-    CheckpointError for another architecture, or one with a part that this model lacks.
+    """The GPTConfig that `values`, their config.json, describes, and notes. CheckpointError for
+    another architecture, or one with a part that this model lacks.
     """
     kind = values.get("model_type", "gpt2")
     if kind not in ("gpt2", "btlm"):
@@ -94,9 +88,7 @@ def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
         "n_head": config.n_head,
         "n_inner": config.inner,
         "layer_norm_epsilon": config.layer_norm_eps,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         "tie_word_embeddings": config.tied_head,
         "scale_attn_weights": True,
         "bos_token_id": 50256,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import require_free
+from minigpt.base.places import require_free
 from minigpt.base.text import size
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
@@ -30,7 +30,6 @@ from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
-
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
 _OF_TWO_MODELS = "the weights and config.json are of different models"
 
@@ -99,10 +98,8 @@ def _tie(directory: Path, named: Dict[str, LazyTensor]) -> str:
     if embedding is head:
         return "the tied head lm_head.weight is the token embedding too"
     if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
-        raise CheckpointError(
-            f"{directory}: lm_head.weight and wte.weight differ, yet config.json ties them",
-            'set "tie_word_embeddings": false there if both are meant',
-        )
+        what = f"{directory}: lm_head.weight and wte.weight differ, yet config.json ties them"
+        raise CheckpointError(what, 'set "tie_word_embeddings": false there if both are meant')
     return "lm_head.weight equals the token embedding and is kept once"
 
 
@@ -117,26 +114,21 @@ def _in_order(
             raise CheckpointError(f"{directory} lacks {theirs}", "get all files again")
         tensor, shape = named.pop(name), layout.other_shape(name, tuple(parameter.shape))
         if tensor.shape != shape or not tensor.dtype.is_floating_point:
-            raise CheckpointError(
-                f"{directory}: {theirs} is {[*tensor.shape]} of {tensor.dtype} and config.json"
-                f" makes it {[*shape]} of floats",
-                _OF_TWO_MODELS,
-            )
+            is_now = f"{directory}: {theirs} is {[*tensor.shape]} of {tensor.dtype}"
+            what = f"{is_now} and config.json makes it {[*shape]} of floats"
+            raise CheckpointError(what, _OF_TWO_MODELS)
         found[name] = tensor
     if named:
         extra = ", ".join(map(layout.to_theirs, sorted(named)[:3]))
-        raise CheckpointError(
-            f"{directory} has tensors beyond its config.json: {extra}", _OF_TWO_MODELS
-        )
+        what = f"{directory} has tensors beyond its config.json: {extra}"
+        raise CheckpointError(what, _OF_TWO_MODELS)
     return found
 
 
 def _as_ours(
     theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Optional[Progress]
 ) -> Dict[str, LazyTensor]:
-    """The same tensors in our layout and in `dtype` (None: their own). What is read is valid until
-    the next is read.
-    """
+    """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read."""
     sizes = {name: tensor.to(dtype).nbytes for name, tensor in theirs.items()}
     # For one tensor after the other: new pages cost more than the copying itself.
     room, total = torch.empty(max(sizes.values()), dtype=torch.uint8), sum(sizes.values())
@@ -156,9 +148,7 @@ def _as_ours(
 
 
 def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> Tensor:
-    """Our tensor, in `room` where it has to be transposed or cast; CheckpointError if its dtype
-    cannot hold it.
-    """
+    """Our tensor, in `room` if transposed or cast; CheckpointError if its dtype cannot hold it."""
     source = layout.other_layout(name, theirs)
     if source.is_contiguous() and source.dtype == dtype:
         return source
@@ -166,9 +156,8 @@ def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> T
     tensor.copy_(source)  # transposes and casts in one pass
     narrowed = dtype == torch.float16 and source.dtype != torch.float16
     if narrowed and not torch.isfinite(tensor).all():
-        raise CheckpointError(
-            f"{name} has numbers beyond what fp16 can hold (65504)", "use --dtype bf16"
-        )
+        what = f"{name} has numbers beyond what fp16 can hold (65504)"
+        raise CheckpointError(what, "use --dtype bf16")
     return tensor
 
 

@@ -23,7 +23,8 @@ from typing import Any, Callable, List, Optional
 from urllib.error import HTTPError, URLError
 
 from minigpt.base.errors import CheckpointError, storage_error
-from minigpt.base.files import fsync, require_space
+from minigpt.base.files import fsync
+from minigpt.base.places import require_space
 from minigpt.checkpoint.manifest import hexdigest
 from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.hf.source import WEIGHT_FILES, shard_names
@@ -151,10 +152,8 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
             os.replace(str(part), str(target))
             return target
         part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
-    raise CheckpointError(
-        f"{hub.url(name)} arrived, and is not what the server says it is (its digest differs)",
-        "try again, or another endpoint by HF_ENDPOINT",
-    )
+    what = f"{hub.url(name)} arrived, and is not what the server says it is (its digest differs)"
+    raise CheckpointError(what, "try again, or another endpoint by HF_ENDPOINT")
 
 
 def _continue(
@@ -185,15 +184,13 @@ def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
             return action()
         except (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code in (401, 403):
-                raise CheckpointError(
-                    f"{hub.url(name)} answers {error.code}: not allowed",
-                    f"set HF_TOKEN to a token that may read {hub.repo}",
-                ) from None
+                what = f"{hub.url(name)} answers {error.code}: not allowed"
+                fix = f"set HF_TOKEN to a token that may read {hub.repo}"
+                raise CheckpointError(what, fix) from None
             if attempt == _TRIES or not _may_pass(error, attempt):
-                raise CheckpointError(
-                    f"{hub.url(name)} cannot be fetched: {error}",
-                    "run the same command again to go on where it stopped",
-                ) from None
+                what = f"{hub.url(name)} cannot be fetched: {error}"
+                fix = "run the same command again to go on where it stopped"
+                raise CheckpointError(what, fix) from None
             time.sleep(max(wait, _retry_after(error)))
         wait *= 2
     raise AssertionError("the last try returns or raises")

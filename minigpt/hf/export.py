@@ -1,9 +1,8 @@
 """minigpt to Hugging Face: a directory that transformers, and what reads its files, opens as it is.
 
-A muP model has three scales that GPT-2 has not. They can be folded into the weights exactly (up
-to rounding): the embeddings take the embedding scale, the keys the ratio of the attention scales,
-and the head, no longer tied, the output scale. The result computes the same and is larger by one
-embedding matrix.
+A muP model has three scales that GPT-2 has not. They can be folded into the weights, exactly but
+for rounding: the embeddings take the embedding scale, the keys the ratio of the attention scales,
+and the head the output scale, so that it is no longer tied and takes a matrix of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from typing import Any, Dict, List, Optional
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, require_free, write_json
+from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.places import require_free
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
@@ -32,9 +32,7 @@ from minigpt.model.gpt import GPTConfig
 def export(
     checkpoint: Path, out: Path, fold: bool = False, shard_bytes: int = SHARD_BYTES
 ) -> List[str]:
-    """Writes the Hugging Face directory of a checkpoint of ours to `out`; returns the lines of a
-    summary.
-
+    """Writes the Hugging Face directory of our checkpoint to `out`; returns a summary's lines.
     A muP model is refused unless `fold` is asked for. A LoRA checkpoint is merged on the way.
     """
     directory = resolve(checkpoint)
@@ -42,15 +40,11 @@ def export(
     config = read_config(directory)
     plain = _without_scales(config)
     if (directory / MARKER).exists():
-        raise CheckpointError(
-            f"{directory} has the bytes tokenizer, which transformers does not know",
-            "train with --tokenizer gpt2 to export a model",
-        )
+        what = f"{directory} has the bytes tokenizer, which transformers does not know"
+        raise CheckpointError(what, "train with --tokenizer gpt2 to export a model")
     if plain != config and not fold:
-        raise CheckpointError(
-            f"{directory} is a muP model, whose scales GPT-2 has not",
-            "fold them into the weights with --fold-mup",
-        )
+        what = f"{directory} is a muP model, whose scales GPT-2 has not"
+        raise CheckpointError(what, "fold them into the weights with --fold-mup")
     with ExitStack() as stack:
         ours = open_weights(directory, stack)
         if not plain.tied_head:
@@ -106,9 +100,7 @@ def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
 def _tokenizer_config(config: GPTConfig) -> Dict[str, Any]:
     return {
         "tokenizer_class": "GPT2Tokenizer",
-        "bos_token": "<|endoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
         "add_prefix_space": False,
         "model_max_length": config.n_positions,
     }

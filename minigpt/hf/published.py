@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from minigpt.base.errors import CheckpointError, UsageError
-from minigpt.base.files import require_free
+from minigpt.base.places import require_free
 from minigpt.base.text import nearest, size
 from minigpt.checkpoint.run_files import resolve
 from minigpt.hf.convert import convert
@@ -25,11 +25,11 @@ def published(name: str, may_fetch: bool = True) -> Path:
     if local.exists():
         return resolve(local)
     if zoo.find(name).repo is None:
-        fix = f"train it from scratch with --model {name}"
-        raise UsageError(f"{name} has no published weights", fix)
+        what = f"{name} has no published weights"
+        raise UsageError(what, f"train it from scratch with --model {name}")
     if not may_fetch:
-        fix = f"get the weights with: python convert_hf.py {name}"
-        raise CheckpointError(f"{local} is not there", fix)
+        what = f"{local} is not there"
+        raise CheckpointError(what, f"get the weights with: python convert_hf.py {name}")
     require_free(local, "remove it")
     print("\n".join(convert(fetch(name), local)), flush=True)
     return local
@@ -51,10 +51,9 @@ def find(name: str) -> zoo.ZooEntry:
     """What the zoo says of a model that can be downloaded; UsageError when it cannot."""
     entry = zoo.ZOO.get(name)
     if entry is None or entry.repo is None:
-        raise UsageError(
-            f"{name} is neither a directory nor a published model",
-            nearest(name, [known for known, each in zoo.ZOO.items() if each.repo]),
-        )
+        known = [known for known, each in zoo.ZOO.items() if each.repo]
+        what = f"{name} is neither a directory nor a published model"
+        raise UsageError(what, nearest(name, known))
     return entry
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import read_object
+from minigpt.base.json_files import read_object
 from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
 from minigpt.hf.torch_pickle import open_torch_file
 
@@ -22,10 +22,11 @@ WEIGHT_FILES = (
 def find_files(directory: Path, weights: Optional[str] = None) -> List[Path]:
     """The weight files of `directory`, in order; `weights` names one that is called otherwise."""
     names = _names(directory) if weights is None else [_beside(weights, directory)]
-    for name in names:
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory / name} is missing", "get it again")
-    return [directory / name for name in names]
+    paths = [directory / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", "get it again")
+    return paths
 
 
 def _names(directory: Path) -> List[str]:
@@ -50,10 +51,8 @@ def shard_names(index: Path) -> List[str]:
 
 def _beside(name: str, where: Path) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(
-            f"{where} has no proper file names: {name!r} names a file outside",
-            "do not trust it",
-        )
+        what = f"{where} has no proper file names: {name!r} names a file outside"
+        raise CheckpointError(what, "do not trust it")
     return name
 
 

@@ -54,10 +54,9 @@ def find_vocabulary(
 
 def _fitting(tokenizer: GPT2Tokenizer, tokens: int, name: str) -> GPT2Tokenizer:
     if tokenizer.vocab_size > tokens:
-        raise CheckpointError(
-            f"{name} has {tokenizer.vocab_size} tokens and the model {tokens}",
-            "get the vocabulary that belongs to the weights, or use --tokenizer none",
-        )
+        fix = "get the vocabulary that belongs to the weights, or use --tokenizer none"
+        what = f"{name} has {tokenizer.vocab_size} tokens and the model {tokens}"
+        raise CheckpointError(what, fix)
     return tokenizer
 
 
@@ -86,24 +85,18 @@ def _refuse_foreign(directory: Path) -> None:
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
     name = settings.get("tokenizer_class")
     if name and not str(name).startswith("GPT2"):
-        found.append("%s of a %.40s" % (SETTINGS, ascii(name)))
+        found.append(f"{SETTINGS} of a {name!a:.40}")
     if found:
-        raise CheckpointError(
-            f"{directory} has {found[0]}, and its vocabulary cannot be read without {VOCAB} and"
-            f" {MERGES}, or a {FAST} of GPT-2's kind",
-            _WAY_ON,
-        )
+        needed = f"{VOCAB} and {MERGES}, or a {FAST} of GPT-2's kind"
+        what = f"{directory} has {found[0]}, and its vocabulary cannot be read without {needed}"
+        raise CheckpointError(what, _WAY_ON)
 
 
 def read_fast(path: Path, settings: Path) -> GPT2Tokenizer:
-    """The tokenizer that a tokenizer.json means; `settings` may change it again. CheckpointError
-    where it gives other ids than GPT-2's rules do.
-    """
+    """The tokenizer of a tokenizer.json and its `settings`; CheckpointError if not GPT-2's kind."""
     values = read_json(path)
     try:
-        other = _other_rule(values, read_json(settings) if settings.is_file() else {})
-        if other is not None:
-            raise ValueError(other)
+        _require_same_rules(values, read_json(settings) if settings.is_file() else {})
         return GPT2Tokenizer(*_files(values))
     except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
         what = f"{path} is not a tokenizer of GPT-2's kind: {_in_words(error)}"
@@ -125,34 +118,33 @@ def _files(values: Dict[str, Any]) -> Tuple[bytes, bytes]:
     for added in values.get("added_tokens") or []:
         name, token = added["content"], added["id"]
         if not added.get("special", False):
-            raise ValueError("%.40a in a text is one token, whatever is around it" % name)
+            raise ValueError(f"{name!a:.40} in a text is one token, whatever is around it")
         if token < 256 + len(merges):
-            raise ValueError("%.40a is not behind the ordinary tokens" % name)
+            raise ValueError(f"{name!a:.40} is not behind the ordinary tokens")
         if vocabulary.setdefault(name, token) != token:
-            raise ValueError("%.40a has two ids" % name)
+            raise ValueError(f"{name!a:.40} has two ids")
     ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     lines = "\n".join(["#version: 0.2", *merges, ""])
     return json.dumps(ordered).encode(), lines.encode()
 
 
-def _other_rule(values: Dict[str, Any], settings: Dict[str, Any]) -> Optional[str]:
-    """What in it gives other ids than GPT-2's rules, if anything does."""
+def _require_same_rules(values: Dict[str, Any], settings: Dict[str, Any]) -> None:
+    """ValueError for what gives other ids than GPT-2's rules."""
     model = values["model"]
     if model.get("type", "BPE") != "BPE":
-        return "its model is %.40a" % model["type"]
+        raise ValueError(f"its model is {model['type']!a:.40}")
     for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(rule):
-            return f"it has {rule}"
+            raise ValueError(f"it has {rule}")
     if values.get("normalizer"):
-        return "it changes the text (normalizer)"
+        raise ValueError("it changes the text (normalizer)")
     if not _splits_as_gpt2([*_flat(values.get("pre_tokenizer"), "pretokenizers")]):
-        return "it splits text in another way (pre_tokenizer)"
+        raise ValueError("it splits text in another way (pre_tokenizer)")
     if not all(map(_adds_nothing, _flat(values.get("post_processor"), "processors"))):
-        return "it adds tokens to every text (post_processor)"
+        raise ValueError("it adds tokens to every text (post_processor)")
     for flag in ("add_prefix_space", "add_bos_token", "add_eos_token"):
         if settings.get(flag):
-            return f"{SETTINGS} has {flag}"
-    return None
+            raise ValueError(f"{SETTINGS} has {flag}")
 
 
 def _flat(step: Optional[Dict[str, Any]], name: str) -> Iterator[Dict[str, Any]]:

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from minigpt.base.errors import MinigptError, StorageError, UsageError
-from minigpt.base.files import atomic_directory, require_space, write_text
+from minigpt.base.files import atomic_directory, write_text
+from minigpt.base.places import require_space
 
 
 def test_an_error_leaves_the_old_directory_and_no_trace_of_the_new(tmp_path):
@@ -162,6 +164,19 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert all((tmp_path / name).is_dir() for name in mine)
     living.communicate()
     assert living.returncode == 0 and (tmp_path / "step_1" / "x").exists()
+
+
+def test_what_is_just_being_made_is_never_taken_for_abandoned(tmp_path):
+    """Four write side by side, each removing at every step what seems to be held by nobody."""
+
+    def write(writer):
+        for step in range(40):
+            with atomic_directory(tmp_path / f"{writer}_{step}", replace=True) as partial:
+                (partial / "x").write_text("x")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(list(tmp_path.glob("*_*/x"))) == 160 and not list(tmp_path.glob(".*"))
 
 
 def test_the_last_whole_directory_is_kept_until_the_next_has_its_name(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from minigpt.base.errors import CheckpointError, MinigptError
-from minigpt.base.files import parse_object, read_object, write_json
+from minigpt.base.files import write_json
+from minigpt.base.json_files import parse_object, read_object
 from minigpt.data.template import load_template
 
 

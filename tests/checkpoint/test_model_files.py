@@ -8,9 +8,14 @@ import torch
 import minigpt
 from minigpt.base.errors import CheckpointError, MinigptError
 from minigpt.checkpoint import manifest
+from minigpt.checkpoint.adapter import WEIGHTS, Adapter, write_adapter
 from minigpt.checkpoint.model_files import load_model, save_model, write_model
-from minigpt.checkpoint.safetensors import in_memory
+from minigpt.checkpoint.safetensors import in_memory, write_safetensors
+from minigpt.commands.merge import MergeConfig, merge_command
+from minigpt.data.tokenizer import BytesTokenizer
+from minigpt.hf.export import export
 from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora
 
 SHAPE = GPTConfig(vocab_size=97, n_positions=12, n_layer=2, n_head=3, n_embd=51, activation="gelu")
 
@@ -110,6 +115,63 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     manifest.write_manifest(path, {})
     with pytest.raises(CheckpointError, match=r"tensor blocks\.0\.mlp"):
         load_model(path)
+
+
+TENSORS = {
+    "a matrix": (
+        lambda t: t.pop("blocks.1.mlp.up.weight"),
+        r"blocks\.1\.mlp\.up.weight is missing",
+    ),
+    "a head of its own": (lambda t: t.pop("head.weight"), "head.weight is missing"),
+    "one too many": (lambda t: t.update(x=t["head.weight"]), "tensor x does not belong"),
+    "another shape": (lambda t: t.update({"head.weight": t["final_norm.bias"]}), "tensor head"),
+}
+
+
+@pytest.mark.parametrize("change, words", TENSORS.values(), ids=TENSORS.keys())
+@pytest.mark.parametrize("thin", [False, True])
+def test_an_incomplete_checkpoint_is_not_passed_on(tmp_path, change, words, thin):
+    """It opens nowhere, so that merging, exporting and loading make nothing of it."""
+    shape = GPTConfig(97, 12, 2, 3, 51, tied_head=False)
+    model = GPT(shape)
+    tensors = in_memory(dict(model.named_parameters()))
+    change(tensors)
+    source, out = tmp_path / "model", tmp_path / "out"
+    tokenizer = BytesTokenizer() if thin else None
+    manifest.write_checkpoint(source, lambda p: write_model(p, shape, tensors), tokenizer)
+    if thin:
+        lora = LoRAConfig(2)
+        adapter, source = Adapter.on(source, lora), tmp_path / "adapter"
+        add_lora(model, lora)
+        write = lambda partial: write_adapter(partial, model, adapter)  # noqa: E731
+        manifest.write_checkpoint(source, write, tokenizer)
+        with pytest.raises(CheckpointError, match=words):
+            merge_command(MergeConfig(str(source), str(out)))
+    else:
+        with pytest.raises(CheckpointError, match=words):
+            export(source, out)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(source)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("lost", ["blocks.0.mlp.up.a", "blocks.1.attention.qkv.b"])
+def test_half_an_adapter_is_not_merged(tmp_path, lost):
+    model, path = saved(tmp_path)
+    adapter = Adapter.on(path, LoRAConfig(2))
+    add_lora(model, adapter.lora)
+
+    def write(partial):
+        write_adapter(partial, model, adapter)
+        thin = adapter_tensors(model)
+        del thin[lost]
+        return {WEIGHTS: write_safetensors(partial / WEIGHTS, in_memory(thin))}
+
+    manifest.write_checkpoint(tmp_path / "adapter", write, BytesTokenizer())
+    for act in (load_model, lambda p: merge_command(MergeConfig(str(p), str(tmp_path / "out")))):
+        with pytest.raises(CheckpointError, match=f"{lost} is missing"):
+            act(tmp_path / "adapter")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

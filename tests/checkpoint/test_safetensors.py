@@ -14,7 +14,6 @@ from minigpt.checkpoint.safetensors import (
     in_memory,
     open_safetensors,
     plan_shards,
-    shard_names,
     write_safetensors,
 )
 
@@ -106,8 +105,10 @@ def test_it_is_opened_without_being_read_and_cast_on_the_way(tmp_path):
 
 
 def test_shards_are_filled_in_order_and_no_tensor_is_split():
-    assert plan_shards({"a": 12, "b": 12, "c": 40, "d": 4, "e": 4}, 24) == [
-        ["a", "b"], ["c"], ["d", "e"],
-    ]  # fmt: skip
-    assert shard_names("model", 3)[0] == "model-00001-of-00003.safetensors"
-    assert shard_names("model", 1) == ["model.safetensors"]
+    sizes = {"a": 12, "b": 12, "c": 40, "d": 4, "e": 4}
+    assert plan_shards(sizes, 24) == {
+        "model-00001-of-00003.safetensors": ["a", "b"],
+        "model-00002-of-00003.safetensors": ["c"],
+        "model-00003-of-00003.safetensors": ["d", "e"],
+    }
+    assert plan_shards(sizes, None) == {"model.safetensors": list("abcde")}
