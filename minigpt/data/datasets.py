@@ -12,7 +12,7 @@ from minigpt.data.loader import Dataset
 from minigpt.data.packing import Records, in_words, split_datasets
 from minigpt.data.prepare import prepared
 from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import RECORDS, open_records, read_dataset
+from minigpt.data.shards import PREPARE, RECORDS, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.windows import TokenDataset
@@ -43,33 +43,13 @@ def open_datasets(
     when they were prepared with another tokenizer than `tokenizer`, whose name for `prepare` is
     `origin`.
     """
-    found = _open(name, tokenizer, block_size, template, packing, record_keys, strict)
-    if found.train.tokenizer_fingerprint == tokenizer.fingerprint:
-        return found
-    what = f"{name} was prepared with another tokenizer"
-    if origin is None:
-        raise DataError(what, "name it with --tokenizer")
-    how = f"--tokenizer {origin}"
-    if found.template is not None:
-        how += f" --template {found.template.name}"
-    again = f"prepare it again with: python -m minigpt prepare SOURCE --out DIR {how}"
-    raise DataError(f"{what} than the model's", again)
-
-
-def _open(
-    name: str,
-    tokenizer: Tokenizer,
-    block_size: int,
-    template: Union[str, Template],
-    packing: bool,
-    record_keys: Optional[str],
-    strict: bool,
-) -> Opened:
     keys = parse_keys(record_keys)
     content = None if keys else read_dataset(Path(name), RECORDS)
     if content is None and not holds_records(name, keys, strict=strict):
         directory = prepared(name, tokenizer)
         text = [TokenDataset(directory, split, block_size) for split in (TRAIN, VALIDATION)]
+        if text[0].tokenizer_fingerprint != tokenizer.fingerprint:
+            raise _another_tokenizer(name, origin)
         return Opened(text[0], text[1], None, [], [])
     chosen = find_template(template) if isinstance(template, str) else template
     records: Records
@@ -82,24 +62,34 @@ def _open(
         for reason, places in left_out.places.items() if strict else ():
             left_out.add(reason, places[0])  # raises
         held_out, records = content["validation"], _rendered(Path(name), content, chosen)
+        if content["tokenizer_sha256"] != tokenizer.fingerprint:
+            raise _another_tokenizer(name, origin, chosen)
     given = (chosen, tokenizer, block_size, packing, left_out, held_out)
     train, validation = split_datasets(records, *given)
-    if content is not None:  # made by which tokenizer: open_datasets compares
-        train.tokenizer_fingerprint = validation.tokenizer_fingerprint = content["tokenizer_sha256"]
     notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
     return Opened(train, validation, chosen, validation.prompt(), notes)
+
+
+def _another_tokenizer(
+    name: str, origin: Union[str, Path, None], template: Optional[Template] = None
+) -> DataError:
+    what = f"{name} was prepared with another tokenizer"
+    if origin is None:
+        return DataError(what, "name it with --tokenizer")
+    how = f"--tokenizer {origin}" + (f" --template {template.name}" if template else "")
+    return DataError(f"{what} than the model's", f"prepare it again with: {PREPARE} {how}")
 
 
 def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> Records:
     """The records of a prepared directory; DataError when another template rendered them."""
     made_by, (split,) = content["template"], content["splits"].values()
     if made_by != asdict(template):
+        again = (
+            f"python -m minigpt prepare {content['source']} --out DIR --template {template.name}"
+        )
         raise DataError(
             f"{directory} was prepared with --template {made_by['name']}",
-            (
-                f"add --template {made_by['name']}, or make it again with: python -m minigpt "
-                f"prepare {content['source']} --out DIR --template {template.name}"
-            ),
+            f"add --template {made_by['name']}, or make it again with: {again}",
         )
     records = open_records(directory, split["shards"], split["sha256"])
     return ((f"{directory}, record {n}", record) for n, record in enumerate(records, 1))

@@ -28,6 +28,8 @@ _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
 TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of them
 DATASET = "dataset.json"  # what such a directory says of itself
+PREPARE = "python -m minigpt prepare SOURCE --out DIR"
+_AGAIN = f"make it again with: {PREPARE}"
 _FACTS = {
     TEXT: {"tokenizer_sha256", "splits"},
     RECORDS: {"tokenizer_sha256", "splits", "source", "template", "validation", "left_out"},
@@ -45,9 +47,7 @@ class Encoded:
 
 
 class ShardWriter:
-    """Appends documents, all of them records or none, to a shard; the header, which counts them, is
-    written when it is closed.
-    """
+    """Appends documents, all records or none, to a shard; closing it writes the header."""
 
     def __init__(self, path: Path, width: int, tokenizer: str) -> None:
         self.width, self.tokenizer = width, tokenizer
@@ -94,15 +94,15 @@ class Shard:
         data = np.memmap(str(path), np.uint8, "r") if size >= _HEADER.size else np.empty(0, "u1")
         header = data[: _HEADER.size].tobytes()
         if header[:8] != _MAGIC:
-            raise DataError(f"{path} is no token shard", _PREPARE)
+            raise DataError(f"{path} is no token shard", _AGAIN)
         _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
         if version not in (TEXT, RECORDS) or width not in (2, 4):
-            raise DataError(f"{path} is a shard of version {version}, unknown here", _PREPARE)
+            raise DataError(f"{path} is a shard of version {version}, unknown here", _AGAIN)
         indexed = documents * version + turns
         end = _HEADER.size + width * count
         if size != end + 8 * indexed:
             what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
-            raise DataError(f"{path} {what}", _PREPARE)
+            raise DataError(f"{path} {what}", _AGAIN)
         self.tokenizer: str = digest.hex()
         self.tokens = data[_HEADER.size : end].view(f"<u{width}")
         self.index = data[end:].view("<u8")
@@ -118,9 +118,6 @@ class Shard:
             yield Encoded(tokens, True, turns, drawn / 2**56)
 
 
-_PREPARE = "make it again with: python -m minigpt prepare SOURCE --out DIR"
-
-
 def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None when it is
     something else.
@@ -133,18 +130,16 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
         return None
     missing = _FACTS[form] - set(content)
     if missing:
-        raise DataError(
-            f"{directory / DATASET} lacks {sorted(missing)[0]}",
-            "make it again with: python -m minigpt prepare SOURCE --out DIR",
-        )
+        raise DataError(f"{directory / DATASET} lacks {sorted(missing)[0]}", _AGAIN)
     return content
 
 
 def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:
     """The records in the shards `names`; DataError unless these are as they were written."""
     shards, digest = [Shard(directory / name) for name in names], hashlib.sha256()
-    for part in (part for shard in shards for part in (shard.tokens, shard.index)):
-        digest.update(part.data)
+    for shard in shards:
+        digest.update(shard.tokens.data)
+        digest.update(shard.index.data)
     if digest.hexdigest() != sha256:
-        raise DataError(f"{directory} is damaged: its sha256 is another", _PREPARE)
+        raise DataError(f"{directory} is damaged: its sha256 is another", _AGAIN)
     return chain.from_iterable(shard.records() for shard in shards)

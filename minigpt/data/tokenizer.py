@@ -93,13 +93,12 @@ class GPT2Tokenizer(Tokenizer):
         self.vocab_size = len(ranks) + len(special)
         self.eos_id = special["<|endoftext|>"]
         self.fingerprint = hashlib.sha256(vocab_json + b"\0" + merges).hexdigest()
-        self._ranks = ranks
+        self._ranks, self._bytes = ranks, {rank: token for token, rank in ranks.items()}
+        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         with no_panic("vocab.json and merges.txt"):
             self._encoding = tiktoken.Encoding(
                 "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
             )
-        self._bytes = {rank: token for token, rank in ranks.items()}
-        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def __reduce__(self) -> Tuple[object, Tuple[bytes, bytes]]:
         return GPT2Tokenizer, (self.vocab_json, self.merges)
@@ -109,13 +108,11 @@ class GPT2Tokenizer(Tokenizer):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = [np.zeros(0, dtype=self._dtype)]
         for part, long in parts(text):
-            ids = merge(part.encode(), self._ranks) if long else self._ordinary(part)
+            with no_panic("a text of %d characters that begins with %.40a" % (len(part), part)):
+                ordinary = self._encoding.encode_ordinary
+                ids = merge(part.encode(), self._ranks) if long else ordinary(part)
             found.append(np.array(ids, dtype=self._dtype))
         return np.concatenate(found)
-
-    def _ordinary(self, text: str) -> List[int]:
-        with no_panic("a text of %d characters that begins with %.40a" % (len(text), text)):
-            return self._encoding.encode_ordinary(text)
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data import prepare as prepare_module
-from minigpt.data.prepare import PrepareConfig, prepare, prepared
+from minigpt.data.prepare import prepared
 from minigpt.data.shards import Encoded, Shard, ShardWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 
@@ -107,7 +108,9 @@ def test_an_existing_directory_is_not_overwritten(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "nothing"])
 def test_a_source_that_is_not_there_is_named_before_any_vocabulary(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: pytest.fail("asked for"))
+    monkeypatch.setattr(
+        "minigpt.commands.prepare.load_tokenizer", lambda _: pytest.fail("asked for")
+    )
     with pytest.raises(DataError, match="there is no .*%s; name a file" % name):
         prepare(PrepareConfig(str(tmp_path / name), str(tmp_path / "out")))
 
@@ -227,7 +230,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
             file.write("".join(line % (i, block) for i in range(2600)))
     assert big.stat().st_size > 25_000_000
     code = (
-        "import resource, sys; from minigpt.data.prepare import *\n"
+        "import resource, sys; from minigpt.commands.prepare import *\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "load_tokenizer('bytes'); before = peak()\n"
         "prepare(PrepareConfig(sys.argv[1], sys.argv[2], 'bytes'))\n"
