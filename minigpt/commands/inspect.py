@@ -111,9 +111,7 @@ def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
 
 
 class Document(NamedTuple):
-    """Part of a row: its tokens and what each is, one more of them than positions if the last one
-    is only a target.
-    """
+    """Part of a row: tokens and what each is, one more than positions if it is only a target."""
 
     tokens: List[int]
     kinds: List[str]
@@ -164,10 +162,9 @@ def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]
     for kind, group in groupby(zip(document.tokens, document.kinds), lambda pair: pair[1]):
         data = b"".join(tokenizer.token_bytes(token) or _END for token, _ in group)
         text = data.decode("utf-8", "replace")
-        ends = len(text) - len(text.rstrip("\n"))
-        lines = text[: len(text) - ends].split("\n")
-        for line in [*lines[:-1], lines[-1] + "\\n" * ends]:
-            yield kind, visible(line)
+        lines = text.rstrip("\n").split("\n")
+        lines[-1] += "\\n" * (1 + text.count("\n") - len(lines))
+        yield from ((kind, visible(line)) for line in lines)
 
 
 def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int) -> Iterator[str]:

@@ -1,13 +1,11 @@
-"""What there is to learn from: a SOURCE becomes a sequence of documents, each for training or
-validation.
+"""What there is to learn from: a SOURCE becomes documents, each for training or validation.
 
     stdlib       the source code of the running interpreter's standard library, tests left out
     FILE         .txt and .py are one document, .jsonl has one in each line ("text" or "content")
     DIRECTORY    all such files in it
 
-Text is read in pieces, so that memory does not grow with the source. Which documents are held out
-for validation is decided by a hash of their names, so that it stays the same when others are
-added.
+Text is read in pieces, so that memory does not grow with the source. A hash of their names decides
+which documents are held out for validation, so that it stays the same when others are added.
 """
 
 from __future__ import annotations
@@ -34,12 +32,10 @@ _SOURCES = "name a file, a directory or stdlib, or, to train on, stdlib-function
 _OR_RECORDS = "name another, or a file of records: .jsonl, .json or .parquet"
 _PIECE = 1 << 20  # characters read at a time
 _LONGEST = 16 << 20  # a piece never grows beyond this
-# Not the library's code: its tests, other people's packages, and pydoc's topics, a 700 kB text in
-# a string.
+# The library's tests, other people's packages, and pydoc's topics, a 700 kB text in a string.
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 
-# A place where GPT-2's pattern cannot reach across: a line break with no other white space on
-# either side.
+# Where GPT-2's pattern cannot reach across: a line break with no other white space beside it.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
@@ -116,9 +112,7 @@ def read_text(path: Path) -> str:
 
 
 def validation_documents(name: str, limit: int) -> List[bytes]:
-    """The held-out documents of a source as bytes, the first `limit` of them; none for a prepared
-    directory.
-    """
+    """The first held-out documents, about `limit` bytes in all; none for a prepared directory."""
     if (Path(name) / "dataset.json").exists():
         return []
     documents, total = [b""], 0

@@ -84,12 +84,9 @@ def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> R
     """The records of a prepared directory; DataError when another template rendered them."""
     made_by, (split,) = content["template"], content["splits"].values()
     if made_by != asdict(template):
-        again = (
-            f"python -m minigpt prepare {content['source']} --out DIR --template {template.name}"
-        )
-        raise DataError(
-            f"{directory} was prepared with --template {made_by['name']}",
-            f"add --template {made_by['name']}, or make it again with: {again}",
-        )
+        made = f"--template {made_by['name']}"
+        again = PREPARE.replace("SOURCE", content["source"])
+        fix = f"add {made}, or make it again with: {again} --template {template.name}"
+        raise DataError(f"{directory} was prepared with {made}", fix)
     records = open_records(directory, split["shards"], split["sha256"])
     return ((f"{directory}, record {n}", record) for n, record in enumerate(records, 1))

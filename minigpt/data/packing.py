@@ -123,7 +123,7 @@ def split_datasets(
     train = [example for drawn, example in examples if drawn >= border]
     validation = [example for drawn, example in examples if drawn < border]
     if not train or not validation:
-        what = ", ".join([f"of the records {len(examples)} are usable", *left_out.lines()])
+        what = "; ".join([f"of the records {len(examples)} are usable", *left_out.lines()])
         raise DataError(what, "give at least two different ones, or a larger --block-size")
     how = (block_size, packed and not template.whole, tokenizer)
     return RecordDataset(train, *how), RecordDataset(validation, *how)

@@ -23,7 +23,7 @@ from minigpt.base.errors import DataError, StorageError, UsageError
 from minigpt.base.files import atomic_directory, write_json
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import Keys, LeftOut, Record, read_records, render
-from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, ShardWriter
+from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.workers import WorkerLost, in_order
@@ -107,7 +107,8 @@ def make(
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     workers = 1 if work.size < _WORTH_PROCESSES else workers or cores
     with atomic_directory(out) as unfinished:
-        writers = {s: _SplitWriter(unfinished, s, tokenizer, shard) for s in work.splits}
+        how = (tokenizer.fingerprint, 2 if tokenizer.vocab_size <= 1 << 16 else 4, shard)
+        writers = {split: SplitWriter(unfinished, split, *how) for split in work.splits}
         bar = tqdm(None, "tokenizing", work.size, unit="B", unit_scale=True, delay=2, disable=None)
         # Closing ends the processes at once, whatever happens here.
         with closing(_encoded(work, workers)) as pairs, bar:
@@ -122,36 +123,6 @@ def make(
         tokenizer.save(unfinished)
         made_by = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.fingerprint}
         write_json(unfinished / DATASET, {**work.facts, **made_by, "splits": splits})
-
-
-class _SplitWriter:
-    """The shards of one split, and what dataset.json says of them."""
-
-    def __init__(self, directory: Path, split: str, tokenizer: Tokenizer, shard: int) -> None:
-        self.directory, self.split, self.tokenizer, self.shard = directory, split, tokenizer, shard
-        self.width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-        self.facts: Dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
-        self.digest = hashlib.sha256()
-        self._next()
-
-    def write(self, document: Encoded, size: int) -> None:
-        if self.writer.tokens >= self.shard:
-            self.digest.update(self.writer.close())
-            self._next()
-        self.digest.update(self.writer.write(document))
-        self.facts["tokens"] += len(document.tokens)
-        self.facts["documents"] += document.ends_document
-        self.facts["bytes"] += size
-
-    def close(self) -> Dict[str, Any]:
-        """Ends the last shard; returns the facts."""
-        self.digest.update(self.writer.close())
-        return {**self.facts, "sha256": self.digest.hexdigest()}
-
-    def _next(self) -> None:
-        name = f"{self.split}-{len(self.facts['shards']):05}.tokens"
-        self.facts["shards"].append(name)
-        self.writer = ShardWriter(self.directory / name, self.width, self.tokenizer.fingerprint)
 
 
 def _encoded(work: Work, workers: int) -> Generator[Tuple[Item, Encoded], None, None]:

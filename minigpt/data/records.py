@@ -125,15 +125,13 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
 
 
 def require_file(name: str) -> None:
-    """DataError when the records `name` are to be read from a file that is not there."""
+    """DataError when the records `name` are not there."""
     if name != FUNCTIONS and not Path(name).is_file():
         raise DataError(f"there is no file {name}", f"name a file of records, or {FUNCTIONS}")
 
 
 def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
-    """The usable records of --data `name`; the others are added to `left_out`. DataError when
-    none is usable.
-    """
+    """The usable records of `name`; the others go to `left_out`. DataError when none is usable."""
     if name == FUNCTIONS:
         for exercise in library_functions():
             yield Record(exercise.where, exercise.file, ((exercise.head, exercise.body),))

@@ -46,22 +46,37 @@ class Encoded:
     drawn: float = 0.0  # of a record: what decides whether it is held out, in [0, 1)
 
 
-class ShardWriter:
-    """Appends documents, all records or none, to a shard; closing it writes the header."""
+class SplitWriter:
+    """Writes the documents of a split, all records or none, to shards named after it."""
 
-    def __init__(self, path: Path, width: int, tokenizer: str) -> None:
-        self.width, self.tokenizer = width, tokenizer
+    def __init__(
+        self, directory: Path, split: str, tokenizer: str, width: int, shard_tokens: int
+    ) -> None:
+        """A shard with `shard_tokens` tokens, `width` bytes each, is followed by another."""
+        self.directory, self.split, self.width = directory, split, width
+        self.tokenizer, self.shard_tokens = bytes.fromhex(tokenizer), shard_tokens
+        self.facts: Dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
+        self._digest = hashlib.sha256()
+        self._begin()
+
+    def _begin(self) -> None:
+        name = f"{self.split}-{len(self.facts['shards']):05}.tokens"
+        self.facts["shards"].append(name)
+        self.file = (self.directory / name).open("wb")
+        self.file.write(b"\0" * _HEADER.size)  # until it can count them
         self.tokens, self._at_start = 0, True
         self.starts: List[int] = []
         self.turns: List[int] = []
         self.draws: List[int] = []
-        self.file = path.open("wb")
-        self.file.write(b"\0" * _HEADER.size)
 
-    def write(self, document: Encoded) -> bytes:
-        """Appends all or a part of a document; returns the bytes of its tokens."""
+    def write(self, document: Encoded, size: int) -> None:
+        """Appends all or a part of a document, whose text has `size` bytes."""
+        if self.tokens >= self.shard_tokens:
+            self._end()
+            self._begin()
         data = document.tokens.astype(f"<u{self.width}", copy=False).tobytes()
         self.file.write(data)
+        self._digest.update(data)
         if self._at_start:
             self.starts.append(self.tokens)
         if document.turns is not None:
@@ -69,18 +84,25 @@ class ShardWriter:
             self.draws.append(int(document.drawn * 2**56))
         self.tokens += len(document.tokens)
         self._at_start = document.ends_document
-        return data
+        self.facts["tokens"] += len(document.tokens)
+        self.facts["documents"] += document.ends_document
+        self.facts["bytes"] += size
 
-    def close(self) -> bytes:
-        """Writes the index and the header; returns the bytes of an index of records."""
+    def close(self) -> Dict[str, Any]:
+        """Ends the last shard; returns what dataset.json says of them."""
+        self._end()
+        return {**self.facts, "sha256": self._digest.hexdigest()}
+
+    def _end(self) -> None:
         index = np.array(self.starts + self.turns + self.draws, "<u8").tobytes()
         self.file.write(index)
+        if self.draws:  # the index of text is not in its sha256
+            self._digest.update(index)
         self.file.seek(0)
-        version, digest = RECORDS if self.draws else TEXT, bytes.fromhex(self.tokenizer)
-        counts = (self.tokens, len(self.turns), len(self.starts))
-        self.file.write(_HEADER.pack(_MAGIC, version, self.width, *counts, digest))
+        version, counts = RECORDS if self.draws else TEXT, (len(self.turns), len(self.starts))
+        header = (_MAGIC, version, self.width, self.tokens, *counts, self.tokenizer)
+        self.file.write(_HEADER.pack(*header))
         self.file.close()
-        return index if self.draws else b""
 
 
 class Shard:
@@ -119,9 +141,7 @@ class Shard:
 
 
 def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
-    """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None when it is
-    something else.
-    """
+    """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None if it is none."""
     try:
         content = read_object(directory / DATASET)
     except DataError:

@@ -8,9 +8,7 @@ import numpy as np
 
 
 def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The windows of the samples `numbers`, counted from the start of the first epoch over `size`
-    windows.
-    """
+    """The windows, of `size`, of the samples `numbers`, counted from the first epoch's start."""
     epochs, places = np.divmod(numbers, size)
     result = np.empty_like(places)
     for epoch in np.unique(epochs):

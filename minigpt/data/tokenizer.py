@@ -1,5 +1,4 @@
-"""Text to integers and back. Two tokenizers: `bytes` (257 ids, nothing to load) and `gpt2` (byte-
-level BPE).
+"""Text to integers and back, by `bytes` (257 ids, nothing to load) or `gpt2` (byte-level BPE).
 
 A tokenizer is defined by bytes that are read and checked by us: tiktoken does the work, but its
 own cache, which goes by a file's path and would miss that the file has changed, is not used.
@@ -79,9 +78,7 @@ class BytesTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) from the contents of the two
-    published files.
-    """
+    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), by the two published files."""
 
     name = "gpt2"
 
@@ -134,12 +131,9 @@ def no_panic(what: str) -> Iterator[None]:
 
 
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
-    """(bytes of a token -> id, special token -> id). In GPT-2 a token's id is the rank of its
-    merge.
-
-    Vocabularies that add tokens behind these are fine, and the added ones count as special; one
-    whose ids are in another order is a DataError, as merging by rank would give other ids than it
-    means.
+    """(bytes of a token -> id, special token -> id). A token's id is the rank of its merge: where
+    it is not, that is a DataError, as merging by rank would give other ids than are meant. Tokens
+    added behind these count as special.
     """
     try:
         vocabulary: Dict[str, int] = parse_object(vocab_json)
@@ -178,9 +172,8 @@ def _byte_characters() -> Dict[int, str]:
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable}
-    characters.update({byte: chr(256 + place) for place, byte in enumerate(rest)})
-    return characters
+    codes = [*printable, *range(256, 256 + len(rest))]
+    return dict(zip([*printable, *rest], map(chr, codes)))
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:

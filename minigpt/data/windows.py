@@ -14,9 +14,7 @@ from minigpt.data.shards import PREPARE, TEXT, Shard, read_dataset
 
 class TokenDataset:
     """The windows of one split of a prepared directory: `block_size` tokens, and those one place
-    on as targets.
-
-    Windows follow each other without overlap and do not reach from one shard into the next.
+    on as targets. They neither overlap nor reach from one shard into the next.
     """
 
     def __init__(self, directory: Path, split: str, block_size: int) -> None:

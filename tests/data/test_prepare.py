@@ -17,7 +17,7 @@ from minigpt.base.errors import DataError, UsageError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import prepared
-from minigpt.data.shards import Encoded, Shard, ShardWriter
+from minigpt.data.shards import Encoded, Shard, SplitWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,11 +166,11 @@ def test_two_jobs_may_begin_with_the_same_text(tmp_path, monkeypatch):
 
 
 def shard(path, tokens=(1, 2, 3, 4), width=2):
-    writer = ShardWriter(path, width, "ab" * 32)
-    writer.write(Encoded(np.array(tokens[:2])))
-    writer.write(Encoded(np.array(tokens[2:])))
-    writer.close()
-    return path
+    writer = SplitWriter(path.parent, path.name, "ab" * 32, width, 100)
+    writer.write(Encoded(np.array(tokens[:2])), 2)
+    writer.write(Encoded(np.array(tokens[2:])), 2)
+    [name] = writer.close()["shards"]
+    return path.with_name(name)
 
 
 @pytest.mark.parametrize("width, tokens", [(2, (1, 65535, 3, 4)), (4, (1, 70000, 3, 4))])
