@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from minigpt.base.errors import DataError
 from minigpt.data.corpus import TRAIN, VALIDATION
 from minigpt.data.loader import Dataset
-from minigpt.data.packing import Records, in_words, split_datasets
+from minigpt.data.packing import Example, RecordDataset, fit
 from minigpt.data.prepare import prepared
 from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import PREPARE, RECORDS, open_records, read_dataset
+from minigpt.data.shards import PREPARE, RECORDS, Encoded, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.windows import TokenDataset
+
+Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 
 
 @dataclass
@@ -66,8 +68,11 @@ def open_datasets(
             raise _another_tokenizer(name, origin, chosen)
     given = (chosen, tokenizer, block_size, packing, left_out, held_out)
     train, validation = split_datasets(records, *given)
-    notes = [in_words(train, validation, chosen, left_out), *left_out.lines()]
-    return Opened(train, validation, chosen, validation.prompt(), notes)
+    used = len(train.examples) + len(validation.examples)
+    total = used + sum(left_out.counts.values())
+    rows = f"{len(train):,} + {len(validation):,} {'packed' if train.packed else 'padded'} rows"
+    note = f"{used:,} of {total:,} records, as {rows}, template {chosen.name}"
+    return Opened(train, validation, chosen, validation.prompt(), [note, *left_out.lines()])
 
 
 def _another_tokenizer(
@@ -90,3 +95,31 @@ def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> R
         raise DataError(f"{directory} was prepared with {made}", fix)
     records = open_records(directory, split["shards"], split["sha256"])
     return ((f"{directory}, record {n}", record) for n, record in enumerate(records, 1))
+
+
+def split_datasets(
+    records: Records,
+    template: Template,
+    tokenizer: Tokenizer,
+    block_size: int,
+    packed: bool,
+    left_out: LeftOut,
+    held_out: float = HELD_OUT,
+) -> Tuple[RecordDataset, RecordDataset]:
+    """(train, validation). DataError when one of them would be empty."""
+    examples: List[Tuple[float, Example]] = []
+    for where, record in records:
+        example = fit(record, template, tokenizer.eos_id, block_size)
+        if example is None:
+            left_out.add(f"longer than --block-size {block_size}", where)
+        else:
+            examples.append((record.drawn, example))
+    lowest = min((drawn for drawn, _ in examples), default=0.0)
+    border = held_out if lowest < held_out else lowest + 1e-12  # one is always held out
+    train = [example for drawn, example in examples if drawn >= border]
+    validation = [example for drawn, example in examples if drawn < border]
+    if not train or not validation:
+        what = "; ".join([f"of the records {len(examples)} are usable", *left_out.lines()])
+        raise DataError(what, "give at least two different ones, or a larger --block-size")
+    how = (block_size, packed and not template.whole, tokenizer)
+    return RecordDataset(train, *how), RecordDataset(validation, *how)

@@ -14,19 +14,15 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from minigpt.base.errors import DataError
 from minigpt.data.batch import IGNORE, Batch
-from minigpt.data.records import HELD_OUT, LeftOut
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-
-Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 
 
 @dataclass(frozen=True)
@@ -99,46 +95,6 @@ def pack(lengths: Sequence[int], room: int) -> List[List[int]]:
         if left > lengths[index]:
             insort(free, (left - lengths[index], row))
     return rows
-
-
-def split_datasets(
-    records: Records,
-    template: Template,
-    tokenizer: Tokenizer,
-    block_size: int,
-    packed: bool,
-    left_out: LeftOut,
-    held_out: float = HELD_OUT,
-) -> Tuple[RecordDataset, RecordDataset]:
-    """(train, validation). DataError when one of them would be empty."""
-    examples: List[Tuple[float, Example]] = []
-    for where, record in records:
-        example = fit(record, template, tokenizer.eos_id, block_size)
-        if example is None:
-            left_out.add(f"longer than --block-size {block_size}", where)
-        else:
-            examples.append((record.drawn, example))
-    lowest = min((drawn for drawn, _ in examples), default=0.0)
-    border = held_out if lowest < held_out else lowest + 1e-12  # one is always held out
-    train = [example for drawn, example in examples if drawn >= border]
-    validation = [example for drawn, example in examples if drawn < border]
-    if not train or not validation:
-        what = "; ".join([f"of the records {len(examples)} are usable", *left_out.lines()])
-        raise DataError(what, "give at least two different ones, or a larger --block-size")
-    how = (block_size, packed and not template.whole, tokenizer)
-    return RecordDataset(train, *how), RecordDataset(validation, *how)
-
-
-def in_words(
-    train: RecordDataset, validation: RecordDataset, template: Template, left_out: LeftOut
-) -> str:
-    """How many of the records are used, and as what."""
-    used = len(train.examples) + len(validation.examples)
-    found = used + sum(left_out.counts.values())
-    return (
-        f"{used:,} of {found:,} records, as {len(train):,} + {len(validation):,}"
-        f" {'packed' if train.packed else 'padded'} rows, template {template.name}"
-    )
 
 
 def fit(record: Encoded, template: Template, eos_id: int, block_size: int) -> Optional[Example]:
