@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import UsageError, at_least
 from minigpt.base.text import nearest, visible
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import load_tokenizer, resolve
@@ -35,7 +35,7 @@ _WHEN = ("auto", "always", "never")
 _BLOCK = 1024  # that of fine-tuning
 
 
-def _open(metavar: str, default: str) -> object:
+def _unset(metavar: str, default: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
@@ -45,13 +45,13 @@ class InspectConfig:
 
     data: str = "stdlib-functions"
     """What to learn from, as for training."""
-    checkpoint: Annotated[Optional[str], _open("DIR", "none")] = None
+    checkpoint: Annotated[Optional[str], _unset("DIR", "none")] = None
     """A checkpoint or run, for its tokenizer, template and longest row."""
-    tokenizer: Annotated[Optional[str], _open("NAME", "gpt2")] = None
+    tokenizer: Annotated[Optional[str], _unset("NAME", "gpt2")] = None
     """bytes or gpt2, without a checkpoint."""
-    template: Annotated[Optional[str], _open("NAME", "the checkpoint's, or instruct")] = None
+    template: Annotated[Optional[str], _unset("NAME", "the checkpoint's, or instruct")] = None
     """How records become text: instruct or moai."""
-    block_size: Annotated[Optional[int], _open("INT", "1024, or the checkpoint's")] = None
+    block_size: Annotated[Optional[int], _unset("INT", "1024, or the checkpoint's")] = None
     """Tokens per row."""
     batch_size: int = 4
     """How many rows to print."""
@@ -61,7 +61,7 @@ class InspectConfig:
     """That of the run: it decides which rows come first."""
     packing: bool = True
     """Put several records into a row."""
-    record_keys: Annotated[Optional[str], _open("A,B", "recognised")] = None
+    record_keys: Annotated[Optional[str], _unset("A,B", "recognised")] = None
     """The names of instruction and answer in the records."""
     strict: bool = False
     """Stop at the first unusable record."""
@@ -71,8 +71,7 @@ class InspectConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.block_size is not None and self.block_size < 1):
             raise UsageError("--batch-size and --block-size count something", "use 1 or more")
-        if self.skip < 0:
-            raise UsageError(f"--skip is {self.skip}", "it must be 0 or more")
+        at_least(0, skip=self.skip)
         if self.colour not in _WHEN:
             raise UsageError(f"--colour is {self.colour!r}", nearest(self.colour, _WHEN))
         if self.checkpoint is not None and self.tokenizer is not None:
@@ -84,10 +83,8 @@ class InspectConfig:
 def inspect_command(config: InspectConfig) -> None:
     """Prints the rows, each document of them apart, and the counts over all of them."""
     tokenizer, template, block = _settings(config)
-    found = open_datasets(
-        config.data, tokenizer, block, template, config.packing, config.record_keys,
-        config.strict, config.checkpoint,
-    )  # fmt: skip
+    how = (config.packing, config.record_keys, config.strict, config.checkpoint)
+    found = open_datasets(config.data, tokenizer, block, template, *how)
     count = len(found.train)
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
     batch = found.train.batch(shuffled(numbers, count, config.seed))
@@ -114,9 +111,7 @@ def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
 
 
 class Document(NamedTuple):
-    """Part of a row: its tokens and what each is, one more of them than positions if the last one
-    is only a target.
-    """
+    """Part of a row: tokens and what each is, one more than positions if it is only a target."""
 
     tokens: List[int]
     kinds: List[str]
@@ -129,10 +124,9 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
     end = len(tokens)
     while end and tokens[end - 1] == eos_id and targets[end - 1] == IGNORE:
         end -= 1
-    positions, owners = list(range(len(tokens))), [0] * len(tokens)
-    numbers = batch.document_numbers()
-    if batch.positions is not None and numbers is not None:
-        positions, owners = batch.positions[row].tolist(), numbers[row].tolist()
+    at, numbers = batch.positions, batch.document_numbers()
+    positions = list(range(len(tokens))) if at is None else at[row].tolist()
+    owners = [0] * len(tokens) if numbers is None else numbers[row].tolist()
     for _, group in groupby(range(end), owners.__getitem__):
         own = list(group)
         learned = [targets[i] for i in own]
@@ -142,8 +136,7 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
         kinds = ["end" if (t, k) == (eos_id, "learned") else k for t, k in zip(given, kinds)]
         yield Document(given, kinds, [positions[i] for i in own])
     if end < len(tokens):
-        padding = len(tokens) - end
-        yield Document(tokens[end:], ["padding"] * padding, positions[end:])
+        yield Document(tokens[end:], ["padding"] * (len(tokens) - end), positions[end:])
 
 
 def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
@@ -169,10 +162,9 @@ def _text(document: Document, tokenizer: Tokenizer) -> Iterator[Tuple[str, str]]
     for kind, group in groupby(zip(document.tokens, document.kinds), lambda pair: pair[1]):
         data = b"".join(tokenizer.token_bytes(token) or _END for token, _ in group)
         text = data.decode("utf-8", "replace")
-        ends = len(text) - len(text.rstrip("\n"))
-        lines = text[: len(text) - ends].split("\n")
-        for line in [*lines[:-1], lines[-1] + "\\n" * ends]:
-            yield kind, visible(line)
+        lines = text.rstrip("\n").split("\n")
+        lines[-1] += "\\n" * (1 + text.count("\n") - len(lines))
+        yield from ((kind, visible(line)) for line in lines)
 
 
 def _summary(rows: List[List[Document]], batch: Batch, found: Opened, count: int) -> Iterator[str]:

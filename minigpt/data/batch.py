@@ -5,14 +5,13 @@
     positions  0 1 2 3 0 1 0 1 2 3 0 1        each document starts at 0
     lengths    4, 2, 4, 2                     padding is one more document
 
-Whoever makes the rows knows where their documents are, and says it here once.
-
 Letters: B rows, T positions (block size).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -36,15 +35,15 @@ class Batch:
     def micro_batches(self, rows: int) -> Iterator[Batch]:
         """The batch in parts of at most `rows`; the two counts stay those of the whole."""
         for start in range(0, self.tokens.size(0), rows):
-            part = self.map(lambda tensor, at=start: tensor[at : at + rows])  # type: ignore[misc]
-            lengths = None if self.lengths is None else self.lengths[start : start + rows]
-            yield replace(part, lengths=lengths)
+            part = slice(start, start + rows)
+            lengths = None if self.lengths is None else self.lengths[part]
+            yield replace(self.map(itemgetter(part)), lengths=lengths)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        changed: Dict[str, Any] = {name: change(value) for name, value in tensors.items()}
-        return replace(self, **changed)
+        old = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        new: Dict[str, Any] = {name: change(value) for name, value in old.items()}
+        return replace(self, **new)
 
     def learned(self) -> Optional[Tensor]:
         """The places (n,) in the flattened targets that are learned from; None where all are."""

@@ -1,13 +1,11 @@
-"""What there is to learn from: a SOURCE becomes a sequence of documents, each for training or
-validation.
+"""What there is to learn from: a SOURCE becomes documents, each for training or validation.
 
     stdlib       the source code of the running interpreter's standard library, tests left out
     FILE         .txt and .py are one document, .jsonl has one in each line ("text" or "content")
     DIRECTORY    all such files in it
 
-Text is read in pieces, so that memory does not grow with the source. Which documents are held out
-for validation is decided by a hash of their names, so that it stays the same when others are
-added.
+Text is read in pieces, so that memory does not grow with the source. A hash of their names decides
+which documents are held out for validation, so that it stays the same when others are added.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Iterator, List, Set, Tuple
+from typing import IO, Collection, Iterator, List, Tuple
 
 from minigpt.base.errors import DataError
 
@@ -34,12 +32,10 @@ _SOURCES = "name a file, a directory or stdlib, or, to train on, stdlib-function
 _OR_RECORDS = "name another, or a file of records: .jsonl, .json or .parquet"
 _PIECE = 1 << 20  # characters read at a time
 _LONGEST = 16 << 20  # a piece never grows beyond this
-# Not the library's code: its tests, other people's packages, and pydoc's topics, a 700 kB text in
-# a string.
+# The library's tests, other people's packages, and pydoc's topics, a 700 kB text in a string.
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 
-# A place where GPT-2's pattern cannot reach across: a line break with no other white space on
-# either side.
+# Where GPT-2's pattern cannot reach across: a line break with no other white space beside it.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
@@ -82,12 +78,11 @@ class Source:
         """All text, in a fixed order."""
         for path, split in zip(self.files, self.splits):
             if path.suffix == ".jsonl":
-                yield from _records(path, self.validation)
+                yield from _text_lines(path, self.validation)
             elif len(self.files) == 1:
                 yield from _head_and_tail(path, self.validation)
             else:
-                for text, last in _cut(path):
-                    yield Piece(split, text, last)
+                yield from (Piece(split, text, last) for text, last in _cut(path))
 
 
 def find_source(name: str, validation: float = 0.03) -> Source:
@@ -117,36 +112,32 @@ def read_text(path: Path) -> str:
 
 
 def validation_documents(name: str, limit: int) -> List[bytes]:
-    """The held-out documents of a source as bytes, the first `limit` of them; none for a prepared
-    directory.
-    """
+    """The first held-out documents, about `limit` bytes in all; none for a prepared directory."""
     if (Path(name) / "dataset.json").exists():
         return []
-    documents, parts, total = [], [], 0
+    documents, total = [b""], 0
     for piece in find_source(name).pieces():
         if piece.split == VALIDATION and total < limit:
-            parts.append(piece.text.encode("utf-8", "replace"))
-            total += len(parts[-1])
+            documents[-1] += piece.text.encode("utf-8", "replace")
+            total += piece.size
             if piece.ends_document:
-                documents.append(b"".join(parts))
-                parts = []
-    return documents + ([b"".join(parts)] if parts else [])
+                documents.append(b"")
+    return documents if documents[-1] else documents[:-1]
 
 
 def _files(root: Path) -> List[Path]:
-    if root.is_dir():
-        files = list(_walk(root, set()))
-        if files:
-            return files
-        raise DataError(f"{root} has no {', '.join(SUFFIXES)} file", _OR_RECORDS)
     if not root.exists():
         raise DataError(f"there is no {root}", _SOURCES)
-    if root.suffix not in SUFFIXES:
-        raise DataError(f"{root} is no {', '.join(SUFFIXES)} file", _OR_RECORDS)
-    return [root]
+    if root.is_dir():
+        files, what = list(_walk(root)), "has no"
+    else:
+        files, what = [root] if root.suffix in SUFFIXES else [], "is no"
+    if not files:
+        raise DataError(f"{root} {what} {', '.join(SUFFIXES)} file", _OR_RECORDS)
+    return files
 
 
-def _walk(root: Path, skip: Set[str]) -> Iterator[Path]:
+def _walk(root: Path, skip: Collection[str] = ()) -> Iterator[Path]:
     skip = {"__pycache__", *skip}
     for directory, names, files in os.walk(str(root)):
         names[:] = sorted(n for n in names if n not in skip and not n.startswith("."))
@@ -172,22 +163,21 @@ def _splits(keys: List[str], validation: float) -> Tuple[str, ...]:
     return tuple(splits)
 
 
-def _records(path: Path, validation: float) -> Iterator[Piece]:
+def _text_lines(path: Path, validation: float) -> Iterator[Piece]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                text = _record_text(line, f"{path}:{number}")
+                text = _text_of(line, f"{path}:{number}")
                 held_out = draw(f"{number} {text}") < validation
                 yield Piece(VALIDATION if held_out else TRAIN, text, True)
 
 
-def _record_text(line: str, where: str) -> str:
+def _text_of(line: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {error}", "mend or remove the line") from None
-    if not isinstance(record, dict):
-        record = {}
+    record = record if isinstance(record, dict) else {}
     for key in TEXT_KEYS:
         if isinstance(record.get(key), str):
             return str(record[key])

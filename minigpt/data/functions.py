@@ -8,10 +8,9 @@ al. 2019) pairs functions with docstrings in the same way.
 from __future__ import annotations
 
 import ast
-import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import Iterator, List, Set, Union
+from typing import Iterator, List, Set, Tuple, Union
 
 from minigpt.data.corpus import library_files, library_root, read_text
 
@@ -32,12 +31,11 @@ class Exercise:
 
 def library_functions() -> Iterator[Exercise]:
     """The documented functions of the running interpreter's library, each once, in fixed order."""
-    seen: Set[bytes] = set()
+    seen: Set[Tuple[str, str]] = set()
     for path in library_files():
         for exercise in functions(read_text(path), path.relative_to(library_root()).as_posix()):
-            digest = hashlib.sha256((exercise.head + exercise.body).encode("utf-8", "replace"))
-            if digest.digest() not in seen:
-                seen.add(digest.digest())
+            if (exercise.head, exercise.body) not in seen:
+                seen.add((exercise.head, exercise.body))
                 yield exercise
 
 

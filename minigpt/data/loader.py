@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Deque, Protocol
 
 import numpy as np
@@ -27,39 +28,28 @@ class Dataset(Protocol):
     block_size: int
     token_count: int
     fingerprint: str
-    tokenizer_fingerprint: str
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The samples `indices` (B,)."""
-        ...
 
 
+@dataclass(eq=False)
 class Loader:
     """Batches without end, prepared `prefetch` ahead by a thread, so that the training loop never
-    waits.
-
-    `samples_seen` is its whole state: it counts the samples of the batches handed out, over all
-    processes.
+    waits. Its whole state is `samples_seen`.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        seed: int,
-        samples_seen: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        prefetch: int = 2,
-    ) -> None:
-        """`batch_size` is that of all `world` processes together; this one, `rank`, gets its
-        share of each batch.
-        """
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.samples_seen, self.rank, self.world = samples_seen, rank, world
-        self.prefetch = prefetch
+    dataset: Dataset
+    batch_size: int  # of all `world` processes together; this one, `rank`, gets its share of each
+    seed: int
+    samples_seen: int = 0  # in the batches handed out, over all processes
+    rank: int = 0
+    world: int = 1
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
         self.waited = 0.0  # seconds that the consumer has spent waiting
         self._thread = ThreadPoolExecutor(1)  # which starts it for the first batch
         self._ahead: Deque[Future[Batch]] = deque()

@@ -1,5 +1,4 @@
-"""Pieces of text that are too long for tiktoken: thousands of blanks, letters, digits or signs in
-a row.
+"""Pieces of text that are too long for tiktoken: thousands of letters, blanks or signs in a row.
 
 Its regular expressions run out of stack on a million of them, which is no Exception but a panic,
 and its older versions need time that grows with the square of a piece. So such pieces are cut out

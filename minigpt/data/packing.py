@@ -1,13 +1,10 @@
-"""Conversations of all lengths in rows of one length, without padding most of them.
+"""Conversations of all lengths in rows of one length (drawn in batch.py), without padding most of
+them: several to a row, none cut.
 
-    tokens     A A A A B B C C C C . .        several to a row, none cut
-    targets    A A A E B E C C C E - -        the next token of the same conversation, if learned
-    positions  0 1 2 3 0 1 0 1 2 3 0 1        each starts at 0: the model's positions are learned
-    lengths    4, 2, 4, 2                     attention stays inside each
-
-So a packed row gives the loss and gradients of its conversations apart. Which go together is
-decided once, the longest first, each to the row where it fits best (best fit decreasing: Johnson
-1974), and the loader shuffles rows.
+Each starts at position 0, as the model's positions are learned, and attention stays inside it: a
+packed row gives the loss and gradients of its conversations apart. Which go together is decided
+once, the longest first, each to the row where it fits best (best fit decreasing: Johnson 1974),
+and the loader shuffles rows.
 
 Letters: B rows, T positions (block size).
 """
@@ -17,19 +14,15 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from minigpt.base.errors import DataError
 from minigpt.data.batch import IGNORE, Batch
-from minigpt.data.records import HELD_OUT, LeftOut
 from minigpt.data.shards import Encoded
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-
-Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class RecordDataset:
         self, examples: Sequence[Example], block_size: int, packed: bool, tokenizer: Tokenizer
     ) -> None:
         self.examples, self.block_size, self.packed = examples, block_size, packed
-        self.tokenizer_fingerprint, self.eos_id = tokenizer.fingerprint, tokenizer.eos_id
+        self.eos_id = tokenizer.eos_id
         lengths = [len(example.tokens) for example in examples]
         self.token_count = sum(lengths)
         self.rows = pack(lengths, block_size) if packed else [[i] for i in range(len(lengths))]
@@ -65,16 +58,12 @@ class RecordDataset:
         rows = [[self.examples[chosen] for chosen in self.rows[int(i)]] for i in indices]
         used = sum(len(example.tokens) for row in rows for example in row)
         rows = [[*row, *self._padding(row)] for row in rows]
-        tokens = _joined([[example.tokens for example in row] for row in rows])
-        targets = _joined([[example.targets for example in row] for row in rows])
-        supervised = int((targets != IGNORE).sum())
-        batch = Batch(
-            torch.from_numpy(tokens), torch.from_numpy(targets), supervised, tokens.size - used
-        )
+        tokens = _stacked([[example.tokens for example in row] for row in rows])
+        targets = _stacked([[example.targets for example in row] for row in rows])
+        batch = Batch(tokens, targets, int((targets != IGNORE).sum()), tokens.numel() - used)
         if self.packed:  # one example and its padding need no more than plain causal attention
             batch.lengths = [[len(example.tokens) for example in row] for row in rows]
-            positions = _joined([[np.arange(n) for n in row] for row in batch.lengths])
-            batch.positions = torch.from_numpy(positions)
+            batch.positions = _stacked([[np.arange(n) for n in row] for row in batch.lengths])
         return batch
 
     def _padding(self, examples: List[Example]) -> List[Example]:
@@ -88,9 +77,9 @@ class RecordDataset:
         return example.tokens[: example.asked].tolist()
 
 
-def _joined(rows: List[List[np.ndarray]]) -> np.ndarray:
+def _stacked(rows: List[List[np.ndarray]]) -> torch.Tensor:
     """The arrays of each row end to end: int64 (B, T)."""
-    return np.stack([np.concatenate(row) for row in rows]).astype(np.int64)
+    return torch.from_numpy(np.stack([np.concatenate(row) for row in rows]).astype(np.int64))
 
 
 def pack(lengths: Sequence[int], room: int) -> List[List[int]]:
@@ -108,57 +97,14 @@ def pack(lengths: Sequence[int], room: int) -> List[List[int]]:
     return rows
 
 
-def split_datasets(
-    records: Records,
-    template: Template,
-    tokenizer: Tokenizer,
-    block_size: int,
-    packed: bool,
-    left_out: LeftOut,
-    held_out: float = HELD_OUT,
-) -> Tuple[RecordDataset, RecordDataset]:
-    """(train, validation). DataError when one of them would be empty."""
-    examples: List[Tuple[float, Example]] = []
-    for where, record in records:
-        example = fit(record, template, tokenizer.eos_id, block_size)
-        if example is None:
-            left_out.add(f"longer than --block-size {block_size}", where)
-        else:
-            examples.append((record.drawn, example))
-    lowest = min((drawn for drawn, _ in examples), default=0.0)
-    border = held_out if lowest < held_out else lowest + 1e-12  # one is always held out
-    train = [example for drawn, example in examples if drawn >= border]
-    validation = [example for drawn, example in examples if drawn < border]
-    if not train or not validation:
-        why = "; ".join(left_out.lines())
-        raise DataError(
-            f"of the records {len(examples)} are usable" + (f", {why}" if why else ""),
-            "give at least two different ones, or a larger --block-size",
-        )
-    how = (block_size, packed and not template.whole, tokenizer)
-    return RecordDataset(train, *how), RecordDataset(validation, *how)
-
-
-def in_words(
-    train: RecordDataset, validation: RecordDataset, template: Template, left_out: LeftOut
-) -> str:
-    """How many of the records are used, and as what."""
-    used = len(train.examples) + len(validation.examples)
-    found = used + sum(left_out.counts.values())
-    return (
-        f"{used:,} of {found:,} records, as {len(train):,} + {len(validation):,}"
-        f" {'packed' if train.packed else 'padded'} rows, template {template.name}"
-    )
-
-
 def fit(record: Encoded, template: Template, eos_id: int, block_size: int) -> Optional[Example]:
     """The example of a rendered record, or None when it is longer than a row."""
     ids, turns = record.tokens, record.turns
     assert turns is not None  # every record has an answer
     turn = np.searchsorted(turns, np.arange(len(ids)), "right")  # odd in an answer
     learned = ids != eos_id if template.whole else turn % 2 == 1
-    targets, asked = np.where(learned[1:], ids[1:], np.int32(IGNORE)), int(turns[0])
+    nothing, asked = np.int32(IGNORE), int(turns[0])
+    targets = np.where(learned[1:], ids[1:], nothing)
     if template.whole:  # the tutorial's way: cut at the block, the last token has no next one
-        last = np.int32(IGNORE)
-        return Example(ids[:block_size], np.append(targets[: block_size - 1], last), asked)
+        return Example(ids[:block_size], np.append(targets[: block_size - 1], nothing), asked)
     return Example(ids[:-1], targets, asked) if len(targets) <= block_size else None

@@ -102,10 +102,10 @@ def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bo
 
 def _holds_records(name: str, keys: Optional[Keys]) -> bool:
     path = Path(name)
-    if name == FUNCTIONS or path.suffix in (".json", ".parquet"):
-        return not path.is_dir()
-    if path.suffix != ".jsonl" or path.is_dir():
+    if path.is_dir():
         return False
+    if path.suffix != ".jsonl":
+        return name == FUNCTIONS or path.suffix in (".json", ".parquet")
     if keys is not None or not path.exists():
         return True
     first = next((value for _, value in _values(path, LeftOut()) if isinstance(value, dict)), {})
@@ -125,15 +125,13 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
 
 
 def require_file(name: str) -> None:
-    """DataError when the records `name` are to be read from a file that is not there."""
+    """DataError when the records `name` are not there."""
     if name != FUNCTIONS and not Path(name).is_file():
         raise DataError(f"there is no file {name}", f"name a file of records, or {FUNCTIONS}")
 
 
 def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
-    """The usable records of --data `name`; the others are added to `left_out`. DataError when
-    none is usable.
-    """
+    """The usable records of `name`; the others go to `left_out`. DataError when none is usable."""
     if name == FUNCTIONS:
         for exercise in library_functions():
             yield Record(exercise.where, exercise.file, ((exercise.head, exercise.body),))
@@ -157,9 +155,7 @@ def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
     form = keys or _form(value)
     if form is None:
         return f"no instruction and answer among {_names(value)}"
-    if len(form) == 1:
-        return _conversation(value.get(form[0]))
-    return _pair(value, form)
+    return _conversation(value.get(form[0])) if len(form) == 1 else _pair(value, form)
 
 
 def _form(value: Dict[str, Any]) -> Optional[Keys]:
@@ -248,11 +244,9 @@ def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
             where = f"{path}:{number}"
             if line.strip():
                 try:
-                    value = json.loads(line.decode("utf-8-sig"))
+                    yield where, json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError):
                     left_out.add("no JSON", where)
-                else:
-                    yield where, value
 
 
 def _json(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
@@ -276,9 +270,8 @@ def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise UsageError(
-            f"reading {path} needs pyarrow", "install it with: pip install pyarrow"
-        ) from None
+        fix = "install it with: pip install pyarrow"
+        raise UsageError(f"reading {path} needs pyarrow", fix) from None
     try:
         batches = parquet.ParquetFile(str(path)).iter_batches(1000)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)

@@ -28,6 +28,8 @@ _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
 TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of them
 DATASET = "dataset.json"  # what such a directory says of itself
+PREPARE = "python -m minigpt prepare SOURCE --out DIR"
+_AGAIN = f"make it again with: {PREPARE}"
 _FACTS = {
     TEXT: {"tokenizer_sha256", "splits"},
     RECORDS: {"tokenizer_sha256", "splits", "source", "template", "validation", "left_out"},
@@ -44,24 +46,37 @@ class Encoded:
     drawn: float = 0.0  # of a record: what decides whether it is held out, in [0, 1)
 
 
-class ShardWriter:
-    """Appends documents, all of them records or none, to a shard; the header, which counts them, is
-    written when it is closed.
-    """
+class SplitWriter:
+    """Writes the documents of a split, all records or none, to shards named after it."""
 
-    def __init__(self, path: Path, width: int, tokenizer: str) -> None:
-        self.width, self.tokenizer = width, tokenizer
+    def __init__(
+        self, directory: Path, split: str, tokenizer: str, width: int, shard_tokens: int
+    ) -> None:
+        """A shard with `shard_tokens` tokens, `width` bytes each, is followed by another."""
+        self.directory, self.split, self.width = directory, split, width
+        self.tokenizer, self.shard_tokens = bytes.fromhex(tokenizer), shard_tokens
+        self.facts: Dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
+        self._digest = hashlib.sha256()
+        self._begin()
+
+    def _begin(self) -> None:
+        name = f"{self.split}-{len(self.facts['shards']):05}.tokens"
+        self.facts["shards"].append(name)
+        self.file = (self.directory / name).open("wb")
+        self.file.write(b"\0" * _HEADER.size)  # until it can count them
         self.tokens, self._at_start = 0, True
         self.starts: List[int] = []
         self.turns: List[int] = []
         self.draws: List[int] = []
-        self.file = path.open("wb")
-        self.file.write(b"\0" * _HEADER.size)
 
-    def write(self, document: Encoded) -> bytes:
-        """Appends all or a part of a document; returns the bytes of its tokens."""
+    def write(self, document: Encoded, size: int) -> None:
+        """Appends all or a part of a document, whose text has `size` bytes."""
+        if self.tokens >= self.shard_tokens:
+            self._end()
+            self._begin()
         data = document.tokens.astype(f"<u{self.width}", copy=False).tobytes()
         self.file.write(data)
+        self._digest.update(data)
         if self._at_start:
             self.starts.append(self.tokens)
         if document.turns is not None:
@@ -69,18 +84,25 @@ class ShardWriter:
             self.draws.append(int(document.drawn * 2**56))
         self.tokens += len(document.tokens)
         self._at_start = document.ends_document
-        return data
+        self.facts["tokens"] += len(document.tokens)
+        self.facts["documents"] += document.ends_document
+        self.facts["bytes"] += size
 
-    def close(self) -> bytes:
-        """Writes the index and the header; returns the bytes of an index of records."""
+    def close(self) -> Dict[str, Any]:
+        """Ends the last shard; returns what dataset.json says of them."""
+        self._end()
+        return {**self.facts, "sha256": self._digest.hexdigest()}
+
+    def _end(self) -> None:
         index = np.array(self.starts + self.turns + self.draws, "<u8").tobytes()
         self.file.write(index)
+        if self.draws:  # the index of text is not in its sha256
+            self._digest.update(index)
         self.file.seek(0)
-        version, digest = RECORDS if self.draws else TEXT, bytes.fromhex(self.tokenizer)
-        counts = (self.tokens, len(self.turns), len(self.starts))
-        self.file.write(_HEADER.pack(_MAGIC, version, self.width, *counts, digest))
+        version, counts = RECORDS if self.draws else TEXT, (len(self.turns), len(self.starts))
+        header = (_MAGIC, version, self.width, self.tokens, *counts, self.tokenizer)
+        self.file.write(_HEADER.pack(*header))
         self.file.close()
-        return index if self.draws else b""
 
 
 class Shard:
@@ -94,15 +116,15 @@ class Shard:
         data = np.memmap(str(path), np.uint8, "r") if size >= _HEADER.size else np.empty(0, "u1")
         header = data[: _HEADER.size].tobytes()
         if header[:8] != _MAGIC:
-            raise DataError(f"{path} is no token shard", _PREPARE)
+            raise DataError(f"{path} is no token shard", _AGAIN)
         _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
         if version not in (TEXT, RECORDS) or width not in (2, 4):
-            raise DataError(f"{path} is a shard of version {version}, unknown here", _PREPARE)
+            raise DataError(f"{path} is a shard of version {version}, unknown here", _AGAIN)
         indexed = documents * version + turns
         end = _HEADER.size + width * count
         if size != end + 8 * indexed:
             what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
-            raise DataError(f"{path} {what}", _PREPARE)
+            raise DataError(f"{path} {what}", _AGAIN)
         self.tokenizer: str = digest.hex()
         self.tokens = data[_HEADER.size : end].view(f"<u{width}")
         self.index = data[end:].view("<u8")
@@ -118,13 +140,8 @@ class Shard:
             yield Encoded(tokens, True, turns, drawn / 2**56)
 
 
-_PREPARE = "make it again with: python -m minigpt prepare SOURCE --out DIR"
-
-
 def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
-    """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None when it is
-    something else.
-    """
+    """What a prepared directory of `form`, TEXT or RECORDS, says of itself; None if it is none."""
     try:
         content = read_object(directory / DATASET)
     except DataError:
@@ -133,18 +150,16 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
         return None
     missing = _FACTS[form] - set(content)
     if missing:
-        raise DataError(
-            f"{directory / DATASET} lacks {sorted(missing)[0]}",
-            "make it again with: python -m minigpt prepare SOURCE --out DIR",
-        )
+        raise DataError(f"{directory / DATASET} lacks {sorted(missing)[0]}", _AGAIN)
     return content
 
 
 def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:
     """The records in the shards `names`; DataError unless these are as they were written."""
     shards, digest = [Shard(directory / name) for name in names], hashlib.sha256()
-    for part in (part for shard in shards for part in (shard.tokens, shard.index)):
-        digest.update(part.data)
+    for shard in shards:
+        digest.update(shard.tokens.data)
+        digest.update(shard.index.data)
     if digest.hexdigest() != sha256:
-        raise DataError(f"{directory} is damaged: its sha256 is another", _PREPARE)
+        raise DataError(f"{directory} is damaged: its sha256 is another", _AGAIN)
     return chain.from_iterable(shard.records() for shard in shards)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import List
 
 import numpy as np
 
 
 def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The windows of the samples `numbers`, counted from the start of the first epoch over `size`
-    windows.
-    """
+    """The windows, of `size`, of the samples `numbers`, counted from the first epoch's start."""
     epochs, places = np.divmod(numbers, size)
     result = np.empty_like(places)
     for epoch in np.unique(epochs):
@@ -29,7 +26,8 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     walking, Black & Rogaway 2002).
     """
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = _round_keys(seed, epoch)
+    digest = hashlib.blake2b(b"%d %d" % (seed, epoch), digest_size=48).digest()
+    keys = np.frombuffer(digest, "<u8")  # one a round
     result, outside = index.astype(np.uint64), np.full(index.shape, True)
     while outside.any():
         result[outside] = _feistel(result[outside], bits, keys)
@@ -37,7 +35,7 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return result.astype(np.int64)
 
 
-def _feistel(x: np.ndarray, bits: int, keys: List[np.uint64]) -> np.ndarray:
+def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
     left, right = x >> half, x & mask
     for key in keys:
@@ -50,8 +48,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _round_keys(seed: int, epoch: int) -> List[np.uint64]:
-    digest = hashlib.blake2b(b"%d %d" % (seed, epoch), digest_size=48).digest()
-    return [np.uint64(key) for key in np.frombuffer(digest, "<u8")]

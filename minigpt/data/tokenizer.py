@@ -1,5 +1,4 @@
-"""Text to integers and back. Two tokenizers: `bytes` (257 ids, nothing to load) and `gpt2` (byte-
-level BPE).
+"""Text to integers and back, by `bytes` (257 ids, nothing to load) or `gpt2` (byte-level BPE).
 
 A tokenizer is defined by bytes that are read and checked by us: tiktoken does the work, but its
 own cache, which goes by a file's path and would miss that the file has changed, is not used.
@@ -79,9 +78,7 @@ class BytesTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) from the contents of the two
-    published files.
-    """
+    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), by the two published files."""
 
     name = "gpt2"
 
@@ -93,13 +90,12 @@ class GPT2Tokenizer(Tokenizer):
         self.vocab_size = len(ranks) + len(special)
         self.eos_id = special["<|endoftext|>"]
         self.fingerprint = hashlib.sha256(vocab_json + b"\0" + merges).hexdigest()
-        self._ranks = ranks
+        self._ranks, self._bytes = ranks, {rank: token for token, rank in ranks.items()}
+        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         with no_panic("vocab.json and merges.txt"):
             self._encoding = tiktoken.Encoding(
                 "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
             )
-        self._bytes = {rank: token for token, rank in ranks.items()}
-        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def __reduce__(self) -> Tuple[object, Tuple[bytes, bytes]]:
         return GPT2Tokenizer, (self.vocab_json, self.merges)
@@ -109,13 +105,11 @@ class GPT2Tokenizer(Tokenizer):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = [np.zeros(0, dtype=self._dtype)]
         for part, long in parts(text):
-            ids = merge(part.encode(), self._ranks) if long else self._ordinary(part)
+            with no_panic("a text of %d characters that begins with %.40a" % (len(part), part)):
+                ordinary = self._encoding.encode_ordinary
+                ids = merge(part.encode(), self._ranks) if long else ordinary(part)
             found.append(np.array(ids, dtype=self._dtype))
         return np.concatenate(found)
-
-    def _ordinary(self, text: str) -> List[int]:
-        with no_panic("a text of %d characters that begins with %.40a" % (len(text), text)):
-            return self._encoding.encode_ordinary(text)
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
@@ -137,12 +131,9 @@ def no_panic(what: str) -> Iterator[None]:
 
 
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
-    """(bytes of a token -> id, special token -> id). In GPT-2 a token's id is the rank of its
-    merge.
-
-    Vocabularies that add tokens behind these are fine, and the added ones count as special; one
-    whose ids are in another order is a DataError, as merging by rank would give other ids than it
-    means.
+    """(bytes of a token -> id, special token -> id). A token's id is the rank of its merge: where
+    it is not, that is a DataError, as merging by rank would give other ids than are meant. Tokens
+    added behind these count as special.
     """
     try:
         vocabulary: Dict[str, int] = parse_object(vocab_json)
@@ -181,9 +172,8 @@ def _byte_characters() -> Dict[int, str]:
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable}
-    characters.update({byte: chr(256 + place) for place, byte in enumerate(rest)})
-    return characters
+    codes = [*printable, *range(256, 256 + len(rest))]
+    return dict(zip([*printable, *rest], map(chr, codes)))
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:

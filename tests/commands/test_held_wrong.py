@@ -67,7 +67,7 @@ def model_of(path):
 
 def prepared(path):
     """Data prepared with the GPT-2 vocabulary, for a model that has bytes."""
-    from minigpt.data.prepare import PrepareConfig, prepare
+    from minigpt.commands.prepare import PrepareConfig, prepare
 
     config = PrepareConfig(source=str(text(path / "p.txt")), out=str(path / "p"), tokenizer="gpt2")
     return prepare(config)

@@ -12,10 +12,10 @@ from minigpt.__main__ import command
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import save_model
 from minigpt.commands.cli import run
+from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.batch import IGNORE
 from minigpt.data.datasets import open_datasets
 from minigpt.data.loader import Loader
-from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.model.gpt import GPT, GPTConfig

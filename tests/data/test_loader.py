@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import DataError
+from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.loader import Loader
-from minigpt.data.prepare import PrepareConfig, prepare
 from minigpt.data.shuffle import permute
 from minigpt.data.windows import TokenDataset
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from minigpt.base.errors import DataError
 from minigpt.data.batch import IGNORE
+from minigpt.data.datasets import split_datasets
 from minigpt.data.loader import Loader
-from minigpt.data.packing import Example, RecordDataset, fit, pack, split_datasets
+from minigpt.data.packing import Example, RecordDataset, fit, pack
 from minigpt.data.records import LeftOut, Record, render
 from minigpt.data.template import TEMPLATES
 from minigpt.data.tokenizer import load_tokenizer

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data import prepare as prepare_module
-from minigpt.data.prepare import PrepareConfig, prepare, prepared
-from minigpt.data.shards import Encoded, Shard, ShardWriter
+from minigpt.data.prepare import prepared
+from minigpt.data.shards import Encoded, Shard, SplitWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,9 @@ def test_an_existing_directory_is_not_overwritten(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "nothing"])
 def test_a_source_that_is_not_there_is_named_before_any_vocabulary(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(prepare_module, "load_tokenizer", lambda _: pytest.fail("asked for"))
+    monkeypatch.setattr(
+        "minigpt.commands.prepare.load_tokenizer", lambda _: pytest.fail("asked for")
+    )
     with pytest.raises(DataError, match="there is no .*%s; name a file" % name):
         prepare(PrepareConfig(str(tmp_path / name), str(tmp_path / "out")))
 
@@ -163,11 +166,11 @@ def test_two_jobs_may_begin_with_the_same_text(tmp_path, monkeypatch):
 
 
 def shard(path, tokens=(1, 2, 3, 4), width=2):
-    writer = ShardWriter(path, width, "ab" * 32)
-    writer.write(Encoded(np.array(tokens[:2])))
-    writer.write(Encoded(np.array(tokens[2:])))
-    writer.close()
-    return path
+    writer = SplitWriter(path.parent, path.name, "ab" * 32, width, 100)
+    writer.write(Encoded(np.array(tokens[:2])), 2)
+    writer.write(Encoded(np.array(tokens[2:])), 2)
+    [name] = writer.close()["shards"]
+    return path.with_name(name)
 
 
 @pytest.mark.parametrize("width, tokens", [(2, (1, 65535, 3, 4)), (4, (1, 70000, 3, 4))])
@@ -227,7 +230,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
             file.write("".join(line % (i, block) for i in range(2600)))
     assert big.stat().st_size > 25_000_000
     code = (
-        "import resource, sys; from minigpt.data.prepare import *\n"
+        "import resource, sys; from minigpt.commands.prepare import *\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "load_tokenizer('bytes'); before = peak()\n"
         "prepare(PrepareConfig(sys.argv[1], sys.argv[2], 'bytes'))\n"

@@ -266,7 +266,7 @@ def test_the_flag_at_fault_is_named_beside_those_that_are_required():
         ("minigpt.training.config", "TrainConfig"),
         ("minigpt.commands.generate", "GenerateConfig"),
         ("minigpt.commands.evaluate", "EvaluateConfig"),
-        ("minigpt.data.prepare", "PrepareConfig"),
+        ("minigpt.commands.prepare", "PrepareConfig"),
         ("minigpt.commands.report", "ReportConfig"),
     ],
 )
