@@ -26,7 +26,7 @@ from minigpt.planning.memory import memory
 from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
-from minigpt.training.settings import resolve
+from minigpt.training.resolve import resolve
 
 _LEAN = {
     "batch_size": 16, "steps": 8, "precision": "bf16", "fused_backward": True, "recompute": True,

@@ -22,7 +22,7 @@ from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.training.config import TrainConfig, left_open
 from minigpt.training.job import advice, job_of, pace
-from minigpt.training.settings import resolve
+from minigpt.training.resolve import resolve
 
 GB = peaks.GB
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI

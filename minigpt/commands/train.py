@@ -19,7 +19,8 @@ from minigpt.training.build import build, create_run, open_data, open_state
 from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of, one_line, pace
-from minigpt.training.settings import Settings, resolve
+from minigpt.training.resolve import resolve
+from minigpt.training.settings import Settings
 
 
 def train_command(arguments: List[str]) -> int:

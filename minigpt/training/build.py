@@ -21,7 +21,7 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, in_slices, plain
 from minigpt.optim.groups import decay_groups
 from minigpt.optim.update import Clipped, InBackward, Scaled, Update
-from minigpt.planning.fit import flops
+from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import freeze, objective_for
 from minigpt.training.config_file import CONFIG, write_settings
@@ -74,6 +74,7 @@ def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened
         validation=data.validation,
         state=state,
         template=data.template or settings.tuned,
+        out_of_memory=more_memory(device),
         answers=data.template is not None,
         peak=_peak(settings, device),
         adapter=adapter,

@@ -1,6 +1,6 @@
 """The flags of train.py, and the keys of a TOML file: what a person can ask of a run.
 
-What is left open here (None) follows the model, the data or the run's length: settings.py decides.
+What is left open here (None) follows the model, the data or the run's length: resolve.py decides.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
-from minigpt.planning.fit import more_memory
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter
 from minigpt.training.objective import Objective
@@ -55,6 +54,7 @@ class Trainer:
     prompt: List[int]  # what samples continue
     template: Optional[Template] = None  # kept in every checkpoint
     peak: Optional[float] = None  # tokens/s at all FLOP/s of the device, where those are known
+    out_of_memory: str = ""  # what to do when that happens
     answers: bool = False  # whether the data are instructions and answers
     adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
     notes: List[str] = field(default_factory=list)  # about the data
@@ -85,7 +85,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             what = f"the {self.device} has no memory left at step {self.state.step + 1}"
-            raise DeviceError(what, more_memory(self.device)) from error
+            raise DeviceError(what, self.out_of_memory) from error
         finally:
             self.loader.close()
             self.reporter.close()

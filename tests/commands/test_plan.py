@@ -12,7 +12,7 @@ from minigpt.devices.device import Device, find_device
 from minigpt.planning.memory import memory
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of, one_line
-from minigpt.training.settings import default_rows, resolve
+from minigpt.training.resolve import default_rows, resolve
 from tests.helpers.runs import corpus
 from tests.helpers.tuning import base, run_to_the_end, trainer_of
 

@@ -14,7 +14,7 @@ from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import flag_words
-from minigpt.training.settings import resolve
+from minigpt.training.resolve import resolve
 from tests.helpers.runs import ROOT
 
 SETTINGS = {

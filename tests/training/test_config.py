@@ -16,7 +16,8 @@ from minigpt.devices.device import Device
 from minigpt.model.lora import LoRAConfig
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import flag_words, read_values, write_settings
-from minigpt.training.settings import Settings, resolve
+from minigpt.training.resolve import resolve
+from minigpt.training.settings import Settings
 from tests.helpers.tuning import base
 
 CPU = Device("cpu", torch.device("cpu"))
