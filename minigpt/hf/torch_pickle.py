@@ -1,13 +1,14 @@
 """PyTorch's .bin files, read without running them.
 
 A pickle is a program. torch.save's programs need only a handful of instructions and build only
-dictionaries of tensors; so the unpickler here knows no others and can call nothing but the three
-functions in `_GLOBALS`. A tensor becomes a `View`: its shape and strides, and the storage that they
-are laid over. It is given out once it is known to lie inside that storage, and its bytes are read
-when asked for.
+dictionaries of tensors; so here is an interpreter for those instructions, which knows no others
+and can call nothing but the three functions in `_GLOBALS`. A tensor becomes a `View`: its shape
+and strides, and the storage that they are laid over. It is given out once it is known to lie
+inside that storage, and its bytes are read when asked for.
 
-Both formats are known, whatever PyTorch or device they are from: the zip archive (since 1.6) and
-the older sequence of pickles followed by raw storages.
+Both formats are known: the zip archive (since PyTorch 1.6) and the older sequence of pickles
+followed by raw storages. It is the same on every version of PyTorch, and on whichever device the
+tensors were saved from.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import pickle
+import pickletools
 import struct
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Callable, ClassVar, Dict, List, NamedTuple, Tuple
+from typing import IO, Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Any, Places]:
         raise ValueError("it has no data.pkl")
     if "byteorder" in records and _bounded(data, *records["byteorder"]) != b"little":
         raise ValueError("it was saved on a big-endian machine")
-    value = _Unpickler(io.BytesIO(_bounded(data, *records["data.pkl"]))).load()
+    value = _Machine(io.BytesIO(_bounded(data, *records["data.pkl"]))).run()
     prefix = "data/"
     return value, {n[len(prefix) :]: at for n, at in records.items() if n.startswith(prefix)}
 
@@ -122,21 +123,21 @@ def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
     """As `_read_zip`: four pickles, a list of keys, and for each its storage behind its length."""
     # In memory a length that lies is found out before anything of that size is made.
     head = io.BytesIO(data[:_PICKLE_BYTES])
-    magic, protocol, system = (_Unpickler(head).load() for _ in range(3))
+    magic, protocol, system = (_Machine(head).run() for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise ValueError("it does not begin as one")
     if not system.get("little_endian", True):
         raise ValueError("it was saved on a big-endian machine")
-    unpickler = _Unpickler(head)
-    value = unpickler.load()
-    keys = _Unpickler(head).load()
+    machine = _Machine(head)
+    value = machine.run()
+    keys = _Machine(head).run()
     storages: Places = {}
     place = head.tell()
     for key in keys:
         if type(key) is not str:
             raise ValueError("a storage's name is no text")
         (numel,) = struct.unpack_from("<q", data, place)
-        size = numel * width(unpickler.storages[key].dtype)
+        size = numel * width(machine.storages[key].dtype)
         place += 8
         if numel < 0 or place + size > len(data):
             raise ValueError("a storage reaches beyond its end")
@@ -180,13 +181,16 @@ def _read(path: Path, view: View, place: int) -> Tensor:
     return torch.as_strided(flat, view.shape, view.stride)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_other: Any) -> View:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False,
+    hooks: Any = None, metadata: Any = None,
+) -> View:  # fmt: skip
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
     return View(storage, offset, tuple(shape), tuple(stride))
 
 
-def _parameter(data: Any, *_other: Any) -> Any:
+def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
     return data
 
 
@@ -205,70 +209,105 @@ _GLOBALS: Dict[str, Any] = {
     **{f"torch {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
     **{f"torch.cuda {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
 }
-# What torch.save uses, beside the three that set items or attributes.
-_INSTRUCTIONS = (
-    pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.NONE, pickle.NEWTRUE,
-    pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4,
-    pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINSTRING, pickle.SHORT_BINSTRING,
-    pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_TUPLE,
-    pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.MEMOIZE, pickle.BINPUT,
-    pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL,
-    pickle.REDUCE, pickle.BINPERSID,
-)  # fmt: skip
+_MARK = object()
 
 
-class _Unpickler(pickle._Unpickler):
-    """Runs one pickle, with these instructions alone. The stack holds plain data and what
-    `_GLOBALS` names, so that nothing else can be called. It is the standard library's unpickler in
-    Python: the one in C cannot be kept from the other instructions.
+class _Machine:
+    """Runs one pickle. The stack holds plain data and what `_GLOBALS` names, so that nothing else
+    can be called; an instruction that is not in `_INSTRUCTIONS` ends it.
     """
 
-    stack: List[Any]
-    pop_mark: Callable[[], List[Any]]
-    dispatch: ClassVar[Dict[int, Any]] = {
-        code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS
-    }
-
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="latin1")
+        self.file = file
+        self.stack: List[Any] = []
+        self.memo: Dict[int, Any] = {}
         self.storages: Dict[str, Storage] = {}
 
-    def load(self) -> Any:
-        try:
-            return super().load()
-        except KeyError as error:
-            raise ValueError(f"the pickle uses what no state_dict needs ({error})") from None
+    def run(self) -> Any:
+        for instruction, argument, _ in pickletools.genops(self.file):
+            if instruction.name == "STOP":
+                return self.stack.pop()
+            if instruction.name not in _INSTRUCTIONS:
+                raise ValueError(f"the pickle uses {instruction.name}")
+            _INSTRUCTIONS[instruction.name](self, argument)
+        raise EOFError("the pickle does not end")
 
-    def find_class(self, module: str, name: str) -> Any:
-        wanted = f"{module} {name}"
-        if wanted not in _GLOBALS:
-            raise ValueError(f"the pickle asks for {wanted!r:.80}")
-        return _GLOBALS[wanted]
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
-    def persistent_load(self, identity: Any) -> Storage:
+    def pop(self, count: int) -> List[Any]:
+        items = [self.stack.pop() for _ in range(count)]
+        return items[::-1]
+
+    def since_mark(self) -> List[Any]:
+        items = list(iter(self.stack.pop, _MARK))
+        return items[::-1]
+
+    def keep(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def append(self, items: List[Any]) -> None:
+        self._top(list).extend(items)
+
+    def set(self, items: List[Any]) -> None:
+        self._top(dict).update(_dictionary([*zip(items[::2], items[1::2])]))
+
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"the pickle puts items into no {kind.__name__}")
+        return self.stack[-1]
+
+    def call(self, function: Any, arguments: Any) -> None:
+        if not callable(function) or type(arguments) is not tuple:
+            raise ValueError("the pickle calls what is no function")
+        self.push(function(*arguments))
+
+    def find(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise ValueError(f"the pickle asks for {name!r:.80}")
+        self.push(_GLOBALS[name])
+
+    def storage(self, identity: Any) -> None:
         kind, dtype, key, _location, numel = identity[:5]
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
             raise ValueError("the pickle has a strange storage")
         storage = Storage(dtype, key, int(numel))
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"the pickle contradicts itself about storage {key!r:.80}")
-        return storage
+        self.push(storage)
 
-    def _set(self, items: List[Any]) -> None:
-        if type(self.stack[-1]) is not dict:
-            raise ValueError("the pickle puts items into no dictionary")
-        self.stack[-1].update(_dictionary([*zip(items[::2], items[1::2])]))
 
-    def _set_one(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
-
-    def _set_many(self) -> None:
-        self._set(self.pop_mark())
-
-    def _forget(self) -> None:
-        self.stack.pop()  # attributes such as a state_dict's _metadata, of no use here
-
-    dispatch[pickle.SETITEM[0]] = _set_one
-    dispatch[pickle.SETITEMS[0]] = _set_many
-    dispatch[pickle.BUILD[0]] = _forget
+# In the pickle's own order of things: `argument` is what stands there behind the instruction.
+_INSTRUCTIONS: Dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
+    **dict.fromkeys(
+        ("NONE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE",
+         "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+        _Machine.push,  # behind NONE stands nothing, None
+    ),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.set(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set(machine.since_mark()),
+    "MEMOIZE": lambda machine, _: machine.keep(len(machine.memo)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.keep),
+    **dict.fromkeys(
+        ("BINGET", "LONG_BINGET"), lambda machine, place: machine.push(machine.memo[place])
+    ),
+    "GLOBAL": _Machine.find,
+    "STACK_GLOBAL": lambda machine, _: machine.find(" ".join(machine.pop(2))),
+    "REDUCE": lambda machine, _: machine.call(*machine.pop(2)),
+    "BINPERSID": lambda machine, _: machine.storage(*machine.pop(1)),
+    # Attributes such as a state_dict's _metadata, of no use here.
+    "BUILD": lambda machine, _: machine.pop(1),
+}  # fmt: skip
