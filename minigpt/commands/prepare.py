@@ -13,8 +13,8 @@ from typing_extensions import Annotated
 from minigpt.base.errors import UsageError, at_least
 from minigpt.base.places import require_free
 from minigpt.checkpoint.run_files import tokenizer_source
-from minigpt.data.corpus import find_source
-from minigpt.data.prepare import make, record_work, text_work
+from minigpt.data.corpus import HELD_OUT, find_source
+from minigpt.data.prepare import SHARD_TOKENS, make, record_work, text_work
 from minigpt.data.records import LeftOut, holds_records, parse_keys, require_file
 from minigpt.data.template import find_template
 from minigpt.data.tokenizer import load_tokenizer
@@ -39,11 +39,11 @@ class PrepareConfig:
     """The names of instruction and answer in the records, as for training."""
     strict: bool = False
     """Stop at the first unusable record instead of leaving it out."""
-    validation: float = 0.03
+    validation: float = HELD_OUT
     """The part of the documents or records held out for validation."""
     workers: int = 0
     """Processes that tokenize, 0 for as many as there are cores."""
-    shard_tokens: int = 100_000_000
+    shard_tokens: int = SHARD_TOKENS
     """Tokens after which a new shard is begun."""
 
     def __post_init__(self) -> None:

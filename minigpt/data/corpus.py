@@ -25,6 +25,8 @@ from typing import IO, Collection, Iterator, List, Tuple
 from minigpt.base.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
+HELD_OUT = 0.03  # the part that is kept for validation
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
 SUFFIXES = (".py", ".txt", ".jsonl")
 TEXT_KEYS = ("text", "content")  # what makes a line of .jsonl plain text
 
@@ -85,9 +87,9 @@ class Source:
                 yield from (Piece(split, text, last) for text, last in _cut(path))
 
 
-def find_source(name: str, validation: float = 0.03) -> Source:
+def find_source(name: str, validation: float = HELD_OUT) -> Source:
     """The Source called `name`; DataError when there is none, or nothing in it."""
-    root = library_root() if name == "stdlib" else Path(name)
+    root = LIBRARY if name == "stdlib" else Path(name)
     files = library_files() if name == "stdlib" else _files(root)
     keys = [path.relative_to(root).as_posix() for path in files]
     source = Source(name, tuple(files), _splits(keys, validation), validation)
@@ -96,14 +98,9 @@ def find_source(name: str, validation: float = 0.03) -> Source:
     return source
 
 
-def library_root() -> Path:
-    """Where the running interpreter's standard library is."""
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
 def library_files() -> List[Path]:
-    """Its own source files, without tests and other people's packages, in a fixed order."""
-    return [path for path in _walk(library_root(), _NOT_CODE) if path.suffix == ".py"]
+    """The library's own source files, without tests and other people's packages, in fixed order."""
+    return [path for path in _walk(LIBRARY, _NOT_CODE) if path.suffix == ".py"]
 
 
 def read_text(path: Path) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from minigpt.base.errors import DataError
-from minigpt.data.corpus import TRAIN, VALIDATION
+from minigpt.data.corpus import HELD_OUT, TRAIN, VALIDATION
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Example, RecordDataset, fit
 from minigpt.data.prepare import prepared
-from minigpt.data.records import HELD_OUT, LeftOut, holds_records, parse_keys, read_records, render
+from minigpt.data.records import LeftOut, holds_records, parse_keys, read_records, render
 from minigpt.data.shards import PREPARE, RECORDS, Encoded, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer

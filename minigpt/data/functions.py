@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Iterator, List, Set, Tuple, Union
 
-from minigpt.data.corpus import library_files, library_root, read_text
+from minigpt.data.corpus import LIBRARY, library_files, read_text
 
 _SHORTEST = 20  # characters of a docstring that says something
 
@@ -33,7 +33,7 @@ def library_functions() -> Iterator[Exercise]:
     """The documented functions of the running interpreter's library, each once, in fixed order."""
     seen: Set[Tuple[str, str]] = set()
     for path in library_files():
-        for exercise in functions(read_text(path), path.relative_to(library_root()).as_posix()):
+        for exercise in functions(read_text(path), path.relative_to(LIBRARY).as_posix()):
             if (exercise.head, exercise.body) not in seen:
                 seen.add((exercise.head, exercise.body))
                 yield exercise

@@ -30,7 +30,7 @@ from minigpt.data.workers import WorkerLost, in_order
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
-_SHARD_TOKENS = 100_000_000
+SHARD_TOKENS = 100_000_000
 
 Item = Union[Piece, Record]
 
@@ -98,7 +98,7 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
 
 
 def make(
-    work: Work, tokenizer: Tokenizer, out: Path, workers: int = 0, shard: int = _SHARD_TOKENS
+    work: Work, tokenizer: Tokenizer, out: Path, workers: int = 0, shard: int = SHARD_TOKENS
 ) -> None:
     """Makes the directory `out` of shards of `shard` tokens; `workers` 0 means one for each core.
     DataError when nothing fell to one of the splits.

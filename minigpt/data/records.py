@@ -29,7 +29,6 @@ from minigpt.data.template import Template, Turns
 from minigpt.data.tokenizer import Tokenizer
 
 FUNCTIONS = "stdlib-functions"
-HELD_OUT = 0.03  # the part of the records kept for validation
 
 Keys = Tuple[str, ...]  # of the instruction, of what may be added to it, of the answer
 
