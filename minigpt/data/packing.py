@@ -60,7 +60,8 @@ class RecordDataset:
         rows = [[*row, *self._padding(row)] for row in rows]
         tokens = _stacked([[example.tokens for example in row] for row in rows])
         targets = _stacked([[example.targets for example in row] for row in rows])
-        batch = Batch(tokens, targets, int((targets != IGNORE).sum()), tokens.numel() - used)
+        learned = sum(int((example.targets != IGNORE).sum()) for row in rows for example in row)
+        batch = Batch(tokens, targets, learned, tokens.numel() - used)
         if self.packed:  # one example and its padding need no more than plain causal attention
             batch.lengths = [[len(example.tokens) for example in row] for row in rows]
             batch.positions = _stacked([[np.arange(n) for n in row] for row in batch.lengths])
