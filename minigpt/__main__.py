@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
+from minigpt import __version__
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
 from minigpt.commands.cli import parse, run
@@ -29,8 +30,11 @@ def command(arguments: List[str]) -> Optional[int]:
     """Runs the command named by the first of `arguments` with the rest."""
     if not arguments or arguments[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
-        print(f"usage: minigpt COMMAND [-h] ...\n\n{rows}")
+        print(f"usage: minigpt [--version] COMMAND [-h] ...\n\n{rows}")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"minigpt {__version__}")
+        return 0
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
         raise UsageError(f"there is no command {name!r}", nearest(name, _COMMANDS))

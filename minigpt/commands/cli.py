@@ -44,6 +44,9 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
 def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:
     """Runs `command(arguments)`; returns the exit code. `--debug` lets tracebacks through."""
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):  # what a terminal has no character for is spelled out
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command(list(arguments)) or 0
     except MinigptError as error:

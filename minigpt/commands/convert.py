@@ -10,12 +10,12 @@ from typing import List, Optional
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.places import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.model_files import DTYPES
 from minigpt.commands.cli import parse
-from minigpt.commands.verify import verify
+from minigpt.commands.verify import NOT_EQUAL, verify
 from minigpt.hf import published
 from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.export import export
@@ -24,6 +24,9 @@ from minigpt.hf.vocabulary import BESIDE, CHOICES
 _HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
 _OUT = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: checkpoints/NAME)")
 _TO_HF = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the other direction)")
+
+# What a conversion back does not do.
+_ONLY_IN = ("dtype", "weights", "tokenizer", "revision", "verify")
 
 
 @dataclass
@@ -74,10 +77,15 @@ def parse_size(text: str) -> int:
 def convert_command(arguments: List[str]) -> None:
     """Does what `arguments` say."""
     config = parse(ConvertConfig, "convert_hf.py", arguments)
+    if config.to_hf is None and config.fold_mup:
+        raise UsageError("--fold-mup is for --to-hf", "leave it out")
     if config.to_hf is None:
         _convert(config)
     elif config.out is None or config.source:
         raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
+    elif any(getattr(config, name) != getattr(ConvertConfig, name) for name in _ONLY_IN):
+        names = ", ".join(f"--{name}" for name in _ONLY_IN)
+        raise UsageError(f"--to-hf takes none of {names}", "convert back without them")
     else:
         source, out = Path(config.to_hf), Path(config.out)
         print("\n".join(export(source, out, config.fold_mup, config.shard_bytes)))
@@ -106,6 +114,9 @@ def _convert(config: ConvertConfig) -> None:
         )
     print("\n".join(lines))
     if config.verify:
-        print("\n".join(verify(out, directory)))
+        found = verify(out, directory)
+        print("\n".join(found))
+        if any(NOT_EQUAL in line for line in found):
+            raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
     generate = f"python -m minigpt generate --checkpoint {out}"
     print(f"next     python train.py --init {out}, or: {generate}")

@@ -15,6 +15,7 @@ from minigpt.decoding.generate import generate
 from minigpt.model.gpt import GPT
 from minigpt.training.objective import cross_entropy_sum
 
+NOT_EQUAL = "NOT EQUAL"
 _PROSE = (
     "The quick brown fox jumps over the lazy dog. Once upon a time there was a small village by"
     " the sea, where everybody knew everybody else and nothing ever happened."
@@ -56,5 +57,5 @@ def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
         return f"verify   transformers does not open {source}: {error}"
     expected = theirs.eval()(tokens).logits
     difference = (model(tokens) - expected).abs().max().item() / expected.abs().max().item()
-    verdict = "equal" if difference <= 1e-5 else "NOT EQUAL"
+    verdict = "equal" if difference <= 1e-5 else NOT_EQUAL  # nan is not
     return f"verify   logits against transformers': {verdict} ({difference:.1e} of the largest)"

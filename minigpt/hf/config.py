@@ -4,7 +4,7 @@ refused, never guessed.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError
 from minigpt.model.gpt import GPTConfig
@@ -75,14 +75,18 @@ def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, Any]:
     }
 
 
-def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
-    """The config.json that transformers reads for `config`, a GPT-2 (muP's scales are folded)."""
+def write(config: GPTConfig, dtype: str, eos_id: Optional[int] = None) -> Dict[str, Any]:
+    """The config.json of `config`, a GPT-2 (muP's scales are folded), as transformers reads it,
+    with what llama.cpp's converter (n_ctx) and vLLM (the flags of attention) ask for besides.
+    `eos_id` is the vocabulary's; None where there is none.
+    """
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": _THEIR_ACTIVATIONS[config.activation],
         "vocab_size": config.vocab_size,
         "n_positions": config.n_positions,
+        "n_ctx": config.n_positions,
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
@@ -91,8 +95,10 @@ def write(config: GPTConfig, dtype: str) -> Dict[str, Any]:
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         "tie_word_embeddings": config.tied_head,
         "scale_attn_weights": True,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
         "torch_dtype": dtype,
     }
 

@@ -52,12 +52,15 @@ def export(
         folded = None if plain == config else config
         theirs = {layout.to_theirs(n): _as_theirs(n, tensor, folded) for n, tensor in ours.items()}
         with atomic_directory(out) as partial:
+            eos_id = None
             if (directory / VOCAB).exists():  # not where what was converted had none
-                load_tokenizer(directory).save(partial)
+                tokenizer = load_tokenizer(directory)
+                tokenizer.save(partial)
+                eos_id = tokenizer.eos_id
                 write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
             write_sharded(partial, theirs, shard_bytes)
             dtype = str(ours[layout.EMBEDDING].dtype).replace("torch.", "")
-            write_json(partial / "config.json", hf_config.write(plain, dtype))
+            write_json(partial / "config.json", hf_config.write(plain, dtype, eos_id))
             template = load_template(directory)
             if template is not None:  # of no use to others, and needed on the way back
                 save_template(partial, template)

@@ -30,11 +30,11 @@ def find_files(directory: Path, weights: Optional[str] = None) -> List[Path]:
 
 
 def _names(directory: Path) -> List[str]:
-    for single, index in WEIGHT_FILES:
-        if (directory / index).is_file():
-            return shard_names(directory / index)
+    for single, index in WEIGHT_FILES:  # the index of older shards may lie beside a single file
         if (directory / single).is_file():
             return [single]
+        if (directory / index).is_file():
+            return shard_names(directory / index)
     raise CheckpointError(
         f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of such",
         "name a directory with weights, or the file with --weights",

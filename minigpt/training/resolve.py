@@ -96,6 +96,11 @@ def _check_sizes(values: Dict[str, Any], shape: GPTConfig) -> None:
     if values["batch_size"] * values["block_size"] > _STEP_TOKENS:
         what = f"--batch-size {values['batch_size']} makes steps of more than two billion tokens"
         raise UsageError(what, "choose a smaller one")
+    if values["min_lr"] > values["lr"]:
+        raise UsageError(
+            f"--min-lr {values['min_lr']} is above --lr {values['lr']}, from which the rate falls",
+            "make it smaller, or leave it out",
+        )
     frozen = values["freeze_layers"]
     if frozen is not None and frozen > shape.n_layer:
         raise UsageError(f"--freeze-layers is {frozen}", f"the model has {shape.n_layer} layers")

@@ -9,15 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt.base.errors import MinigptError
+from minigpt.base.errors import CheckpointError, MinigptError
 from minigpt.checkpoint.model_files import load_model
+from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.hf import config as hf_config
 from minigpt.hf.convert import convert
 from minigpt.hf.export import export
 from minigpt.model import zoo
+from minigpt.model.gpt import GPTConfig
 from tests.helpers.dialects import SHAPE, converter_config, saved_config, weights, write
 from tests.helpers.reference import assert_close, oracle, tokens
 from tests.helpers.runs import ROOT
+from tests.helpers.tuning import base
 
 DIALECTS = {
     "single bin": {},
@@ -266,15 +270,56 @@ def test_the_command_both_ways(tmp_path, theirs):
     assert "transposed, all renamed" in said and "logits against transformers': equal" in said
     assert (tmp_path / "checkpoints" / "hf" / "model.safetensors.index.json").exists()
     assert "opens in transformers" in run("--to-hf", "checkpoints/hf", "--out", "back")
+    for ignored in (["--dtype", "bf16"], ["--verify"], ["--revision", "x"], ["--weights", "w"]):
+        back = ["--to-hf", "checkpoints/hf", "--out", "again", *ignored]
+        assert "--to-hf takes none of --dtype" in run(*back, code=2)
+    assert "--fold-mup is for --to-hf" in run(source, "--out", "again", "--fold-mup", code=2)
+    assert not (tmp_path / "again").exists()
     assert "did you mean cerebras-13b" in run("cerebras-31b", code=2)
     assert "--shard-size is 'big'" in run(source, "--shard-size", "big", code=2)
     assert "nothing to convert" in run(code=2)
     assert "config.json is missing" in run("checkpoints", "--out", "x", code=1)
 
 
-def test_an_extended_vocabulary_and_a_null_inner_width():
-    from minigpt.hf import config as hf_config
+@pytest.mark.oracle
+def test_a_conversion_that_computes_something_else_is_an_error(tmp_path, theirs, monkeypatch):
+    source = write(tmp_path / "hf", weights(theirs))
+    real = load_model
 
+    def spoilt(*words, **named):
+        model = real(*words, **named)
+        model.final_norm.weight.data[0] += 1.0
+        return model
+
+    monkeypatch.setattr("minigpt.commands.verify.load_model", spoilt)
+    with pytest.raises(CheckpointError, match="computes something else; do not use it"):
+        convert_command([str(source), "--out", str(tmp_path / "out"), "--verify"])
+
+
+@pytest.mark.oracle
+def test_a_single_file_comes_before_the_index_of_older_shards(tmp_path, theirs):
+    source = write(tmp_path / "hf", weights(theirs), kind="safetensors")
+    older = {name: tensor + 1 for name, tensor in weights(theirs).items()}
+    for path in write(tmp_path / "older", older, kind="safetensors", shards=3).glob("model*"):
+        path.rename(source / path.name)
+    convert(source, tmp_path / "out")
+    ids = tokens()
+    assert_close(load_model(tmp_path / "out")(ids), theirs(ids).logits)
+
+
+@pytest.mark.oracle
+def test_what_others_read_of_the_config(tmp_path):
+    base(tmp_path / "ours", "gpt2", shape=GPTConfig(50257, 24, 1, 1, 8))
+    export(tmp_path / "ours", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 24
+    assert config["bos_token_id"] == config["eos_token_id"] == 50256
+    assert config["scale_attn_by_inverse_layer_idx"] is config["reorder_and_upcast_attn"] is False
+    without = hf_config.write(GPTConfig(300, 24, 1, 1, 8), "float32")
+    assert without["eos_token_id"] is None  # there is no vocabulary that has one
+
+
+def test_an_extended_vocabulary_and_a_null_inner_width():
     values = converter_config(vocab_size=50258, n_inner=None, activation_function="gelu_new")
     config, notes = hf_config.read(values, "config.json")
     assert (config.vocab_size, config.inner, config.activation) == (50258, 204, "gelu_tanh")
@@ -283,8 +328,6 @@ def test_an_extended_vocabulary_and_a_null_inner_width():
 
 @pytest.mark.parametrize("name", ["gpt2", "cerebras-111m", "cerebras-13b"])
 def test_a_published_shape_comes_back_as_the_zoo_has_it(name):
-    from minigpt.hf import config as hf_config
-
     shape = zoo.find(name).config
     assert hf_config.read(hf_config.write(shape, "float32"), "config.json")[0] == shape
 
@@ -292,6 +335,7 @@ def test_a_published_shape_comes_back_as_the_zoo_has_it(name):
 KILLED = """
 import sys
 from pathlib import Path
+from minigpt.hf import config as hf_config
 from minigpt.hf.convert import convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda size, total: print(size, flush=True))
 """

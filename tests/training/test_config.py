@@ -182,6 +182,7 @@ WRONG = {
     "--schedule cosin": "--schedule is 'cosin'; did you mean cosine",
     "--precision fp8": "--precision is 'fp8'; known: fp32, bf16-mixed",
     "--steps 3 --epochs 1": "give one of them",
+    "--lr 1e-5 --min-lr 1e-4": "--min-lr 0.0001 is above --lr 1e-05",
     "--lora-rank 4": "name one with --init",
     "--lora-alpha 16": "--lora-alpha without an adapter",
     "--init x --lora-rank 4 --lora-alpha 0": "--lora-alpha is 0.0; it must be above 0",
