@@ -30,12 +30,7 @@ Lengths = List[List[int]]  # of each packed row, the lengths of its documents
 
 
 def explicit_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Optional[Tensor],
-    scale: float,
-    dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
 ) -> Tensor:
     """q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
@@ -54,12 +49,7 @@ def explicit_attention(
 
 
 def fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Optional[Tensor],
-    scale: float,
-    dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float, dropout: float
 ) -> Tensor:
     """The same as `explicit_attention`, in one kernel where PyTorch has one (2.0 and later)."""
     # PyTorch 2.0 has no `scale` argument, so what differs from its 1/sqrt(D) goes into q.
@@ -74,13 +64,7 @@ def fused_attention(
 
 
 def attention_by_document(
-    attend: Attend,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Lengths,
-    scale: float,
-    dropout: float,
+    attend: Attend, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float, dropout: float
 ) -> Tensor:
     """`attend` on each document of packed rows alone: q, k, v (B, H, T, D) -> (B, H, T, D).
 

@@ -23,10 +23,7 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        layers: List[Tuple[Tensor, Tensor]],
-        length: int = 0,
-        starts: Optional[Tensor] = None,
+        self, layers: List[Tuple[Tensor, Tensor]], length: int = 0, starts: Optional[Tensor] = None
     ) -> None:
         self.layers = layers  # per layer: keys and values, each (B, H, capacity, D)
         self.length = length

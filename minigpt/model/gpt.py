@@ -64,8 +64,7 @@ class GPTConfig:
             )
         if self.activation not in ACTIVATIONS:
             raise UsageError(
-                f"unknown activation {self.activation!r}",
-                f"use one of: {', '.join(ACTIVATIONS)}",
+                f"unknown activation {self.activation!r}", f"use one of: {', '.join(ACTIVATIONS)}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout is {self.dropout}", "it must be at least 0 and below 1")
@@ -204,12 +203,7 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int, capacity: Optional[int] = None) -> KVCache:
         """An empty cache for `capacity` positions (default: as many as the model has)."""
         config = self.config
-        shape = (
-            batch_size,
-            config.n_head,
-            capacity or config.n_positions,
-            config.head_dim,
-        )
+        shape = (batch_size, config.n_head, capacity or config.n_positions, config.head_dim)
         return KVCache.empty(config.n_layer, shape, self.token_embedding.weight)
 
     def use_attention(self, attend: Attend) -> GPT:
