@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 from minigpt import __version__
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.tuning import base
@@ -17,14 +15,13 @@ def run(tmp_path, *words, **variables):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
-def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path, encoding):
+def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path):
     checkpoint = base(tmp_path / "모델")
     words = ("generate", "--checkpoint", checkpoint, "--prompt", "값 = ", "--max-new-tokens", "3")
-    done = run(tmp_path, *words, PYTHONIOENCODING=encoding)
+    done = run(tmp_path, *words, PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"\\uac12 = ")
-    done = run(tmp_path, "generate", "--checkpoint", tmp_path / "없음", PYTHONIOENCODING=encoding)
+    done = run(tmp_path, "generate", "--checkpoint", tmp_path / "없음", PYTHONIOENCODING="ascii")
     assert done.returncode == 1 and b"Traceback" not in done.stderr
     assert b"\\uc5c6\\uc74c" in done.stderr
 
