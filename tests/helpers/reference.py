@@ -105,3 +105,12 @@ def assert_close(ours, theirs, tolerance=TOLERANCE):
     """Within `tolerance` of the largest magnitude. 1e-3 would not see the wrong GELU; 1e-5 does."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max().item() <= tolerance * theirs.abs().max().item()
+
+
+def random_gpt(shape):
+    """Our GPT with random weights everywhere, in eval mode."""
+    model = GPT(config_of(shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2)
+    return model

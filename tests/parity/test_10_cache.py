@@ -4,19 +4,10 @@ import pytest
 import torch
 
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
-from minigpt.model.gpt import GPT
-from tests.helpers.reference import POSITIONS, SHAPES, assert_close, config_of, every_shape, tokens
+from tests.helpers.reference import POSITIONS, SHAPES, assert_close, every_shape, random_gpt, tokens
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
 each_form = pytest.mark.parametrize("form", FORMS)
-
-
-def random_gpt(shape):
-    model = GPT(config_of(shape)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.2)
-    return model
 
 
 @each_form
