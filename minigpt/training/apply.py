@@ -1,5 +1,5 @@
-"""What is put on a model from outside, in this order, and nowhere else: an adapter, frozen layers,
-the form of attention, recomputation, precision, compilation.
+"""What is put on a model from outside, in this order: frozen layers, the form of attention,
+recomputation, compilation, precision. (An adapter has been put on before: model/lora.py.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Optional
 import torch
 from torch.utils.checkpoint import checkpoint as keep_input_only
 
+from minigpt.data.batch import Batch
 from minigpt.devices.device import Device
 from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
@@ -50,8 +51,8 @@ def objective_for(
 def _compute_in(objective: Objective, device: Device, precision: str) -> None:
     forward = objective.forward
 
-    def mixed(batch: object) -> torch.Tensor:
+    def mixed(batch: Batch) -> torch.Tensor:
         with device.autocast(precision):
-            return forward(batch)  # type: ignore[arg-type]
+            return forward(batch)
 
     vars(objective)["forward"] = mixed

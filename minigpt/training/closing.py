@@ -24,10 +24,21 @@ _YARDSTICK_BYTES = 20_000_000  # compressing more says nothing new and takes lon
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
     prompting = '--instruct --prompt "..."' if trainer.answers else '--prompt "def "'
-    lines = ["", *_quality(trainer), *_yardsticks(trainer), "", _sample(trainer), ""]
-    lines += [f"saved    {trainer.save()}", plot(trainer.run)]
+    saved = trainer.save()
+    lines = ["", *_quality(trainer), *_shown("gzip, xz", lambda: _yardsticks(trainer))]
+    lines += ["", *_shown("sample  ", lambda: [_sample(trainer)]), "", f"saved    {saved}"]
+    lines += _shown("plot    ", lambda: [plot(trainer.run)])
     lines += [f"next     python -m minigpt generate --checkpoint {trainer.run} {prompting}"]
     return "\n".join(lines)
+
+
+def _shown(what: str, lines: Callable[[], List[str]]) -> List[str]:
+    """The lines, or one that says why not: the run is done and saved, and no longer fails."""
+    try:
+        return lines()
+    except Exception as error:
+        reason = str(error).splitlines() or [repr(error)]
+        return [f"{what} not shown: {reason[0]}"]
 
 
 def _quality(trainer: Trainer) -> List[str]:
