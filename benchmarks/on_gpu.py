@@ -1,88 +1,260 @@
-"""Published shapes with random weights on one GPU: memory against the plan, tokens a second, MFU.
+"""Published shapes with random weights on one GPU, beside transformers: memory against the plan,
+tokens a second, MFU; then decoding against the memory's bandwidth.
 
-    python -m benchmarks.on_gpu                      # all of them, a process each
-    python -m benchmarks.on_gpu 111m 111m-compiled   # some of them
+    python -m benchmarks.on_gpu                         # all that fits here, a process each
+    python -m benchmarks.on_gpu 1.3b 1.3b-compiled      # some of them
+    python -m benchmarks.on_gpu --tiny --device cpu     # the same code on a tiny shape
 
-Nothing is saved: the state of 13B is 103 GB. The weights are made on the host first, where 13B
-takes 52 GB of memory and minutes.
+A case is SIZE (minigpt), SIZE-compiled, SIZE-transformers or SIZE-decode. Nothing is saved: the
+state of 13B is 103 GB. `--seconds` ends a case that takes longer.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import torch
 
 from minigpt.base.text import size
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.devices.device import find_device
+from minigpt.decoding.generate import Step, decode_step, step_for, stream
+from minigpt.decoding.sampling import Sampling
+from minigpt.devices.device import Device, find_device
+from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.zoo import find
+from minigpt.planning.fit import flops
 from minigpt.planning.memory import memory
+from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
 from minigpt.training.resolve import resolve
 
+_MIXED = {"batch_size": 16, "precision": "bf16-mixed", "steps": 20}
 _LEAN = {
-    "batch_size": 16, "steps": 8, "precision": "bf16", "fused_backward": True, "recompute": True,
+    "batch_size": 16, "precision": "bf16", "fused_backward": True, "recompute": True,
+    "grad_clip": 0.0, "steps": 8,
 }  # fmt: skip
-_MIXED = {"batch_size": 16, "precision": "bf16-mixed"}
-_COMPILED = {"compile": True}
-CASES: Dict[str, Dict[str, Any]] = {
-    "13b": {"model": "cerebras-13b", **_LEAN},
-    "13b-compiled": {"model": "cerebras-13b", **_LEAN, **_COMPILED},
-    "1.3b": {"model": "cerebras-1.3b", **_MIXED},
-    "1.3b-compiled": {"model": "cerebras-1.3b", **_MIXED, **_COMPILED},
+SIZES: Dict[str, Dict[str, Any]] = {
     "111m": {"model": "cerebras-111m", **_MIXED},
-    "111m-compiled": {"model": "cerebras-111m", **_MIXED, **_COMPILED},
+    "1.3b": {"model": "cerebras-1.3b", **_MIXED},
+    "6.7b": {"model": "cerebras-6.7b", **_LEAN},
+    "13b": {"model": "cerebras-13b", **_LEAN},
 }
+KINDS = ("", "-compiled", "-transformers", "-decode")
 _COMMON = {
-    "data": "stdlib", "block_size": 1024, "steps": 30, "log_every": 1, "eval_tokens": 16384,
+    "data": "stdlib", "block_size": 1024, "log_every": 1, "eval_tokens": 16384,
     "eval_every": 0, "sample_every": 0, "save_every": 0,
 }  # fmt: skip
-_TITLES = ("case", "planned", "taken", "tokens/s", "MFU", "first step")
+_TINY = {"batch_size": 2, "block_size": 32, "steps": 5, "model": "cerebras-111m"}
+_WARM_UP = 3  # steps that are not counted
+_FEW, _NEW = 8, 128  # tokens decoded, before the clock runs and while it does
 
 
-def run(name: str, device: str = "cuda", **changes: Any) -> List[str]:
-    """One case in this process, as a row of the table."""
+def settings_of(name: str, device: Device, tiny: bool) -> TrainConfig:
+    """What a case trains with."""
+    changes = {**_COMMON, **SIZES[name], **(_TINY if tiny else {}), "device": device.kind}
+    if device.on_cpu and tiny:
+        changes["eval_tokens"] = 64
+    return TrainConfig(**changes)
+
+
+def shape_of(name: str, tiny: bool) -> GPTConfig:
+    shape = find(SIZES[name]["model"]).config
+    return replace(shape, n_layer=2, n_embd=64, n_head=2, n_inner=256) if tiny else shape
+
+
+def trained(name: str, device: Device, tiny: bool, compiled: bool) -> Dict[str, Any]:
+    """minigpt as `train.py` runs it."""
     with tempfile.TemporaryDirectory() as directory:
-        settings = {**_COMMON, **CASES[name], **changes, "device": device}
-        config = TrainConfig(out=str(Path(directory) / "run"), **settings)
-        here = find_device(device)
-        asked = resolve(config, here)
+        config = replace(
+            settings_of(name, device, tiny), compile=compiled, out=str(Path(directory) / "run")
+        )
+        asked = resolve(config, device)
         tokenizer = load_tokenizer(asked.vocabulary)
         data = open_data(asked, tokenizer)
-        trainer = build(resolve(config, here, data), here, tokenizer, data)
-        planned = memory(job_of(trainer.settings, here.kind)).total
+        settings = replace(resolve(config, device, data), shape=shape_of(name, tiny))
+        trainer = build(settings, device, tokenizer, data)
+        planned = memory(job_of(trainer.settings, device)).total
         trainer.save = lambda: trainer.run  # type: ignore[method-assign]
         create_run(trainer)
+        began = time.perf_counter()
         trainer.train()
+        took = time.perf_counter() - began
         lines = [json.loads(line) for line in (trainer.run / "metrics.jsonl").open()]
-    timed = [line for line in lines if "tokens_per_second" in line][2:]
-    speed = statistics.median(line["tokens_per_second"] for line in timed)
-    used = [size(line["peak_memory"]) for line in timed if "peak_memory" in line][-1:] or ["-"]
-    share = ["%.1f%%" % (100 * line["mfu"] * speed / line["tokens_per_second"])
-             for line in timed if "mfu" in line][-1:] or ["-"]  # fmt: skip
-    warm_up = next(line["warmup_seconds"] for line in lines if "warmup_seconds" in line)
-    return [name, size(planned), *used, format(int(speed), ","), *share, "%.1f s" % warm_up]
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    first = next((line["warmup_seconds"] for line in lines if "warmup_seconds" in line), took)
+    return {"tokens/s": statistics.median(speeds[_WARM_UP:]), "planned": planned, "first": first}
 
 
-def main(names: List[str]) -> None:
-    """Prints a table in Markdown."""
-    print("%s, PyTorch %s\n" % (torch.cuda.get_device_name(), torch.__version__))
-    print("| %s |\n|%s" % (" | ".join(_TITLES), "---|" * len(_TITLES)), flush=True)
-    for name in names or list(CASES):
-        code = "from benchmarks.on_gpu import run; print('ROW', *run(%r), sep='|')" % name
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        rows = [line for line in done.stdout.splitlines() if line.startswith("ROW|")]
+def transformers_step(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
+    """GPT2LMHeadModel with torch's fused AdamW, at the same precision and batch."""
+    import transformers
+
+    config, shape = settings_of(name, device, tiny), shape_of(name, tiny)
+    lean = config.precision == "bf16"
+    with torch.device(device.torch_device):
+        torch.set_default_dtype(torch.bfloat16 if lean else torch.float32)
+        model = transformers.GPT2LMHeadModel(theirs(shape)).train()
+        torch.set_default_dtype(torch.float32)
+    if lean:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    size_ = config.batch_size, config.block_size
+    tokens = torch.randint(shape.vocab_size, size_, device=device.torch_device)
+
+    def step() -> None:
+        with device.autocast(config.precision):
+            loss = model(tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        if not lean:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    seconds = [timed(step) for _ in range(config.steps)]
+    return {"tokens/s": tokens.numel() / statistics.median(seconds[_WARM_UP:]), "first": seconds[0]}
+
+
+def theirs(shape: GPTConfig) -> Any:
+    import transformers
+
+    return transformers.GPT2Config(
+        vocab_size=shape.vocab_size, n_positions=shape.n_positions, n_embd=shape.n_embd,
+        n_layer=shape.n_layer, n_head=shape.n_head, n_inner=shape.n_inner,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+
+
+def timed(way: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def copy_rate(device: Device, numbers: int) -> float:
+    """Bytes a second that a copy on the device reads and writes, the best of ten."""
+    source = torch.ones(numbers, device=device.torch_device)
+    target = torch.empty_like(source)
+    return 8 * numbers / min(timed(lambda: target.copy_(source)) for _ in range(10))
+
+
+def decoding(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
+    """One row of bfloat16, greedy, after a prompt of 128; the ways take turns."""
+    import transformers
+
+    shape, place = shape_of(name, tiny), device.torch_device
+    torch.set_default_dtype(torch.bfloat16)
+    model = GPT(shape, place).eval()
+    with torch.device(place):
+        other = transformers.GPT2LMHeadModel(theirs(shape)).eval()
+    torch.set_default_dtype(torch.float32)
+    prompt = torch.randint(1, shape.vocab_size, (1, 128), device=place)
+    table = model.position_embedding.weight
+    read = 2 * (model.parameter_count() - table.numel())
+    rate = copy_rate(device, 1_000_000 if tiny else 500_000_000)
+
+    def ours(step: Step, new: int) -> None:
+        list(stream(model, prompt.tolist(), new, [False], Sampling(0.0), step=step))
+
+    def transformers_generate(new: int) -> None:
+        with torch.inference_mode():
+            other.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False
+            )
+
+    ways = {
+        "transformers": transformers_generate,
+        "plain": lambda new: ours(decode_step, new),
+        "minigpt": lambda new: ours(step_for(model), new),
+    }
+    results: Dict[str, Any] = {"copy GB/s": rate / 1e9}
+    for way, go_on in ways.items():
+        go_on(4)
+        few, many = (
+            min(timed(partial(go_on, new)) for _ in range(3)) for new in (_FEW, _FEW + _NEW)
+        )
+        seconds = (many - few) / _NEW
+        results[f"{way} ms/token"] = 1e3 * seconds
+        results[f"{way} of bandwidth"] = read / seconds / rate
+    return results
+
+
+def run(case: str, device: Device, tiny: bool) -> None:
+    """One case in this process; prints its results as JSON."""
+    name, _, kind = case.partition("-")
+    torch.manual_seed(0)
+    if kind == "decode":
+        results = decoding(name, device, tiny)
+    else:
+        way = transformers_step if kind == "transformers" else None
+        results = way(name, device, tiny) if way else trained(name, device, tiny, bool(kind))
+        config = settings_of(name, device, tiny)
+        # What is recomputed is no use and does not count.
+        job = replace(
+            job_of(resolve(config, device), device), shape=shape_of(name, tiny), recompute=False
+        )
+        per_token = flops(job) / (job.batch * job.block)
+        peak = looked_up_peak(device, job.product_bytes)
+        if peak:
+            results["MFU"] = results["tokens/s"] * per_token / peak
+    if device.peak_memory() is not None:
+        results["taken"] = device.peak_memory()
+    print("RESULT " + json.dumps(results))
+
+
+def show(case: str, results: Dict[str, Any]) -> str:
+    cells = []
+    for name, value in results.items():
+        text = size(value) if name in ("planned", "taken") else "%.4g" % value
+        cells.append("%s %s" % (name, f"{value:,.0f}" if name == "tokens/s" else text))
+    return "%-20s %s" % (case, ", ".join(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--here", action="store_true", help="in this process")
+    flags = parser.parse_args()
+    device = find_device(flags.device)
+    cases: List[str] = flags.cases or [name + kind for name in SIZES for kind in KINDS]
+    if flags.here:
+        run(cases[0], device, flags.tiny)
+        return
+    print("%s, PyTorch %s" % (device.gpu_name() or "CPU", torch.__version__), flush=True)
+    words = ["--here", "--device", flags.device, *(["--tiny"] if flags.tiny else [])]
+    for case in cases:
+        began = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.on_gpu", case, *words],
+                capture_output=True, text=True, timeout=flags.seconds,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print("%-20s took longer than %.0f s" % (case, flags.seconds), flush=True)
+            continue
+        found = [x[7:] for x in done.stdout.splitlines() if x.startswith("RESULT ")]
         said = (done.stderr.strip() or done.stdout).splitlines()[-1:] or ["nothing"]
-        print("%s |" % rows[0][3:] if rows else "| %s | failed: %s" % (name, said[0]), flush=True)
+        text = show(case, json.loads(found[0])) if found else "%-20s failed: %s" % (case, said[0])
+        print("%s  (%.0f s in all)" % (text, time.perf_counter() - began), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

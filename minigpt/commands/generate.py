@@ -14,7 +14,7 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.decoding.generate import compiled_step, decode_step, notes, stream
+from minigpt.decoding.generate import notes, step_for, stream
 from minigpt.decoding.sampling import Sampling
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
@@ -72,7 +72,7 @@ def generate_command(config: GenerateConfig) -> None:
     prompt = tokenizer.encode(text) or [tokenizer.eos_id]
     for line in notes(len(prompt), config.max_new_tokens, model.config.n_positions):
         print(f"note: {line}", file=sys.stderr)
-    ended, step = [False] * config.samples, compiled_step() if config.compile else decode_step
+    ended, step = [False] * config.samples, step_for(model, config.compile)
     steps = stream(
         model, [prompt], config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
         config.seed, step,

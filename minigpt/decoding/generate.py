@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minigpt.base.errors import UsageError
 from minigpt.decoding.fast_rows import fast_rows
+from minigpt.decoding.graphs import GraphedStep
 from minigpt.decoding.sampling import Sampling
 from minigpt.devices.device import device_of
 from minigpt.model.cache import KVCache
@@ -39,6 +40,13 @@ def decode_step(
 def compiled_step() -> Step:
     """`decode_step` by torch.compile: half a minute at the first token, then faster on a CPU."""
     return torch.compile(decode_step, dynamic=True)  # or every length would be compiled anew
+
+
+def step_for(model: GPT, compiled: bool = False) -> Step:
+    """The fastest step on the device of `model`, compiled or not."""
+    if device_of(model.token_embedding.weight.device).has_graphs:
+        return GraphedStep()
+    return compiled_step() if compiled else decode_step
 
 
 class Decoder:
@@ -93,7 +101,7 @@ class Decoder:
 
 def stream(
     model: GPT, prompts: Prompts, max_new_tokens: int, ended: List[bool], sampling: Sampling,
-    stop_id: Optional[int] = None, seed: Optional[int] = None, step: Step = decode_step,
+    stop_id: Optional[int] = None, seed: Optional[int] = None, step: Optional[Step] = None,
 ) -> Steps:  # fmt: skip
     """Yields, one after the other, the next token of each row; None for a row that has met
     `stop_id` (which is not yielded itself). Ends when all rows have, or after `max_new_tokens`.
@@ -102,13 +110,14 @@ def stream(
     kept up to date, and the reader may set an entry to end that row. A row gets the tokens it would
     get alone, but for the rounding of its logits. A prompt longer than the model's positions is cut
     at its beginning. The draws come from a generator of its own: the same seed gives the same
-    tokens. `step` computes a token's logits: `decode_step`, or `compiled_step()`.
+    tokens. `step` computes a token's logits; None: `step_for(model)`.
     """
     training = model.training
     model.eval()
     try:
         with fast_rows(model):
-            decoder = Decoder(model, prompts, max_new_tokens, len(ended) // len(prompts), step)
+            samples, step = len(ended) // len(prompts), step or step_for(model)
+            decoder = Decoder(model, prompts, max_new_tokens, samples, step)
             device = decoder.logits.device
             place = device_of(device).generator_device
             generator = torch.Generator(device=place)

@@ -76,6 +76,18 @@ class Device:
             return "torch.compile needs the triton package for a GPU"
         return ""
 
+    @property
+    def compiles_updates(self) -> bool:
+        """Whether the optimizer's step is worth compiling in every run: a GPU would be sent some
+        80 kernels for each weight, and pass over its memory as often.
+        """
+        return self._by_torch_cuda
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether kernels can be recorded once and sent again as a whole (CUDA graphs)."""
+        return self.kind == "cuda" and hasattr(torch.cuda, "CUDAGraph")
+
     def fused_backward_missing(self) -> str:
         """Why the optimizer cannot step inside the backward pass."""
         if self.kind == "moai":

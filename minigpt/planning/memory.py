@@ -28,7 +28,8 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.execution import SLICE, WIDE_SLICE
 
-LOGITS_ALIVE = 1 << 24  # at a time, as in training/fast_loss.py
+LOGITS_ALIVE = {True: 1 << 24, False: 1 << 27}  # on a CPU, a GPU: as in training/fast_loss.py
+_ROW_MULTIPLE = 64  # of the logits, likewise
 _WIDE_COPIES = 7  # float32 copies of a slice of bfloat16 weights while it is stepped
 
 
@@ -226,15 +227,16 @@ def loss_bytes(job: Job) -> int:
     V, C, N = job.shape.vocab_size, job.shape.n_embd, job.tokens
     if job.whole_logits:  # beside the features
         return N * C * 4 + _after_loss(job)
-    head = V * C if job.head_learns else 0
+    head, padded = V * C if job.head_learns else 0, V + -V % _ROW_MULTIPLE
     fixed = 2 * N * C * job.weight_bytes + 4 * head
-    if job.mixed:
-        fixed += (N + V) * C * job.product_bytes
-    piece = min(N, max(1, LOGITS_ALIVE // V)) * V  # numbers in it
+    fixed += N * C * job.product_bytes if job.mixed else 0
+    fixed += padded * C * job.product_bytes if job.mixed or padded > V else 0
+    piece = min(N, max(1, LOGITS_ALIVE[job.on_cpu] // V)) * padded  # numbers in it
     softmax, slope = 8 * piece, 4 * piece  # its exponentials beside it
     if job.product_bytes == 2:
-        # The product of slope and features, which += widens first on a CPU.
-        slope += 2 * piece + 2 * head + (4 * head if job.on_cpu else 0)
+        # The narrow logits; the product of slope and features, which += widens first on a CPU.
+        softmax += 2 * piece
+        slope += 2 * head + (4 * head if job.on_cpu else 0)
     return fixed + max(softmax, slope, 2 * head if job.precision == "bf16" else 0)
 
 

@@ -14,7 +14,11 @@ from minigpt.data.batch import Batch
 from minigpt.devices.device import Device
 from minigpt.model.attention import explicit_attention
 from minigpt.model.gpt import GPT
+from minigpt.training.fast_loss import softmax_and_loss_to_compile
 from minigpt.training.objective import Objective
+
+# Before PyTorch 2.5 every layer was compiled anew, so there the model is compiled as a whole.
+COMPILES_BLOCKS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)
 
 
 def freeze(model: GPT, layers: Optional[int]) -> None:
@@ -34,15 +38,19 @@ def objective_for(
     """
     if not device.fused_attention:
         model.use_attention(explicit_attention)
-    if recompute:
-        for block in model.blocks:  # activation checkpointing (Chen et al. 2016)
+    if compiled and not COMPILES_BLOCKS:
+        vars(model)["features"] = torch.compile(model.features)
+    for block in model.blocks:
+        if compiled and COMPILES_BLOCKS:  # one compilation serves them all
+            vars(block)["forward"] = torch.compile(block.forward)
+        if recompute:  # activation checkpointing (Chen et al. 2016)
             forward = partial(keep_input_only, block.forward, use_reentrant=False)
             vars(block)["forward"] = forward
     objective = Objective(
         model, device.send, device.product_dtype(precision), device.static_shapes, compiled
     )
     if compiled:
-        objective.features = torch.compile(model.features)
+        objective.softmax = torch.compile(softmax_and_loss_to_compile)
     if precision.endswith("-mixed"):
         _compute_in(objective, device, precision)
     return objective

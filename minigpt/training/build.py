@@ -23,7 +23,7 @@ from minigpt.optim.groups import decay_groups
 from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
-from minigpt.training.apply import freeze, objective_for
+from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for
 from minigpt.training.config_file import CONFIG, write_settings
 from minigpt.training.job import job_of
 from minigpt.training.settings import Settings
@@ -126,13 +126,22 @@ def _weights(settings: Settings, device: Device) -> Tuple[GPT, Optional[Adapter]
     start, place = settings.start, device.torch_device
     dtype = weight_dtype(settings.precision)
     if start is None:
-        return GPT(settings.shape).to(place, dtype), None
+        return _fresh(settings, device).to(place), None
     if settings.resumes is not None and settings.lora is not None:
         return load_adapted(start, place, dtype), read_adapter(start)
     model = load_model(start, place, dtype)
     if settings.lora is None:
         return model, None
     return add_lora(model, settings.lora), Adapter.on(start, settings.lora)
+
+
+def _fresh(settings: Settings, device: Device) -> GPT:
+    """Random weights, drawn on the device where it can draw, in the dtype they are kept in."""
+    torch.set_default_dtype(weight_dtype(settings.precision))
+    try:
+        return GPT(settings.shape, device.generator_device)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _peak(settings: Settings, device: Device) -> Optional[float]:
@@ -146,7 +155,7 @@ def _peak(settings: Settings, device: Device) -> Optional[float]:
 
 def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:
     execution = plain if device.static_shapes else in_slices
-    if settings.compile and not device.compiler_missing():
+    if (settings.compile or device.compiles_updates) and not device.compiler_missing():
         execution = compiled
     betas = settings.beta1, settings.beta2
     groups = decay_groups(model, settings.weight_decay, settings.hidden_lr_scale)
@@ -169,7 +178,7 @@ def _compiles(settings: Settings, device: Device) -> bool:
     missing = device.compiler_missing()
     if missing:
         print(f"--compile: {missing}; going on without", flush=True)
-    elif settings.fused_backward:
-        # A compiled backward pass hands out all gradients together, at its end.
+    elif settings.fused_backward and not COMPILES_BLOCKS:
+        # The compiled backward pass of a whole model hands out all gradients together, at its end.
         print("--compile: the optimizer alone, for the sake of --fused-backward", flush=True)
-    return not missing and not settings.fused_backward
+    return not missing and (COMPILES_BLOCKS or not settings.fused_backward)

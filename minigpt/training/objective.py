@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.model.gpt import GPT, Documents
-from minigpt.training.fast_loss import linear_cross_entropy
+from minigpt.training.fast_loss import linear_cross_entropy, softmax_and_loss
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,13 +49,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.send, self.product_dtype = model, send, product_dtype
         self.same_shapes, self.masked = same_shapes, masked or same_shapes
-        self.features = model.features  # or that, compiled
+        self.softmax = softmax_and_loss  # or that, compiled
         self.train(model.training)
 
     def forward(self, batch: Batch) -> Tensor:
         """The summed loss of a batch from the host: 0-d, fp32, on the device."""
         there = batch.map(self.send)
-        x = self.features(there.tokens, there.positions, self._documents(batch))  # (B, T, C)
+        x = self.model.features(there.tokens, there.positions, self._documents(batch))  # (B, T, C)
         if self.same_shapes:
             return cross_entropy_sum(self.model.logits(x), there.targets)
         x, targets = x.view(-1, x.size(-1)), there.targets.view(-1)  # (B * T, C), (B * T,)
@@ -63,7 +63,8 @@ class Objective(nn.Module):
         if learned is not None:
             learned = self.send(learned)
             x, targets = x.index_select(0, learned), targets.index_select(0, learned)
-        return linear_cross_entropy(x, self.model.head_weight, targets, self.product_dtype)
+        head = self.model.head_weight
+        return linear_cross_entropy(x, head, targets, self.product_dtype, self.softmax)
 
     def _documents(self, batch: Batch) -> Optional[Documents]:
         numbers = batch.document_numbers() if self.masked else None

@@ -13,7 +13,10 @@ import torch
 
 from minigpt import load_model
 from minigpt.base.errors import DeviceError
-from minigpt.decoding.generate import generate
+from minigpt.data.batch import IGNORE
+from minigpt.decoding.generate import decode_step, generate, stream
+from minigpt.decoding.graphs import GraphedStep
+from minigpt.decoding.sampling import Sampling
 from minigpt.devices.device import find_device, is_moai
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
@@ -21,7 +24,11 @@ from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, in_slices
 from minigpt.planning.memory import Job, memory
-from minigpt.training.fast_loss import linear_cross_entropy
+from minigpt.training.fast_loss import (
+    linear_cross_entropy,
+    softmax_and_loss,
+    softmax_and_loss_to_compile,
+)
 from tests.helpers.runs import ROOT, corpus, files, records
 from tests.helpers.tuning import base, resumed, run_to_the_end, trainer_of, tuning
 
@@ -100,10 +107,33 @@ def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
 
 
 def test_greedy_text_is_that_of_the_cpu():
+    """Beyond the model's positions too, where what was recorded is recorded anew."""
     model = GPT(SHAPE).eval()
     prompt = list(b"def f(x):")
-    texts = [generate(model.to(place), prompt, 40, 0.0) for place in ("cpu", PLACE)]
+    texts = [generate(model.to(place), prompt, 200, 0.0) for place in ("cpu", PLACE)]
     assert texts[0] == texts[1]
+
+
+def test_recorded_kernels_give_the_text_of_kernels_sent_one_by_one():
+    model, prompts = GPT(SHAPE).eval().to(PLACE), [[1, 2, 3], list(range(30))]
+    recorded, plain = (
+        list(stream(model, prompts, 60, [False] * 6, Sampling(1.0), seed=1, step=step))
+        for step in (GraphedStep(), decode_step)
+    )
+    assert recorded == plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_loss_is_that_of_the_formula(dtype):
+    if find_device(PLACE).compiler_missing():
+        pytest.skip("PyTorch 2.0 and later")
+    product = torch.randn(300, 5056, device=PLACE).to(dtype)
+    targets = torch.randint(5001, (300,), device=PLACE).masked_fill(
+        torch.rand(300, device=PLACE) < 0.3, IGNORE
+    )
+    compiled = torch.compile(softmax_and_loss_to_compile)(product.clone(), targets, 5001)
+    formula = softmax_and_loss(product.clone(), targets, 5001)
+    assert all(close(mine, reference, 1e-5) for mine, reference in zip(compiled, formula))
 
 
 # Training --------------------------------------------------------------------------------------
@@ -118,6 +148,10 @@ WAYS = {
         "precision": "bf16", "recompute": True, "fused_backward": True, "grad_clip": 0.0
     },
     "compiled": {"compile": True, "precision": "bf16-mixed"},
+    "compiled, and all that saves memory": {
+        "precision": "bf16", "recompute": True, "fused_backward": True, "grad_clip": 0.0,
+        "compile": True,
+    },
 }  # fmt: skip
 
 

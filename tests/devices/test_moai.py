@@ -112,7 +112,7 @@ def test_shapes_never_change_and_the_batch_comes_whole(tmp_path, trainer, monkey
         shapes.add((tokens.shape, positions.shape, documents.shape))
         return features(tokens, positions, documents, cache)
 
-    run.objective.features = seen
+    vars(run.model)["features"] = seen
     assert len(run.validation) % 4
     create_run(run)
     run.train()

@@ -195,7 +195,9 @@ def test_a_real_run_takes_what_was_planned(case, tmp_path):
 
 
 def test_sizes_of_pieces_are_those_of_the_code():
-    assert plan.LOGITS_ALIVE == fast_loss.LOGITS_AT_A_TIME
+    assert plan.LOGITS_ALIVE[True] == fast_loss.LOGITS_AT_A_TIME
+    assert plan.LOGITS_ALIVE[False] == fast_loss.LOGITS_ON_A_GPU
+    assert plan._ROW_MULTIPLE == fast_loss._ROW_MULTIPLE
 
 
 def test_counts_are_those_of_real_models():

@@ -62,7 +62,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(trainer):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run.objective.features(batch.tokens)
+            run.model.features(batch.tokens)
         kept[name] = sum(sizes)
     assert kept["again"] < kept["plain"] / 4
 
@@ -85,24 +85,41 @@ def test_a_step_inside_the_backward_pass_is_the_same_step(trainer):
 
 @needs_hook
 def test_gradients_are_not_all_alive_at_once(trainer):
-    run, most = trainer("fused", fused_backward=True), []
-    real = run.optimizer.step_weight
-
-    def counted(weight, group, scale=None):
-        most.append(sum(p.grad.numel() for p in run.model.parameters() if p.grad is not None))
-        real(weight, group, scale)
-
-    run.optimizer.step_weight = counted
-    run_to_the_end(run)
+    run = trainer("fused", fused_backward=True)
     largest = max(p.numel() for p in run.model.parameters())
-    assert max(most) <= 2 * largest < run.model.parameter_count()
+    assert most_alive(run) <= 2 * largest < run.model.parameter_count()
 
 
 @needs_hook
-def test_only_the_optimizer_is_compiled_beside_it(trainer, capsys):
-    """A compiled backward pass would hand out all gradients at once."""
+@pytest.mark.slow
+@pytest.mark.skipif(not setup.COMPILES_BLOCKS, reason="PyTorch 2.5 and later")
+def test_compiled_blocks_hand_out_their_gradients_one_block_at_a_time(trainer):
     run = trainer("fused", fused_backward=True, compile=True)
-    assert run.objective.features == run.model.features
+    block = sum(p.numel() for p in run.model.blocks[0].parameters())
+    assert most_alive(run) <= block + 2 * run.model.token_embedding.weight.numel()
+
+
+def most_alive(run):
+    """The most numbers in gradients at any time of a run."""
+    most, step_weight = [], run.optimizer.step_weight
+
+    def counted(weight, group, scale=None):
+        most.append(sum(p.grad.numel() for p in run.model.parameters() if p.grad is not None))
+        step_weight(weight, group, scale)
+
+    run.optimizer.step_weight = counted
+    run_to_the_end(run)
+    return max(most)
+
+
+@needs_hook
+def test_only_the_optimizer_is_compiled_beside_it_where_blocks_cannot_be(
+    trainer, capsys, monkeypatch
+):
+    """A compiled backward pass of the whole model would hand out all gradients at once."""
+    monkeypatch.setattr(setup, "COMPILES_BLOCKS", False)
+    run = trainer("fused", fused_backward=True, compile=True)
+    assert "features" not in vars(run.model)
     assert run.optimizer.execution is execution.compiled
     assert "--compile: the optimizer alone" in capsys.readouterr().out
     run_to_the_end(run)

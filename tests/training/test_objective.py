@@ -5,12 +5,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from minigpt.data.batch import Batch
+from minigpt.data.batch import IGNORE, Batch
 from minigpt.devices.device import Device, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training import fast_loss, objective
 from minigpt.training.apply import objective_for
-from minigpt.training.fast_loss import linear_cross_entropy
+from minigpt.training.fast_loss import (
+    linear_cross_entropy,
+    softmax_and_loss,
+    softmax_and_loss_to_compile,
+)
+from minigpt.training.objective import cross_entropy_sum
 from tests.helpers.reference import SHAPES, VOCABULARY, assert_close, config_of
 
 
@@ -39,6 +44,23 @@ def test_the_gradient_of_a_bf16_head_is_summed_in_fp32(monkeypatch):
     assert_close(gradients[1], gradients[0], 0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_the_formula_for_a_compiler_is_the_one_in_place(dtype, padding):
+    """The loss, and its gradient by autograd of the plain formula, with zeros in the padding."""
+    V = VOCABULARY
+    product = 5 * torch.randn(40, V + padding).to(dtype)
+    targets = torch.randint(V, (40,)).masked_fill(torch.rand(40) < 0.3, IGNORE)
+    logits = product[:, :V].float().requires_grad_()
+    expected = cross_entropy_sum(logits, targets)
+    (slope,) = torch.autograd.grad(expected, logits)
+    for way in (softmax_and_loss, softmax_and_loss_to_compile):
+        loss, found = way(product.clone(), targets, V)
+        assert found.dtype == dtype and not found[:, V:].any()
+        assert_close(loss, expected)
+        assert_close(found[:, :V].float(), slope, 1e-5 if dtype == torch.float32 else 5e-3)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [("fp32", torch.float32), ("bf16-mixed", torch.bfloat16), ("fp16-mixed", torch.float16)],
@@ -47,7 +69,7 @@ def test_the_head_is_multiplied_in_the_dtype_of_the_precision(precision, dtype, 
     asked = []
     real = linear_cross_entropy
 
-    def recorded(x, weight, targets, kind):
+    def recorded(x, weight, targets, kind, softmax):
         asked.append(kind)
         return real(x, weight, targets, torch.float32)
 

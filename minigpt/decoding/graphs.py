@@ -1,0 +1,94 @@
+"""Decoding on an NVIDIA GPU: the kernels of one token recorded once, and sent again as a whole.
+
+A token needs some 15 kernels a layer. Sent one by one from Python, they take longer to send than
+to run. A recording (CUDA graph) repeats the very same kernels on the very same memory, so what
+changes from token to token is kept in tensors that are overwritten: the token, and its place in
+the cache. Attention looks at the whole cache, under a mask of what is filled.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from minigpt.model.cache import KVCache
+from minigpt.model.gpt import GPT
+
+_WARM_UP = 2  # runs before the recording, in which libraries load and choose their kernels
+
+
+class PlacedCache(KVCache):
+    """A cache for one new token, whose place is a tensor: (1,) int64, the positions filled."""
+
+    def __init__(
+        self, layers: List[Tuple[Tensor, Tensor]], place: Tensor, starts: Optional[Tensor]
+    ) -> None:
+        super().__init__(layers, 0, starts)
+        self.place = place
+        self.all = torch.arange(self.capacity, device=place.device)
+
+    def positions(self, new: int) -> Tensor:
+        """(1,), or (B, 1) where each row counts from its own start."""
+        if self.starts is None:
+            return self.place
+        return (self.place - self.starts.unsqueeze(1)).clamp(min=0)
+
+    def mask(self, new: int) -> Tensor:
+        """True where something is: (1, 1, 1, capacity) or (B, 1, 1, capacity)."""
+        filled = (self.all <= self.place)[None, None, None]
+        return (
+            filled
+            if self.starts is None
+            else filled & (self.all >= self.starts[:, None, None, None])
+        )
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+        """Writes k and v (B, H, 1, D) at the place; returns the whole cache of the layer."""
+        keys, values = self.layers[layer]
+        return keys.index_copy_(2, self.place, k), values.index_copy_(2, self.place, v)
+
+
+class GraphedStep:
+    """A `Step` of generate.py. It records anew when it is given another cache."""
+
+    def __init__(self) -> None:
+        self.recorded: Optional[Tensor] = None  # the first keys of the cache it was recorded on
+
+    def __call__(
+        self, model: GPT, tokens: Tensor, layers: List[Tuple[Tensor, Tensor]], length: int,
+        starts: Optional[Tensor] = None,
+    ) -> Tensor:  # fmt: skip
+        """As `decode_step`. The logits are overwritten by the next call."""
+        if self.recorded is not layers[0][0]:
+            self._record(model, tokens, layers, length, starts)
+        self.tokens.copy_(tokens)
+        self.place.fill_(length)
+        self.graph.replay()
+        return self.logits
+
+    def _record(
+        self, model: GPT, tokens: Tensor, layers: List[Tuple[Tensor, Tensor]], length: int,
+        starts: Optional[Tensor],
+    ) -> None:  # fmt: skip
+        self.tokens, self.recorded = tokens.clone(), layers[0][0]
+        self.place = torch.full((1,), length, device=tokens.device)
+        cache = PlacedCache(layers, self.place, starts)
+        for keys, values in layers:  # what is not filled is masked, but must not be NaN
+            keys[:, :, length:] = 0
+            values[:, :, length:] = 0
+
+        def run() -> Tensor:
+            cache.length = 0
+            return model.logits(model.features(self.tokens, cache=cache)[:, -1])
+
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = run()
