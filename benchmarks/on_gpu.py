@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import torch
 
@@ -39,6 +40,7 @@ from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of
 from minigpt.training.resolve import resolve
+from minigpt.training.trainer import Trainer
 
 _MIXED = {"batch_size": 16, "precision": "bf16-mixed", "steps": 20}
 _LEAN = {
@@ -89,12 +91,19 @@ def trained(name: str, device: Device, tiny: bool, compiled: bool) -> Dict[str, 
         trainer.save = lambda: trainer.run  # type: ignore[method-assign]
         create_run(trainer)
         began = time.perf_counter()
-        trainer.train()
+        with profiled(trainer):
+            trainer.train()
         took = time.perf_counter() - began
         lines = [json.loads(line) for line in (trainer.run / "metrics.jsonl").open()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     first = next((line["warmup_seconds"] for line in lines if "warmup_seconds" in line), took)
     return {"tokens/s": statistics.median(speeds[_WARM_UP:]), "planned": planned, "first": first}
+
+
+@contextmanager
+def profiled(trainer: Trainer) -> Iterator[None]:
+    """To be replaced where a profile is wanted."""
+    yield
 
 
 def transformers_step(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
@@ -177,10 +186,12 @@ def decoding(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False
             )
 
+    recorded, compiled = step_for(model), step_for(model, compiled=True)
     ways = {
         "transformers": transformers_generate,
         "plain": lambda new: ours(decode_step, new),
-        "minigpt": lambda new: ours(step_for(model), new),
+        "minigpt": lambda new: ours(recorded, new),
+        "minigpt --compile": lambda new: ours(compiled, new),
     }
     results: Dict[str, Any] = {"copy GB/s": rate / 1e9}
     for way, go_on in ways.items():

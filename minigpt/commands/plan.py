@@ -69,7 +69,7 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device
     room = peaks.parse_memory(config.memory) if config.memory is not None else None
     if config.device == "auto" and room is not None:
         unnamed = peaks.Accelerator("one that is not named", room, 0.0, 0.0)
-        return job_of(resolve(config, None), None), unnamed, None
+        return job_of(resolve(config, None, room=room), None), unnamed, None
     local = None
     if config.device in DEVICES:
         local = find_device(config.device)
@@ -77,7 +77,10 @@ def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device
         accelerator = peaks.here(local, job.product_bytes)
     else:
         accelerator = peaks.find_accelerator(config.device)
-        job = _on_moai(config) if accelerator.flavor else job_of(resolve(config, None), None)
+        room_there = accelerator.memory if room is None else room
+        job = job_of(resolve(config, None, room=room_there), None)
+        if accelerator.flavor:
+            job = _on_moai(config)
     return job, accelerator if room is None else replace(accelerator, memory=room), local
 
 

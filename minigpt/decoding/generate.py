@@ -45,7 +45,7 @@ def compiled_step() -> Step:
 def step_for(model: GPT, compiled: bool = False) -> Step:
     """The fastest step on the device of `model`, compiled or not."""
     if device_of(model.token_embedding.weight.device).has_graphs:
-        return GraphedStep()
+        return GraphedStep(compiled)
     return compiled_step() if compiled else decode_step
 
 

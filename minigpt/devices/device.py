@@ -56,7 +56,8 @@ class Device:
         return self.kind == "moai"
 
     @property
-    def _by_torch_cuda(self) -> bool:
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU of NVIDIA's or AMD's, driven by torch.cuda."""
         return self.kind in ("cuda", "rocm")
 
     # What it can do
@@ -72,16 +73,9 @@ class Device:
             return f"PyTorch {torch.__version__} has no torch.compile (2.0 and later have)"
         if self.kind in ("moai", "mps"):
             return f"torch.compile is not known to work on {self}"
-        if self._by_torch_cuda and importlib.util.find_spec("triton") is None:
+        if self.is_gpu and importlib.util.find_spec("triton") is None:
             return "torch.compile needs the triton package for a GPU"
         return ""
-
-    @property
-    def compiles_updates(self) -> bool:
-        """Whether the optimizer's step is worth compiling in every run: a GPU would be sent some
-        80 kernels for each weight, and pass over its memory as often.
-        """
-        return self._by_torch_cuda
 
     @property
     def has_graphs(self) -> bool:
@@ -141,7 +135,7 @@ class Device:
 
     def send(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device, without waiting for what the device has to do."""
-        if self._by_torch_cuda:  # only from page-locked memory does the host not wait
+        if self.is_gpu:  # only from page-locked memory does the host not wait
             tensor = tensor.pin_memory()
         return tensor.to(self.torch_device, non_blocking=True)
 
@@ -154,7 +148,7 @@ class Device:
 
     def free_memory(self) -> Optional[int]:
         """Bytes that a run may take now. None where nothing tells, as on MoAI: to ask allocates."""
-        if self._by_torch_cuda:
+        if self.is_gpu:
             return int(_USABLE * torch.cuda.mem_get_info()[0])
         if self.kind == "moai":
             return None
@@ -163,39 +157,39 @@ class Device:
 
     def peak_memory(self) -> Optional[int]:
         """The most bytes that tensors have taken so far; None where PyTorch does not count them."""
-        return int(torch.cuda.max_memory_allocated()) if self._by_torch_cuda else None
+        return int(torch.cuda.max_memory_allocated()) if self.is_gpu else None
 
     def gpu_name(self) -> str:
         """What the maker calls it; empty where PyTorch cannot say."""
-        return str(torch.cuda.get_device_name()) if self._by_torch_cuda else ""
+        return str(torch.cuda.get_device_name()) if self.is_gpu else ""
 
     # Random numbers
 
     @property
     def generator_device(self) -> torch.device:
         """Where a generator of one's own draws: on the host where the device has none."""
-        own = self._by_torch_cuda or self.kind == "cpu"
+        own = self.is_gpu or self.kind == "cpu"
         return self.torch_device if own else torch.device("cpu")
 
     def be_deterministic(self) -> None:
         """From now on, only kernels that repeat themselves to the last bit; an error where there is
         none. To be called before the first matrix product.
         """
-        if self._by_torch_cuda:
+        if self.is_gpu:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
     def rng_state(self) -> Dict[str, Tensor]:
         """The states of the random generators that training draws from (dropout)."""
         states = {"cpu": torch.get_rng_state()}
-        if self._by_torch_cuda:
+        if self.is_gpu:
             states["cuda"] = torch.cuda.get_rng_state()
         return states
 
     def set_rng_state(self, states: Dict[str, Tensor]) -> None:
         """Puts back what `rng_state` gave; a device that was not there then keeps its own."""
         torch.set_rng_state(states["cpu"])
-        if self._by_torch_cuda and "cuda" in states:
+        if self.is_gpu and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])
 
 

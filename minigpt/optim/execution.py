@@ -36,8 +36,8 @@ SLICE = 256 * 1024
 WIDE_SLICE = 16 * 1024 * 1024
 # Below this, checking that a compiled function fits its arguments costs more than it saves.
 _WORTH_COMPILING = 64 * 1024
-# PyTorch 2.1 compiles the bfloat16 step wrongly; 2.13 is the first version seen to do it right.
-_COMPILES_BF16 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+# PyTorch 2.1 compiles the bfloat16 step wrongly; the first versions seen to do it right.
+_COMPILES_BF16 = {"cpu": (2, 13), "cuda": (2, 11)}
 
 
 def in_slices(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor]) -> None:
@@ -56,12 +56,20 @@ def plain(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor
 
 def compiled(step: Step, tensors: Tensors, scalars: Scalars, scale: Optional[Tensor]) -> None:
     """By torch.compile (PyTorch 2.0 and later); small weights `in_slices`."""
-    wrong = tensors[0].dtype == torch.bfloat16 and not _COMPILES_BF16
-    if wrong or tensors[0].numel() < _WORTH_COMPILING:
+    weight = tensors[0]
+    right = compiles(weight.dtype, weight.device.type)
+    if not right or weight.numel() < _WORTH_COMPILING:
         return in_slices(step, tensors, scalars, scale)
     # Numbers would be compiled in, and PyTorch 2.13 was seen to reuse that for other numbers.
     inputs = _as_tensors(scalars.constant + scalars.changing)
     return _compile(step)(*_flat(tensors), *inputs, scale)
+
+
+@lru_cache(maxsize=None)
+def compiles(dtype: torch.dtype, place: str) -> bool:
+    """Whether PyTorch compiles the step for weights of `dtype` on `place` (cpu, cuda) rightly."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    return dtype != torch.bfloat16 or version >= _COMPILES_BF16.get(place, (2, 13))
 
 
 @lru_cache(maxsize=None)

@@ -48,6 +48,7 @@ class Job:
     freeze_layers: Optional[int] = None
     explicit: bool = False  # attention as a formula, which keeps the (T, T) weights
     whole_logits: bool = False  # the loss is the plain formula, as on MoAI
+    compiled_update: bool = False  # AdamW's step, which then makes no copies
     on_cpu: bool = False  # there, dropout keeps its mask in full width, and updates go by slices
 
     @property
@@ -263,6 +264,8 @@ def _update(job: Job) -> int:
     """What AdamW computes with: two copies of a weight, on the CPU of a slice of it. Of bfloat16
     weights always of a slice, which is wider, and more copies.
     """
+    if job.compiled_update:
+        return 0
     shape, narrow = job.shape, job.precision == "bf16"
     at_once = shape.n_embd * max(shape.vocab_size if job.head_learns else 0, shape.inner)
     if job.on_cpu or narrow:

@@ -25,7 +25,7 @@ from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for
 from minigpt.training.config_file import CONFIG, write_settings
-from minigpt.training.job import job_of
+from minigpt.training.job import compiles_update, job_of
 from minigpt.training.settings import Settings
 from minigpt.training.trainer import Trainer
 
@@ -155,7 +155,7 @@ def _peak(settings: Settings, device: Device) -> Optional[float]:
 
 def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:
     execution = plain if device.static_shapes else in_slices
-    if (settings.compile or device.compiles_updates) and not device.compiler_missing():
+    if compiles_update(settings, device):
         execution = compiled
     betas = settings.beta1, settings.beta2
     groups = decay_groups(model, settings.weight_decay, settings.hidden_lr_scale)

@@ -7,6 +7,7 @@ from typing import List, NamedTuple, Optional, Set, Tuple
 
 from minigpt.base.text import size
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
+from minigpt.optim.execution import compiles
 from minigpt.planning import peaks
 from minigpt.planning.fit import FUSED, LORA, Advice, nearest_fit, step_seconds
 from minigpt.planning.memory import Job, memory
@@ -41,11 +42,22 @@ def job_of(settings: Settings, device: Optional[Device]) -> Job:
         s.lora, s.freeze_layers,
     )  # fmt: skip
     if device is None:
-        return job
+        return replace(job, compiled_update=True)
     if device.static_shapes:
         recompute = bool(s.moai_activation_recomputation)
         job = replace(job, recompute=recompute, whole_logits=True)
-    return replace(job, explicit=not device.fused_attention, on_cpu=device.on_cpu)
+    return replace(
+        job, explicit=not device.fused_attention, on_cpu=device.on_cpu,
+        compiled_update=compiles_update(settings, device),
+    )  # fmt: skip
+
+
+def compiles_update(settings: Settings, device: Device) -> bool:
+    """Whether the optimizer's step is compiled: on a GPU in every run, since it would be sent some
+    80 kernels for each weight, and pass over its memory as often.
+    """
+    wanted = (settings.compile or device.is_gpu) and not device.compiler_missing()
+    return wanted and compiles(weight_dtype(settings.precision), device.torch_device.type)
 
 
 def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict:

@@ -2,12 +2,13 @@
 
     flags and config.toml  ->  TrainConfig  ->  resolve  ->  Settings
 
-No weights are read and nothing is asked of the device: of a checkpoint, config.json and
-template.json are opened.
+No weights are read: of a checkpoint, config.json and template.json are opened, and a device is
+asked for its free memory.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -26,7 +27,10 @@ from minigpt.devices.device import Device
 from minigpt.model import zoo
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.zoo import Recipe
+from minigpt.planning.fit import largest_rows
+from minigpt.planning.memory import Job
 from minigpt.training.config import TrainConfig, check_block
+from minigpt.training.job import job_of
 from minigpt.training.settings import Settings
 
 FINE_TUNING = Recipe(
@@ -36,16 +40,18 @@ FINE_TUNING = Recipe(
 LORA_TUNING = replace(FINE_TUNING, lr=2e-4, min_lr=2e-5, weight_decay=0.01)
 
 _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32
+_BUSY = 16 * 1024  # tokens at a time from which a GPU gains nothing by more
 _STEP_TOKENS = 2**31
 _FIFTHS = ("eval_every", "sample_every", "save_every")  # of the run, where they are left open
 _VOCABULARIES: Dict[Union[str, Path], int] = {"bytes": 257, "gpt2": 50257}
 
 
 def resolve(
-    config: TrainConfig, device: Optional[Device], data: Optional[Opened] = None
-) -> Settings:
-    """The run that `config` asks for on `device` (None: one that is not here). UsageError,
-    DeviceError or CheckpointError for what cannot be.
+    config: TrainConfig, device: Optional[Device], data: Optional[Opened] = None,
+    room: Optional[int] = None,
+) -> Settings:  # fmt: skip
+    """The run that `config` asks for on `device` (None: one that is not here, with `room` bytes).
+    UsageError, DeviceError or CheckpointError for what cannot be.
 
     Once `data` are open, resolve again: only then --epochs can be counted in steps, which until
     then are the recipe's.
@@ -57,7 +63,11 @@ def resolve(
     values = _values(config, start, data)
     _check_sizes(values, start.shape)
     values["micro_batch_size"] = _micro_batch(config, values, start.shape, device)
-    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+    settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
+    if config.micro_batch_size is None and (device is None or device.is_gpu):
+        room = device.free_memory() if device is not None else room
+        return _rows_for_a_gpu(settings, job_of(settings, device), room)
+    return settings
 
 
 def _values(config: TrainConfig, start: Start, data: Optional[Opened]) -> Dict[str, Any]:
@@ -123,6 +133,17 @@ def _micro_batch(
 def default_rows(batch_size: int, block_size: int, vocab_size: int) -> int:
     """The micro-batch where none is given: as large as keeps its logits (fp32) under 1 GB."""
     return min(max(1, _LOGITS // (block_size * vocab_size)), batch_size)
+
+
+def _rows_for_a_gpu(settings: Settings, job: Job, room: Optional[int]) -> Settings:
+    """As many rows at a time as keep a GPU busy, as far as `room` bytes hold them."""
+    if job.whole_batch:
+        return settings
+    most = max(1, _BUSY // settings.block_size)
+    if room is not None:
+        most = max(1, min(most, largest_rows(job, room)))
+    parts = math.ceil(settings.batch_size / most)
+    return replace(settings, micro_batch_size=math.ceil(settings.batch_size / parts))
 
 
 def _run_directory(config: TrainConfig) -> Path:

@@ -17,12 +17,12 @@ from minigpt.data.batch import IGNORE
 from minigpt.decoding.generate import decode_step, generate, stream
 from minigpt.decoding.graphs import GraphedStep
 from minigpt.decoding.sampling import Sampling
-from minigpt.devices.device import find_device, is_moai
+from minigpt.devices.device import find_device, is_moai, weight_dtype
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.execution import compiled, in_slices
+from minigpt.optim.execution import compiled, compiles, in_slices
 from minigpt.planning.memory import Job, memory
 from minigpt.training.fast_loss import (
     linear_cross_entropy,
@@ -114,11 +114,14 @@ def test_greedy_text_is_that_of_the_cpu():
     assert texts[0] == texts[1]
 
 
-def test_recorded_kernels_give_the_text_of_kernels_sent_one_by_one():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_kernels_give_the_text_of_kernels_sent_one_by_one(compiled):
+    if compiled and find_device(PLACE).compiler_missing():
+        pytest.skip("PyTorch 2.0 and later")
     model, prompts = GPT(SHAPE).eval().to(PLACE), [[1, 2, 3], list(range(30))]
     recorded, plain = (
         list(stream(model, prompts, 60, [False] * 6, Sampling(1.0), seed=1, step=step))
-        for step in (GraphedStep(), decode_step)
+        for step in (GraphedStep(compiled), decode_step)
     )
     assert recorded == plain
 
@@ -240,7 +243,12 @@ MEMORY = {
 @pytest.mark.parametrize("case", MEMORY)
 def test_a_run_takes_what_was_planned(case, tmp_path):
     shape, rows, batch, changes = MEMORY[case]
-    job = Job(shape, rows, batch, shape.n_positions, explicit=not HAS_FUSED, **changes)
+    dtype = weight_dtype(changes.get("precision", "fp32"))
+    no_copies = compiles(dtype, PLACE) and not find_device(PLACE).compiler_missing()
+    job = Job(
+        shape, rows, batch, shape.n_positions, explicit=not HAS_FUSED, compiled_update=no_copies,
+        **changes,
+    )  # fmt: skip
     settings = {name: value for name, value in changes.items() if name != "lora"}
     if job.lora:
         settings["lora_rank"] = job.lora.rank
