@@ -106,7 +106,7 @@ def _one_block(
 def _compiled_block() -> Callable[..., Tensor]:
     # With this option products of one row become loops that read as fast as the memory gives.
     options: Dict[str, Any] = {"coordinate_descent_tuning": True}
-    compiled: Callable[..., Tensor] = torch.compile(_one_block, options=options)
+    compiled: Callable[..., Tensor] = torch.compile(_one_block, dynamic=True, options=options)
     return compiled
 
 

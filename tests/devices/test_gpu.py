@@ -107,10 +107,9 @@ def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
 
 
 def test_greedy_text_is_that_of_the_cpu():
-    """Beyond the model's positions too, where what was recorded is recorded anew."""
     model = GPT(SHAPE).eval()
     prompt = list(b"def f(x):")
-    texts = [generate(model.to(place), prompt, 200, 0.0) for place in ("cpu", PLACE)]
+    texts = [generate(model.to(place), prompt, 40, 0.0) for place in ("cpu", PLACE)]
     assert texts[0] == texts[1]
 
 
@@ -118,11 +117,14 @@ def test_greedy_text_is_that_of_the_cpu():
 def test_recorded_kernels_give_the_text_of_kernels_sent_one_by_one(compiled):
     if compiled and find_device(PLACE).compiler_missing():
         pytest.skip("PyTorch 2.0 and later")
+    """Beyond the model's positions too, where what was recorded is recorded anew."""
     model, prompts = GPT(SHAPE).eval().to(PLACE), [[1, 2, 3], list(range(30))]
     recorded, plain = (
-        list(stream(model, prompts, 60, [False] * 6, Sampling(1.0), seed=1, step=step))
+        list(stream(model, prompts, 150, [False] * 6, Sampling(1.0), seed=1, step=step))
         for step in (GraphedStep(compiled), decode_step)
     )
+    same = sum(mine == theirs for mine, theirs in zip(recorded, plain))
+    print("the same until token %d of %d" % (same, len(plain)))
     assert recorded == plain
 
 
@@ -136,7 +138,8 @@ def test_the_compiled_loss_is_that_of_the_formula(dtype):
     )
     compiled = torch.compile(softmax_and_loss_to_compile)(product.clone(), targets, 5001)
     formula = softmax_and_loss(product.clone(), targets, 5001)
-    assert all(close(mine, reference, 1e-5) for mine, reference in zip(compiled, formula))
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    assert all(close(mine, reference, tolerance) for mine, reference in zip(compiled, formula))
 
 
 # Training --------------------------------------------------------------------------------------
