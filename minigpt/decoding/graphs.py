@@ -73,17 +73,18 @@ class GraphedStep:
             for keys, values in layers:  # what is not filled is masked, but must not be NaN
                 keys[:, :, length:] = 0
                 values[:, :, length:] = 0
+            self.cache = PlacedCache(layers, self.place, starts)  # the recording reads its tensors
             with _blocks(model, self.block):
-                self._record(model, PlacedCache(layers, self.place, starts))
+                self._record(model)
         self.tokens.copy_(tokens)
         self.place.fill_(length)
         self.graph.replay()
         return self.logits
 
-    def _record(self, model: GPT, cache: PlacedCache) -> None:
+    def _record(self, model: GPT) -> None:
         def run() -> Tensor:
-            cache.length = 0
-            return model.logits(model.features(self.tokens, cache=cache)[:, -1])
+            self.cache.length = 0
+            return model.logits(model.features(self.tokens, cache=self.cache)[:, -1])
 
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())

@@ -5,7 +5,7 @@ recomputation, compilation, precision. (An adapter has been put on before: model
 from __future__ import annotations
 
 from functools import partial
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 from torch.utils.checkpoint import checkpoint as keep_input_only
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as keep_input_only
 from minigpt.data.batch import Batch
 from minigpt.devices.device import Device
 from minigpt.model.attention import explicit_attention
+from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT
 from minigpt.training.fast_loss import softmax_and_loss_to_compile
 from minigpt.training.objective import Objective
@@ -42,7 +43,7 @@ def objective_for(
         vars(model)["features"] = torch.compile(model.features)
     for block in model.blocks:
         if compiled and COMPILES_BLOCKS:  # one compilation serves them all
-            vars(block)["forward"] = torch.compile(block.forward)
+            vars(block)["forward"] = _compiled(block.forward)
         if recompute:  # activation checkpointing (Chen et al. 2016)
             forward = partial(keep_input_only, block.forward, use_reentrant=False)
             vars(block)["forward"] = forward
@@ -54,6 +55,19 @@ def objective_for(
     if precision.endswith("-mixed"):
         _compute_in(objective, device, precision)
     return objective
+
+
+def _compiled(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A block's forward pass, compiled but for decoding, where each layer has its own cache."""
+    compiled = torch.compile(forward)
+
+    def either(
+        x: torch.Tensor, mask: Optional[torch.Tensor] = None, cache: Optional[KVCache] = None,
+        layer: int = 0,
+    ) -> torch.Tensor:  # fmt: skip
+        return compiled(x, mask) if cache is None else forward(x, mask, cache, layer)
+
+    return either
 
 
 def _compute_in(objective: Objective, device: Device, precision: str) -> None:

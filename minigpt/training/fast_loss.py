@@ -97,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += piece
             if grad_x is not None:
                 grad_x[rows] = slope @ cast_weight
-                _add_product(grad_weight, slope[:, :V].t(), cast_x[rows])
+                _add_product(grad_weight, slope.t(), cast_x[rows])
             del product, slope  # before the next ones are made
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
@@ -113,13 +113,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Optional[Tensor], a: Tensor, b: Tensor) -> None:
-    """Adds a @ b to `total`, which is wider than they are in mixed precision."""
+    """Adds a @ b, but for the padding, to `total`, which is wider in mixed precision."""
     if total is None:
         return
+    V = total.size(0)
     if a.dtype == total.dtype:  # inside the product: one pass over (V, C) less
-        total.addmm_(a, b)
+        total.addmm_(a[:V], b)
     else:
-        total += a @ b
+        total += (a @ b)[:V]
 
 
 def rows_at_a_time(V: int, on_cpu: bool) -> int:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from minigpt.data.batch import IGNORE, Batch
+from minigpt.decoding.generate import generate
 from minigpt.devices.device import Device, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training import fast_loss, objective
-from minigpt.training.apply import objective_for
+from minigpt.training.apply import COMPILES_BLOCKS, objective_for
 from minigpt.training.fast_loss import (
     linear_cross_entropy,
     softmax_and_loss,
@@ -80,3 +81,13 @@ def test_the_head_is_multiplied_in_the_dtype_of_the_precision(precision, dtype, 
     model = GPT(config_of(SHAPES["8 a head, odd inner"]))
     objective_for(model, find_device("cpu"), precision)(batch)
     assert asked == [dtype]
+
+
+@pytest.mark.skipif(not COMPILES_BLOCKS, reason="PyTorch 2.5 and later")
+def test_a_model_that_is_compiled_for_training_decodes_without_the_compiler(monkeypatch):
+    """Every layer's cache and every length would be compiled anew."""
+    model = GPT(config_of(SHAPES["8 a head, odd inner"])).eval()
+    plain = generate(model, [1, 2, 3], 5, 0.0)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: None)
+    objective_for(model, find_device("cpu"), compiled=True)
+    assert generate(model, [1, 2, 3], 5, 0.0) == plain
