@@ -16,7 +16,7 @@ import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.json_files import parse_object
-from minigpt.data.long_pieces import merge, parts
+from minigpt.data.long_pieces import merge, pieces
 from minigpt.data.vocabulary import find_gpt2
 
 MARKER = "bytes_tokenizer.json"
@@ -103,13 +103,12 @@ class GPT2Tokenizer(Tokenizer):
     def encode_array(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        found = [np.zeros(0, dtype=self._dtype)]
-        for part, long in parts(text):
-            with no_panic("a text of %d characters that begins with %.40a" % (len(part), part)):
+        ids: List[int] = []
+        for piece, long in pieces(text):
+            with no_panic("a text of %d characters that begins with %.40a" % (len(piece), piece)):
                 ordinary = self._encoding.encode_ordinary
-                ids = merge(part.encode(), self._ranks) if long else ordinary(part)
-            found.append(np.array(ids, dtype=self._dtype))
-        return np.concatenate(found)
+                ids += merge(piece.encode(), self._ranks) if long else ordinary(piece)
+        return np.array(ids, dtype=self._dtype)
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")

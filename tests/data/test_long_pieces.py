@@ -6,7 +6,7 @@ import time
 import pytest
 
 from minigpt.data import long_pieces
-from minigpt.data.long_pieces import LONG, merge, parts
+from minigpt.data.long_pieces import LONG, merge, pieces
 from minigpt.data.tokenizer import load_tokenizer
 
 GPT2 = load_tokenizer("gpt2")
@@ -75,8 +75,6 @@ def test_any_mixture_of_long_and_short(monkeypatch):
     """Cut at 16, so that most of a short text is long pieces."""
     monkeypatch.setattr(long_pieces, "LONG", 16)
     monkeypatch.setattr(long_pieces, "_HALF", 8)
-    pattern = long_pieces._RUN.pattern.replace(str(LONG), "16")
-    monkeypatch.setattr(long_pieces, "_RUN", long_pieces.re.compile(pattern))
     pattern = long_pieces._HALF_RUN.pattern.replace(str(LONG // 2), "8")
     monkeypatch.setattr(long_pieces, "_HALF_RUN", long_pieces.re.compile(pattern))
     draw, kinds = random.Random(1), [" ", "\n", " \n\u3000", "ab", "sdmtlvre", "12", "=", "'", "_ "]
@@ -87,8 +85,8 @@ def test_any_mixture_of_long_and_short(monkeypatch):
             for _ in range(draw.randint(1, 8))
         )
         assert GPT2.encode(text) == expected(text), ascii(text)
-        assert "".join(part for part, _ in parts(text)) == text
-        longest += any(long for _, long in parts(text))
+        assert "".join(piece for piece, _ in pieces(text)) == text
+        longest += any(long for _, long in pieces(text))
     assert longest > 2000
 
 
@@ -129,4 +127,4 @@ def test_merging_takes_the_lowest_rank_first_and_from_the_left():
 
 @pytest.mark.parametrize("text", ["", "a", "a b\n", " " * (LONG - 1)])
 def test_a_text_without_any_is_left_whole(text):
-    assert list(parts(text)) == ([(text, False)] if text else [])
+    assert list(pieces(text)) == ([(text, False)] if text else [])
