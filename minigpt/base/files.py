@@ -1,4 +1,4 @@
-"""Writing so that a crash at any moment leaves the old state or the new one, never a half.
+"""JSON that is read without trust, and writing so that a crash leaves the old state or the new.
 
 What is written goes to a temporary sibling first, is pushed to the disk (fsync), and takes its name
 by one rename. The sibling has a name of its own, so that two processes do not write into one, and
@@ -15,11 +15,10 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple, Type, Union
 
-from minigpt.base.errors import DataError, StorageError, storage_error
-from minigpt.base.json_files import read_object
-from minigpt.base.places import ANOTHER_OUT, require_free
+from minigpt.base.errors import DataError, MinigptError, StorageError, UsageError, storage_error
+from minigpt.base.text import size
 
 try:
     import fcntl
@@ -29,6 +28,84 @@ except ImportError:  # Windows, where what a killed process left stays
 MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+ANOTHER_OUT = "name another with --out, or remove it"
+_BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
+
+
+def read_object(path: Path, error: Type[MinigptError] = DataError, fix: str = "") -> Dict[str, Any]:
+    """The JSON object in a file; an `error`, and `fix` is what mends it, when there is none or
+    reading it would take for ever.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # opening a pipe would wait for ever
+        with path.open("rb") as file:
+            return parse_object(file.read(_BYTES + 1))
+    except FileNotFoundError:
+        raise error(f"{path} is missing", fix) from None
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise error(f"{path} cannot be read: {why}", fix) from None
+
+
+def parse_object(text: Union[str, bytes]) -> Dict[str, Any]:
+    """The JSON object in a text; ValueError when there is none."""
+    if len(text) > _BYTES:
+        raise ValueError(f"it has more than {size(_BYTES)}")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None) -> None:
+    """UsageError unless a command may make the directory `out`: nothing is there yet, or an empty
+    directory; and it is not in `source`, which is being read. `fix` is for a place that is taken.
+    """
+    try:
+        unfit = _unfit(out, source)
+        taken = os.path.lexists(str(out)) and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise storage_error(error, out) from error
+    if unfit:
+        raise UsageError(f"{out} {unfit}", "name another directory with --out")
+    if taken:
+        raise UsageError(f"{out} exists and is not an empty directory", fix)
+
+
+def _unfit(out: Path, source: Optional[Path]) -> str:
+    """Why no directory should be made there, whether one is there or not."""
+    place, here = Path(os.path.realpath(str(out))), Path(os.path.realpath(os.getcwd()))
+    if source is not None and source.is_dir():
+        read = Path(os.path.realpath(str(source)))
+        if read in (place, *place.parents):
+            return "is what is to be read" if read == place else f"lies in the source, {source}"
+    if out.name in ("", "..") or place in (here, *here.parents):
+        return "is the directory you are in, or one above it"
+    if out.is_symlink():
+        return "is a link"
+    above = next(parent for parent in place.parents if parent.exists())
+    return "" if above.is_dir() else f"lies in {above}, which is a file"
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """StorageError when fewer than `needed` bytes are free where `directory` is or will be."""
+    place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(str(place)).free
+    if free < needed:
+        what = f"{place} has {size(free)} free and {size(needed)} are needed"
+        raise StorageError(what, "free some space or name another folder with --out")
 
 
 def fsync(path: Path) -> None:

@@ -12,8 +12,7 @@ from typing import Any, Callable, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import MANIFEST, atomic_directory, write_json
-from minigpt.base.json_files import read_object
+from minigpt.base.files import MANIFEST, atomic_directory, read_object, write_json
 from minigpt.checkpoint.safetensors import FileRecord
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer

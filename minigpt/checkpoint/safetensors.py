@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import write_json
-from minigpt.base.places import require_space
+from minigpt.base.files import require_space, write_json
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {

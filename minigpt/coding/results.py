@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from minigpt.base.errors import DataError, UsageError, storage_error
-from minigpt.base.files import fsync, write_json
-from minigpt.base.json_files import parse_object, read_object
+from minigpt.base.files import fsync, parse_object, read_object, write_json
 
 _ELSEWHERE = "name another file with --out"
 

@@ -11,7 +11,7 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import CheckpointError, UsageError
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.model_files import DTYPES
 from minigpt.commands.cli import parse

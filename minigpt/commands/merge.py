@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.base.errors import UsageError
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.manifest import write_checkpoint

@@ -11,7 +11,7 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError, at_least
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.checkpoint.run_files import tokenizer_source
 from minigpt.data.corpus import HELD_OUT, find_source
 from minigpt.data.prepare import SHARD_TOKENS, make, record_work, text_work

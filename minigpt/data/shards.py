@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import numpy as np
 
 from minigpt.base.errors import DataError
-from minigpt.base.json_files import read_object
+from minigpt.base.files import read_object
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"

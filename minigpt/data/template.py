@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 from minigpt.base.errors import CheckpointError, UsageError
-from minigpt.base.files import write_json
-from minigpt.base.json_files import read_object
+from minigpt.base.files import read_object, write_json
 from minigpt.base.text import nearest
 from minigpt.data.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
-from minigpt.base.json_files import parse_object
+from minigpt.base.files import parse_object
 from minigpt.data.long_pieces import merge, pieces
 from minigpt.data.vocabulary import find_gpt2
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import size
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model

@@ -23,8 +23,7 @@ from typing import Any, Callable, List, Optional
 from urllib.error import HTTPError, URLError
 
 from minigpt.base.errors import CheckpointError, storage_error
-from minigpt.base.files import fsync
-from minigpt.base.places import require_space
+from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import hexdigest
 from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.hf.source import WEIGHT_FILES, shard_names

@@ -16,8 +16,7 @@ from typing import Any, Dict, List, Optional
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, write_json
-from minigpt.base.places import require_free
+from minigpt.base.files import atomic_directory, require_free, write_json
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve

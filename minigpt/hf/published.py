@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from minigpt.base.errors import CheckpointError, UsageError
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest, size
 from minigpt.checkpoint.run_files import resolve
 from minigpt.hf.convert import convert

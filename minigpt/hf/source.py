@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.json_files import read_object
+from minigpt.base.files import read_object
 from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
 from minigpt.hf.torch_pickle import open_torch_file
 

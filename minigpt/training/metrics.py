@@ -17,8 +17,7 @@ from typing import Any, Dict, List, Optional
 from tqdm import tqdm
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import write_text
-from minigpt.base.json_files import parse_object
+from minigpt.base.files import parse_object, write_text
 from minigpt.base.text import duration
 from minigpt.data.batch import Batch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Union
 
 from minigpt.base.errors import UsageError
-from minigpt.base.places import require_free
+from minigpt.base.files import require_free
 from minigpt.base.text import nearest
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import read_config as read_shape

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.base.errors import MinigptError, StorageError, UsageError
-from minigpt.base.files import atomic_directory, write_text
-from minigpt.base.places import require_space
+from minigpt.base.files import atomic_directory, require_space, write_text
 
 
 def test_an_error_leaves_the_old_directory_and_no_trace_of_the_new(tmp_path):

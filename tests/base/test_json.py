@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from minigpt.base.errors import CheckpointError, MinigptError
-from minigpt.base.files import write_json
-from minigpt.base.json_files import parse_object, read_object
+from minigpt.base.files import parse_object, read_object, write_json
 from minigpt.data.template import load_template
 
 

@@ -33,7 +33,7 @@ SMALL = [
 def corpus(directory):
     """A few real source files of this project as training data."""
     directory.mkdir(exist_ok=True)
-    for name in ("base/errors", "base/text", "base/files", "base/places", "commands/cli"):
+    for name in ("base/errors", "base/text", "base/files", "commands/cli"):
         source = ROOT / "minigpt" / (name + ".py")
         (directory / source.name).write_text(source.read_text())
     return directory
