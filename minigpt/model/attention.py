@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.model.cache import KVCache
-from minigpt.model.masks import causal_mask
+from minigpt.model.cache import KVCache, causal_mask
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")
 

@@ -1,18 +1,44 @@
-"""What attention has computed of the past, kept for the tokens to come (inference only).
+"""What attention has computed of the past, kept for the tokens to come (inference only), and which
+positions a query may look at: bool masks, True where it may.
 
 Letters: B rows, T new positions, S positions looked at (cached + new), H heads, D width of a head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from minigpt.model.masks import causal_mask, padded_mask
+
+def causal_mask(new: int, seen: int, device: torch.device) -> Tensor:
+    """(T, S): query i stands at position S - T + i and looks at itself and at what came before."""
+    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """The causal mask inside each document of packed rows: documents (B, T) int64, which number
+    the document of each position, -> (B, 1, T, T).
+    """
+    T = documents.size(1)
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T)
+    return (same & causal_mask(T, T, documents.device)).unsqueeze(1)
+
+
+def padded_mask(new: int, seen: int, starts: Tensor) -> Tensor:
+    """The causal mask of rows that begin at `starts` (B,), after padding: (B, 1, T, S).
+
+    Padding may look at padding, because a query that looks at nothing has no softmax.
+    """
+    places = torch.arange(seen, device=starts.device)
+    real = places >= starts.unsqueeze(1)  # (B, S)
+    visible = real.unsqueeze(1) | ~real[:, seen - new :].unsqueeze(2)  # (B, T, S)
+    return (visible & causal_mask(new, seen, starts.device)).unsqueeze(1)
+
+
+@dataclass(eq=False)
 class KVCache:
     """Keys and values of the positions already seen, so that each new token costs one position
     and not all.
@@ -22,18 +48,13 @@ class KVCache:
     Rows of different lengths end together: row b begins at `starts[b]`, after padding.
     """
 
-    def __init__(
-        self, layers: List[Tuple[Tensor, Tensor]], length: int = 0, starts: Optional[Tensor] = None
-    ) -> None:
-        self.layers = layers  # per layer: keys and values, each (B, H, capacity, D)
-        self.length = length
-        self.starts = starts  # (B,) int64; None: all rows begin at 0
+    layers: List[Tuple[Tensor, Tensor]]  # per layer: keys and values, each (B, H, capacity, D)
+    length: int = 0
+    starts: Optional[Tensor] = None  # (B,) int64; None: all rows begin at 0
 
     @classmethod
     def empty(cls, n_layer: int, shape: Tuple[int, int, int, int], like: Tensor) -> KVCache:
-        """A cache of `shape` (B, H, capacity, D) per layer, of the dtype and on the device of
-        `like`.
-        """
+        """A cache of `shape` (B, H, capacity, D) a layer, with the dtype and device of `like`."""
         return cls([(like.new_empty(shape), like.new_empty(shape)) for _ in range(n_layer)])
 
     @property
@@ -69,9 +90,10 @@ class KVCache:
 
     def repeat(self, samples: int) -> KVCache:
         """The same past for `samples` futures: one prefill, then B * samples rows."""
-        layers = [
-            (k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0))
-            for k, v in self.layers
-        ]
-        starts = None if self.starts is None else self.starts.repeat_interleave(samples, 0)
+
+        def repeated(rows: Tensor) -> Tensor:
+            return rows.repeat_interleave(samples, 0)
+
+        layers = [(repeated(k), repeated(v)) for k, v in self.layers]
+        starts = None if self.starts is None else repeated(self.starts)
         return KVCache(layers, self.length, starts)

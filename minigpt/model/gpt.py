@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from minigpt.base.errors import UsageError
 from minigpt.model.attention import Attend, Attention, Lengths
-from minigpt.model.cache import KVCache
-from minigpt.model.masks import document_mask
+from minigpt.model.cache import KVCache, document_mask
 
 # Two functions with one name in the literature. They differ by 5e-4, which is enough to spoil a
 # converted model, so a config always says which one is meant. OpenAI's GPT-2 has the tanh form,

@@ -1,5 +1,4 @@
-"""The published shapes, by name: what each model looks like, where its weights are, how it was
-trained.
+"""The published shapes, by name: how each model looks, where its weights are, how it was trained.
 
 Sources. Cerebras-GPT: Dey et al. 2023 and the training configurations published with it, which
 correct the paper's and the model cards' tables in places (2.7B has 32 heads of 80, not 20 of 128;
@@ -63,13 +62,7 @@ _CEREBRAS: Dict[str, Tuple[int, int, int, float, str, int, int, int, float]] = {
     # Trained at batch 720 to step 57,000, then at 1080 from a step counter reset to 38,000.
     "13b": (5120, 40, 40, 1.2e-4, "cosine", 169, 116223, 1080, 1e-9),
 }
-_CEREBRAS_MUP = {
-    "111m": "111_muP/checkpoint_9037",
-    "256m": "256_muP/checkpoint_9468",
-    "590m": "590_muP/checkpoint_21836",
-    "1.3b": "1.3B_muP/checkpoint_24334",
-    "2.7b": "2.7B_muP/checkpoint_49041",
-}
+_CEREBRAS_MUP = ("111m", "256m", "590m", "1.3b", "2.7b")
 
 # name: (repo, n_embd, n_layer, n_head, lr, batch)
 _GPT2: Dict[str, Tuple[str, int, int, int, float, int]] = {
@@ -111,27 +104,23 @@ def _cerebras_mup(name: str) -> ZooEntry:
         hidden_init_std=0.08 * width_scale**0.5,
     )
     recipe = replace(entry.recipe, lr=6e-3, min_lr=6e-4, hidden_lr_scale=width_scale)
-    subfolder = f"CerebrasGPT-{_CEREBRAS_MUP[name]}"
+    label = name.upper().rstrip("M")
+    subfolder = f"CerebrasGPT-{label}_muP/checkpoint_{recipe.steps}"
     return ZooEntry(config, recipe, "cerebras/Cerebras-GPT-Intermediate", subfolder)
 
 
 def _gpt2(name: str) -> ZooEntry:
     repo, n_embd, n_layer, n_head, lr, batch = _GPT2[name]
     config = GPTConfig(50257, 1024, n_layer, n_head, n_embd, activation="gelu_tanh", dropout=0.1)
-    tokens_per_step = batch * 1024
-    recipe = Recipe(
-        lr, lr / 10, 375_000_000 // tokens_per_step, 300_000_000_000 // tokens_per_step, batch, 1024
-    )
-    return ZooEntry(config, recipe, repo)
+    warmup, steps = (tokens // (batch * 1024) for tokens in (375_000_000, 300_000_000_000))
+    return ZooEntry(config, Recipe(lr, lr / 10, warmup, steps, batch, 1024), repo)
 
 
 def _small(name: str) -> ZooEntry:
     n_embd, n_layer, n_head, lr, steps, batch, block, tokenizer = _SMALL[name]
+    config = GPTConfig(257 if tokenizer == "bytes" else 50257, block, n_layer, n_head, n_embd)
     # So narrow, weights of 0.02 would need thousands of steps only to grow.
-    vocabulary = 257 if tokenizer == "bytes" else 50257
-    config = GPTConfig(
-        vocabulary, block, n_layer, n_head, n_embd, init_std=0.1, hidden_init_std=0.05
-    )
+    config = replace(config, init_std=0.1, hidden_init_std=0.05)
     return ZooEntry(config, Recipe(lr, lr / 20, 100, steps, batch, block), tokenizer=tokenizer)
 
 

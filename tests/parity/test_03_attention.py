@@ -10,8 +10,7 @@ from minigpt.model.attention import (
     explicit_attention,
     fused_attention,
 )
-from minigpt.model.cache import KVCache
-from minigpt.model.masks import causal_mask, document_mask
+from minigpt.model.cache import KVCache, causal_mask, document_mask
 from tests.helpers.reference import assert_close, every_shape, pair
 
 FORMS = [explicit_attention] + ([fused_attention] if HAS_FUSED else [])
