@@ -7,6 +7,9 @@ exception is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import errno
+from typing import Iterable, Optional
+
+from minigpt.base.text import nearest
 
 
 class MinigptError(Exception):
@@ -25,12 +28,22 @@ class UsageError(MinigptError):
     exit_code = 2
 
 
+def flag(name: str) -> str:
+    """batch_size -> --batch-size"""
+    return "--" + name.replace("_", "-")
+
+
 def at_least(least: int, **flags: int) -> None:
     """UsageError for the first of the `flags` whose value is less."""
     for name, value in flags.items():
         if value < least:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} is {value}", f"it must be at least {least}")
+            raise UsageError(f"{flag(name)} is {value}", f"it must be at least {least}")
+
+
+def require_known(name: str, value: Optional[str], known: Iterable[str]) -> None:
+    """UsageError when the flag `name` has a value that is none of `known`."""
+    if value is not None and value not in known:
+        raise UsageError(f"{flag(name)} is {value!r}", nearest(value, known))
 
 
 class DataError(MinigptError):

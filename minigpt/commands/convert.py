@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Optional
 
+import torch
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.base.errors import CheckpointError, UsageError, require_known
 from minigpt.base.files import require_free
-from minigpt.base.text import nearest
-from minigpt.checkpoint.model_files import DTYPES
+from minigpt.checkpoint.model_files import DTYPES, load_model
 from minigpt.commands.cli import parse
-from minigpt.commands.verify import NOT_EQUAL, verify
+from minigpt.data.tokenizer import VOCAB, Tokenizer, load_tokenizer
+from minigpt.decoding.generate import generate
 from minigpt.hf import published
 from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.export import export
 from minigpt.hf.vocabulary import BESIDE, CHOICES
+from minigpt.model.gpt import GPT
+from minigpt.training.config import left_open
+from minigpt.training.objective import cross_entropy_sum
 
-_HIDDEN = tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: found by its usual name)")
-_OUT = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: checkpoints/NAME)")
-_TO_HF = tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the other direction)")
-
+NOT_EQUAL = "NOT EQUAL"
+_PROSE = (
+    "The quick brown fox jumps over the lazy dog. Once upon a time there was a small village by"
+    " the sea, where everybody knew everybody else and nothing ever happened."
+)
 # What a conversion back does not do.
 _ONLY_IN = ("dtype", "weights", "tokenizer", "revision", "verify")
 
@@ -35,15 +42,15 @@ class ConvertConfig:
 
     source: Annotated[str, tyro.conf.Positional] = ""
     """A directory in Hugging Face's layout, or a published model's name to download first."""
-    out: Annotated[Optional[str], _OUT] = None
+    out: Annotated[Optional[str], left_open("DIR", "checkpoints/NAME")] = None
     """The directory to write."""
-    to_hf: Annotated[Optional[str], _TO_HF] = None
+    to_hf: Annotated[Optional[str], left_open("DIR", "the other direction")] = None
     """A checkpoint of ours to turn into a directory that transformers opens."""
     dtype: str = "keep"
     """keep, fp32, bf16 or fp16."""
     shard_size: str = "5GB"
     """Weights go to several files of at most this size."""
-    weights: Annotated[Optional[str], _HIDDEN] = None
+    weights: Annotated[Optional[str], left_open("FILE", "found by its usual name")] = None
     """The weight file in SOURCE, when it has an unusual name."""
     tokenizer: str = BESIDE
     """The vocabulary: the one beside the weights, gpt2 for GPT-2's own, or none."""
@@ -57,10 +64,8 @@ class ConvertConfig:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
-        if self.tokenizer not in CHOICES:
-            raise UsageError(f"--tokenizer is {self.tokenizer!r}", nearest(self.tokenizer, CHOICES))
+        require_known("dtype", self.dtype, DTYPES)
+        require_known("tokenizer", self.tokenizer, CHOICES)
         self.shard_bytes = parse_size(self.shard_size)
 
 
@@ -114,9 +119,50 @@ def _convert(config: ConvertConfig) -> None:
         )
     print("\n".join(lines))
     if config.verify:
-        found = verify(out, directory)
+        found = _verify(out, directory)
         print("\n".join(found))
         if any(NOT_EQUAL in line for line in found):
             raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
-    generate = f"python -m minigpt generate --checkpoint {out}"
-    print(f"next     python train.py --init {out}, or: {generate}")
+    print(
+        f"next     python train.py --init {out},"
+        f" or: python -m minigpt generate --checkpoint {out}"
+    )
+
+
+@torch.no_grad()
+def _verify(checkpoint: Path, source: Path) -> List[str]:
+    """How the model does on English prose, and how far its logits are from transformers'."""
+    model = load_model(checkpoint, dtype=torch.float32)
+    tokens = torch.arange(min(32, model.config.n_positions)).unsqueeze(0) % model.config.vocab_size
+    lines = ["verify   there is no vocabulary, so no prompt to try"]
+    if (checkpoint / VOCAB).exists():
+        tokenizer = load_tokenizer(checkpoint)
+        tokens = torch.tensor([tokenizer.encode(_PROSE)[: model.config.n_positions]])
+        lines = _spoken(model, tokenizer, tokens)
+    return [*lines, _compared(model, source, tokens)]
+
+
+def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]:
+    ids = tokens[0].tolist()
+    loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
+    text = tokenizer.decode(generate(model, ids[:8], 12, temperature=0))
+    return [
+        f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for"
+        f" a trained model, {math.log(model.config.vocab_size):.1f} is guessing)",
+        f"verify   {tokenizer.decode(ids[:8])!r} goes on: {text!r}",
+    ]
+
+
+def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError:
+        return "verify   transformers is not installed, so nothing to compare with"
+    try:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
+    except Exception as error:
+        return f"verify   transformers does not open {source}: {error}"
+    expected = theirs.eval()(tokens).logits
+    difference = (model(tokens) - expected).abs().max().item() / expected.abs().max().item()
+    verdict = "equal" if difference <= 1e-5 else NOT_EQUAL  # nan is not
+    return f"verify   logits against transformers': {verdict} ({difference:.1e} of the largest)"

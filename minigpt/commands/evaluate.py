@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DeviceError, UsageError, at_least
+from minigpt.base.errors import DeviceError, UsageError, at_least, require_known
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
@@ -20,7 +20,7 @@ from minigpt.coding.results import Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
-from minigpt.data.template import Template, find_template, load_template
+from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.decoding.generate import stream
 from minigpt.decoding.sampling import Sampling
@@ -28,7 +28,7 @@ from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
-from minigpt.training.config import check_block, left_open, require_known
+from minigpt.training.config import check_block, left_open
 from minigpt.training.validation import validate
 
 # What every completion and verdict depends on, beside the checkpoint and the problems.
@@ -86,14 +86,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
-        at_least(1, batch_size=self.batch_size)
+        counts = {"samples": self.samples, "max_new_tokens": self.max_new_tokens}
+        at_least(1, **counts, batch_size=self.batch_size)
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
-        if self.template is not None:
-            find_template(self.template)
+        require_known("template", self.template, TEMPLATES)
         if self.samples > 1 and self.temperature == 0:
             raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
         self.sampling = Sampling(self.temperature)

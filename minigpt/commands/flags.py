@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Set, Type, TypeVar
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import UsageError, flag
 from minigpt.commands.cli import parse
-from minigpt.training.config import TrainConfig, flag
+from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, flag_words, read_values
 
 Config = TypeVar("Config", bound=TrainConfig)

@@ -14,29 +14,23 @@ from itertools import chain, groupby
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
-import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError, at_least
-from minigpt.base.text import nearest, visible
+from minigpt.base.errors import UsageError, at_least, require_known
+from minigpt.base.text import visible
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import load_tokenizer, resolve
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.shuffle import shuffled
-from minigpt.data.template import Template, find_template, load_template
+from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.training.config import check_block
+from minigpt.training.config import check_block, left_open
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
 _COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
 _END = b"<|endoftext|>"  # what stands for the EOS, which has no text
-_WHEN = ("auto", "always", "never")
 _BLOCK = 1024  # that of fine-tuning
-
-
-def _unset(metavar: str, default: str) -> object:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass
@@ -45,13 +39,13 @@ class InspectConfig:
 
     data: str = "stdlib-functions"
     """What to learn from, as for training."""
-    checkpoint: Annotated[Optional[str], _unset("DIR", "none")] = None
+    checkpoint: Annotated[Optional[str], left_open("DIR", "none")] = None
     """A checkpoint or run, for its tokenizer, template and longest row."""
-    tokenizer: Annotated[Optional[str], _unset("NAME", "gpt2")] = None
+    tokenizer: Annotated[Optional[str], left_open("NAME", "gpt2")] = None
     """bytes or gpt2, without a checkpoint."""
-    template: Annotated[Optional[str], _unset("NAME", "the checkpoint's, or instruct")] = None
+    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
     """How records become text: instruct or moai."""
-    block_size: Annotated[Optional[int], _unset("INT", "1024, or the checkpoint's")] = None
+    block_size: Annotated[Optional[int], left_open("INT", "1024, or the checkpoint's")] = None
     """Tokens per row."""
     batch_size: int = 4
     """How many rows to print."""
@@ -61,7 +55,7 @@ class InspectConfig:
     """That of the run: it decides which rows come first."""
     packing: bool = True
     """Put several records into a row."""
-    record_keys: Annotated[Optional[str], _unset("A,B", "recognised")] = None
+    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
     """The names of instruction and answer in the records."""
     strict: bool = False
     """Stop at the first unusable record."""
@@ -72,12 +66,10 @@ class InspectConfig:
         if self.batch_size < 1 or (self.block_size is not None and self.block_size < 1):
             raise UsageError("--batch-size and --block-size count something", "use 1 or more")
         at_least(0, skip=self.skip)
-        if self.colour not in _WHEN:
-            raise UsageError(f"--colour is {self.colour!r}", nearest(self.colour, _WHEN))
+        require_known("colour", self.colour, ("auto", "always", "never"))
+        require_known("template", self.template, TEMPLATES)
         if self.checkpoint is not None and self.tokenizer is not None:
             raise UsageError("--checkpoint brings its own tokenizer", "leave out --tokenizer")
-        if self.template is not None:
-            find_template(self.template)
 
 
 def inspect_command(config: InspectConfig) -> None:
@@ -98,7 +90,7 @@ def inspect_command(config: InspectConfig) -> None:
 
 
 def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
-    template = find_template(config.template or "instruct")
+    template = TEMPLATES[config.template or "instruct"]
     if config.checkpoint is None:
         return load_tokenizer(config.tokenizer or "gpt2"), template, config.block_size or _BLOCK
     directory = resolve(config.checkpoint)

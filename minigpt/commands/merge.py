@@ -6,9 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import UsageError, require_known
 from minigpt.base.files import require_free
-from minigpt.base.text import nearest
 from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES, open_weights, read_config, write_model
@@ -29,8 +28,7 @@ class MergeConfig:
     """Of the weights: keep (the base's), fp32, bf16 or fp16."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype is {self.dtype!r}", nearest(self.dtype, DTYPES))
+        require_known("dtype", self.dtype, DTYPES)
 
 
 def merge_command(config: MergeConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -12,15 +12,12 @@ from typing_extensions import Annotated
 
 from minigpt.base.errors import UsageError, at_least
 from minigpt.base.files import require_free
-from minigpt.checkpoint.run_files import tokenizer_source
+from minigpt.checkpoint.run_files import load_tokenizer
 from minigpt.data.corpus import HELD_OUT, find_source
 from minigpt.data.prepare import SHARD_TOKENS, make, record_work, text_work
 from minigpt.data.records import LeftOut, holds_records, parse_keys, require_file
 from minigpt.data.template import find_template
-from minigpt.data.tokenizer import load_tokenizer
-
-_TEMPLATE = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: instruct)")
-_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: recognised)")
+from minigpt.training.config import left_open
 
 
 @dataclass
@@ -33,9 +30,9 @@ class PrepareConfig:
     """The directory to make."""
     tokenizer: str = "gpt2"
     """bytes, gpt2, or a checkpoint directory whose tokenizer to use."""
-    template: Annotated[Optional[str], _TEMPLATE] = None
+    template: Annotated[Optional[str], left_open("NAME", "instruct")] = None
     """How records become text: instruct or moai."""
-    record_keys: Annotated[Optional[str], _KEYS] = None
+    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
     """The names of instruction and answer in the records, as for training."""
     strict: bool = False
     """Stop at the first unusable record instead of leaving it out."""
@@ -55,7 +52,7 @@ class PrepareConfig:
 
 def prepare_command(config: PrepareConfig) -> None:
     """Prepares and says what was made."""
-    out = prepare(replace(config, tokenizer=str(tokenizer_source(config.tokenizer))))
+    out = prepare(config)
     print(f"{out} is ready; train on it with: python train.py --data {out}")
 
 
@@ -73,8 +70,7 @@ def prepare(config: PrepareConfig) -> Path:
         template = find_template(config.template or "instruct")
         work = record_work(name, keys, template, tokenizer, config.validation, left_out)
     else:
-        source = find_source(name, config.validation)
-        tokenizer = load_tokenizer(config.tokenizer)
+        source, tokenizer = find_source(name, config.validation), load_tokenizer(config.tokenizer)
         work = text_work(source, tokenizer)
     make(work, tokenizer, out, config.workers, config.shard_tokens)
     for line in left_out.lines():

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
-from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.base.errors import CheckpointError, require_known
 from minigpt.base.files import read_object, write_json
-from minigpt.base.text import nearest
 from minigpt.data.tokenizer import Tokenizer
 
 FILE = "template.json"
@@ -77,8 +76,7 @@ TEMPLATES = {
 
 def find_template(name: str) -> Template:
     """The template called `name`; UsageError with the nearest name otherwise."""
-    if name not in TEMPLATES:
-        raise UsageError(f"--template is {name!r}", nearest(name, TEMPLATES))
+    require_known("template", name, TEMPLATES)
     return TEMPLATES[name]
 
 

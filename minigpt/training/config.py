@@ -11,9 +11,8 @@ from typing import Any, Callable, Iterable, Mapping, Optional
 import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import DeviceError, UsageError
-from minigpt.base.text import nearest
-from minigpt.data.template import find_template
+from minigpt.base.errors import DeviceError, UsageError, flag, require_known
+from minigpt.data.template import TEMPLATES
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
@@ -177,8 +176,7 @@ class TrainConfig:
         self._require(("beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and below 1")
         require_known("precision", self.precision, PRECISIONS)
         require_known("schedule", self.schedule, SCHEDULES)
-        if self.template is not None:
-            find_template(self.template)
+        require_known("template", self.template, TEMPLATES)
         self.lora()
 
     def check_together(self) -> None:
@@ -243,19 +241,8 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} is {value}", f"it must be {what}")
 
 
-def require_known(name: str, value: Optional[str], known: Iterable[str]) -> None:
-    """UsageError when the flag `name` has a value that is none of `known`."""
-    if value is not None and value not in known:
-        raise UsageError(f"{flag(name)} is {value!r}", nearest(value, known))
-
-
 def check_block(block_size: int, n_positions: int) -> None:
     """UsageError when a row of `block_size` tokens has more than there are positions."""
     if block_size > n_positions:
         what = f"--block-size {block_size} is more than the model's {n_positions} positions"
         raise UsageError(what, f"use --block-size {n_positions}")
-
-
-def flag(name: str) -> str:
-    """batch_size -> --batch-size"""
-    return "--" + name.replace("_", "-")

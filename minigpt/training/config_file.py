@@ -12,10 +12,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Set, Type
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import UsageError, flag
 from minigpt.base.files import write_text
 from minigpt.base.text import nearest
-from minigpt.training.config import TrainConfig, flag
+from minigpt.training.config import TrainConfig
 from minigpt.training.settings import Settings
 
 if sys.version_info >= (3, 11):

@@ -296,7 +296,7 @@ def test_a_conversion_that_computes_something_else_is_an_error(tmp_path, theirs,
         model.final_norm.weight.data[0] += 1.0
         return model
 
-    monkeypatch.setattr("minigpt.commands.verify.load_model", spoilt)
+    monkeypatch.setattr("minigpt.commands.convert.load_model", spoilt)
     with pytest.raises(CheckpointError, match="computes something else; do not use it"):
         convert_command([str(source), "--out", str(tmp_path / "out"), "--verify"])
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.base.errors import flag
 from minigpt.devices.device import Device
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
@@ -21,7 +22,7 @@ from minigpt.planning.fit import (
     with_rows,
 )
 from minigpt.planning.memory import memory
-from minigpt.training.config import TrainConfig, flag
+from minigpt.training.config import TrainConfig
 from tests.planning.test_memory import B13, FULL, GB, jobs
 
 
