@@ -8,8 +8,8 @@ import time
 
 from minigpt.data.loader import Loader
 from minigpt.data.prepare import prepared
+from minigpt.data.shards import TokenDataset
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.data.windows import TokenDataset
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find

@@ -124,8 +124,7 @@ def _convert(config: ConvertConfig) -> None:
         if any(NOT_EQUAL in line for line in found):
             raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
     print(
-        f"next     python train.py --init {out},"
-        f" or: python -m minigpt generate --checkpoint {out}"
+        f"next     python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
     )
 
 

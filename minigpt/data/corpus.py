@@ -30,10 +30,7 @@ LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
 SUFFIXES = (".py", ".txt", ".jsonl")
 TEXT_KEYS = ("text", "content")  # what makes a line of .jsonl plain text
 
-_SOURCES = "name a file, a directory or stdlib, or, to train on, stdlib-functions"
-_OR_RECORDS = "name another, or a file of records: .jsonl, .json or .parquet"
-_PIECE = 1 << 20  # characters read at a time
-_LONGEST = 16 << 20  # a piece never grows beyond this
+_PIECE, _LONGEST = 1 << 20, 16 << 20  # characters: a piece is cut from the one on, at the other
 # The library's tests, other people's packages, and pydoc's topics, a 700 kB text in a string.
 _NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
 
@@ -117,20 +114,18 @@ def validation_documents(name: str, limit: int) -> List[bytes]:
         if piece.split == VALIDATION and total < limit:
             documents[-1] += piece.text.encode("utf-8", "replace")
             total += piece.size
-            if piece.ends_document:
-                documents.append(b"")
+            documents += [b""] * piece.ends_document
     return documents if documents[-1] else documents[:-1]
 
 
 def _files(root: Path) -> List[Path]:
     if not root.exists():
-        raise DataError(f"there is no {root}", _SOURCES)
-    if root.is_dir():
-        files, what = list(_walk(root)), "has no"
-    else:
-        files, what = [root] if root.suffix in SUFFIXES else [], "is no"
+        fix = "name a file, a directory or stdlib, or, to train on, stdlib-functions"
+        raise DataError(f"there is no {root}", fix)
+    files = [path for path in (_walk(root) if root.is_dir() else [root]) if path.suffix in SUFFIXES]
     if not files:
-        raise DataError(f"{root} {what} {', '.join(SUFFIXES)} file", _OR_RECORDS)
+        what = f"{root} {'has' if root.is_dir() else 'is'} no {', '.join(SUFFIXES)} file"
+        raise DataError(what, "name another, or a file of records: .jsonl, .json or .parquet")
     return files
 
 
@@ -138,10 +133,7 @@ def _walk(root: Path, skip: Collection[str] = ()) -> Iterator[Path]:
     skip = {"__pycache__", *skip}
     for directory, names, files in os.walk(str(root)):
         names[:] = sorted(n for n in names if n not in skip and not n.startswith("."))
-        for name in sorted(files):
-            path = Path(directory) / name
-            if path.suffix in SUFFIXES and path.is_file():
-                yield path
+        yield from filter(Path.is_file, (Path(directory) / name for name in sorted(files)))
 
 
 def draw(key: str) -> float:
@@ -205,25 +197,17 @@ def _line_start(text: str, place: int) -> int:
 
 def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
     """(text, whether it is the last) of a file, cut where tokens cannot reach across."""
-    text = ""
+    lines, length = [""], 0
     with _open(path) as file:
-        for block in iter(partial(file.read, _PIECE), ""):
-            text += block
-            place = _last_cut(text)
-            if place:
-                yield text[:place], False
-                text = text[place:]
-    yield text, True
-
-
-def _last_cut(text: str) -> int:
-    """Where a long text is cut, near its end; 0 when it is to grow first."""
-    if len(text) < _PIECE:
-        return 0
-    places = [match.start() for match in _CUT.finditer(text, len(text) - _PIECE // 16)]
-    if places:
-        return places[-1]
-    return len(text) if len(text) >= _LONGEST else 0
+        for line in iter(partial(file.readline, _PIECE), ""):
+            before = lines[-1][-2:]
+            can_cut = length >= _PIECE and _CUT.match(before + line[0], len(before))
+            if can_cut or length >= _LONGEST:
+                yield "".join(lines), False
+                lines, length = [], 0
+            lines.append(line)
+            length += len(line)
+    yield "".join(lines), True
 
 
 @contextmanager

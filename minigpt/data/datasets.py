@@ -12,10 +12,9 @@ from minigpt.data.loader import Dataset
 from minigpt.data.packing import Example, RecordDataset, fit
 from minigpt.data.prepare import prepared
 from minigpt.data.records import LeftOut, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import PREPARE, RECORDS, Encoded, open_records, read_dataset
+from minigpt.data.shards import PREPARE, RECORDS, Encoded, TokenDataset, open_records, read_dataset
 from minigpt.data.template import Template, find_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.data.windows import TokenDataset
 
 Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 

