@@ -37,8 +37,7 @@ def duration(seconds: float) -> str:
 
 def visible(line: str) -> str:
     """A line in which what would move the cursor or change the colours is spelled out instead."""
-    return "".join(c if c.isprintable() or c == "\t" else _spelled(c) for c in line)
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape", "replace").decode("ascii")
+    return "".join(
+        c if c.isprintable() or c == "\t" else c.encode("unicode_escape", "replace").decode()
+        for c in line
+    )

@@ -15,7 +15,7 @@ from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.coding import humaneval
-from minigpt.coding.humaneval import Complete, Problem
+from minigpt.coding.humaneval import Problem
 from minigpt.coding.results import Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
@@ -86,8 +86,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        counts = {"samples": self.samples, "max_new_tokens": self.max_new_tokens}
-        at_least(1, **counts, batch_size=self.batch_size)
+        counts = ("samples", "max_new_tokens", "batch_size")
+        at_least(1, **{name: getattr(self, name) for name in counts})
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
@@ -158,7 +158,7 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
 
 def completer(
     model: GPT, tokenizer: Tokenizer, template: Optional[Template], config: EvaluateConfig
-) -> Complete:
+) -> humaneval.Complete:
     """How the model completes problems: as a text, or as a template's instruction."""
     stops = humaneval.STOPS if template is None else template.stop
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Set, Type, TypeVar
+from typing import Any, Dict, List, Type, TypeVar
 
 from minigpt.base.errors import UsageError, flag
 from minigpt.commands.cli import parse
@@ -23,15 +23,11 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
     files.add_argument("--config", nargs="?")
     files.add_argument("--resume", nargs="?")
     source, _ = files.parse_known_args(arguments)
-    if source.resume:
-        path = Path(source.resume) / CONFIG
-        if not path.is_file():
-            what = f"{source.resume} is no run: it has no {CONFIG}"
-            raise UsageError(what, "name a run directory")
-    elif source.config:
-        path = Path(source.config)
-    else:
+    if not source.resume and not source.config:
         return parse(kind, prog, arguments)
+    path = Path(source.resume) / CONFIG if source.resume else Path(source.config)
+    if source.resume and not path.is_file():
+        raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", "name a run directory")
     values = read_values(path, kind)
     config = _parse_both(kind, prog, path, values, arguments)
     if source.resume:
@@ -43,27 +39,21 @@ def _parse_both(
     kind: Type[Config], prog: str, path: Path, values: Dict[str, Any], arguments: List[str]
 ) -> Config:
     said = {word.partition("=")[0].replace("_", "-") for word in arguments}
-    in_file = {name: value for name, value in values.items() if not _overruled(name, said)}
+    others = {"steps": "epochs", "epochs": "steps"}  # the same in other words
+    in_file = {
+        name: value
+        for name, value in values.items()
+        if said.isdisjoint(flag(one) for one in (name, "no_" + name, others.get(name, name)))
+    }
     try:
         config = parse(kind, prog, [*flag_words(in_file, kind), *arguments])
     except UsageError as error:
         raise _of_file(error, path, in_file) from None
-    peak: Any = values.get("lr")
-    last: Any = in_file.get("min_lr")
-    if flag("lr") in said and config.lr and _above_0(peak) and _above_0(last):
-        return replace(config, min_lr=config.lr * last / peak)  # in the file's ratio
+    rates: List[Any] = [values.get("lr"), in_file.get("min_lr")]
+    known = all(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+    if flag("lr") in said and config.lr and known:
+        return replace(config, min_lr=config.lr * rates[1] / rates[0])  # in the file's ratio
     return config
-
-
-def _above_0(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value > 0
-
-
-def _overruled(name: str, said: Set[str]) -> bool:
-    """Whether a setting of the file is said anew, be it in other words."""
-    others = {"steps": "epochs", "epochs": "steps"}
-    names = (name, "no_" + name, others.get(name, name))
-    return any(flag(one) in said for one in names)
 
 
 def _of_file(error: UsageError, path: Path, in_file: Dict[str, Any]) -> UsageError:

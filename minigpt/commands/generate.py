@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Iterable, List, Optional, Tuple
+from typing import Optional, Tuple
 
 from typing_extensions import Annotated
 
@@ -78,11 +79,15 @@ def generate_command(config: GenerateConfig) -> None:
         config.seed, step,
     )  # fmt: skip
     rows = pieces(steps, ended, stop, tokenizer)
-    if config.samples == 1:
-        _print_as_it_comes(shown, rows)
+    if config.samples > 1:
+        for number, row in enumerate(zip(*rows), 1):
+            print(f"--- sample {number} of {config.samples}\n{shown}{''.join(row)}")
         return
-    for number, row in enumerate(zip(*rows), 1):
-        print(f"--- sample {number} of {config.samples}\n{shown}{''.join(row)}")
+    try:  # each piece of the one text at once; the line ends however that ends
+        for piece in chain([shown], chain.from_iterable(rows)):
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)
 
 
 def tuned_template(directory: Path) -> Template:
@@ -92,13 +97,3 @@ def tuned_template(directory: Path) -> Template:
         what = f"{directory} was not tuned on instructions"
         raise UsageError(what, "leave out --instruct, or tune it")
     return template
-
-
-def _print_as_it_comes(prompt: str, rows: Iterable[List[str]]) -> None:
-    """Each piece of the one text at once; the line ends however that ends."""
-    print(prompt, end="", flush=True)
-    try:
-        for (piece,) in rows:
-            print(piece, end="", flush=True)
-    finally:
-        print(flush=True)
