@@ -170,10 +170,8 @@ def _text_of(line: str, where: str) -> str:
     for key in TEXT_KEYS:
         if isinstance(record.get(key), str):
             return str(record[key])
-    raise DataError(
-        f"{where} has no text: its keys are {', '.join(sorted(record)) or 'none'}",
-        'write {"text": "..."}, or train on this file of records alone',
-    )
+    what = f"{where} has no text: its keys are {', '.join(sorted(record)) or 'none'}"
+    raise DataError(what, 'write {"text": "..."}, or train on this file of records alone')
 
 
 def _head_and_tail(path: Path, validation: float) -> Iterator[Piece]:

@@ -31,18 +31,12 @@ class Opened:
 
 
 def open_datasets(
-    name: str,
-    tokenizer: Tokenizer,
-    block_size: int,
-    template: Union[str, Template] = "instruct",
-    packing: bool = True,
-    record_keys: Optional[str] = None,
-    strict: bool = False,
+    name: str, tokenizer: Tokenizer, block_size: int, template: Union[str, Template] = "instruct",
+    packing: bool = True, record_keys: Optional[str] = None, strict: bool = False,
     origin: Union[str, Path, None] = None,
-) -> Opened:
+) -> Opened:  # fmt: skip
     """The datasets of --data `name`; DataError or UsageError when there is nothing to learn, or
-    when they were prepared with another tokenizer than `tokenizer`, whose name for `prepare` is
-    `origin`.
+    when they were prepared with another tokenizer than `tokenizer`, which is that of `origin`.
     """
     keys = parse_keys(record_keys)
     content = None if keys else read_dataset(Path(name), RECORDS)
@@ -97,14 +91,9 @@ def _rendered(directory: Path, content: Dict[str, Any], template: Template) -> R
 
 
 def split_datasets(
-    records: Records,
-    template: Template,
-    tokenizer: Tokenizer,
-    block_size: int,
-    packed: bool,
-    left_out: LeftOut,
-    held_out: float = HELD_OUT,
-) -> Tuple[RecordDataset, RecordDataset]:
+    records: Records, template: Template, tokenizer: Tokenizer, block_size: int, packed: bool,
+    left_out: LeftOut, held_out: float = HELD_OUT,
+) -> Tuple[RecordDataset, RecordDataset]:  # fmt: skip
     """(train, validation). DataError when one of them would be empty."""
     examples: List[Tuple[float, Example]] = []
     for where, record in records:

@@ -61,13 +61,9 @@ def _encode_piece(piece: Piece, tokenizer: Tokenizer) -> Encoded:
 
 
 def record_work(
-    name: str,
-    keys: Optional[Keys],
-    template: Template,
-    tokenizer: Tokenizer,
-    validation: float,
+    name: str, keys: Optional[Keys], template: Template, tokenizer: Tokenizer, validation: float,
     left_out: LeftOut,
-) -> Work:
+) -> Work:  # fmt: skip
     """The usable records of `name`, rendered; the others are added to `left_out`."""
     facts = {"format": RECORDS, "source": name, "template": asdict(template)}
     # What was left out is written as it is when all records are read.
@@ -126,15 +122,14 @@ def make(
 
 
 def _encoded(work: Work, workers: int) -> Generator[Tuple[Item, Encoded], None, None]:
-    name = work.facts["source"]
+    encode = partial(_encode, encode=work.encode, name=work.facts["source"])
+    if workers == 1:
+        yield from ((item, encode(item)) for item in work.items)
+        return
     try:
-        if workers == 1:
-            yield from ((item, _encode(item, work.encode, name)) for item in work.items)
-        else:
-            encode = partial(_encode, encode=work.encode, name=name)
-            yield from in_order(_batches(work.items), encode, workers)
+        yield from in_order(_batches(work.items), encode, workers)
     except WorkerLost as error:
-        raise DataError(f"{name}: {error.what}", error.fix) from None
+        raise DataError(f"{work.facts['source']}: {error.what}", error.fix) from None
 
 
 def _encode(item: Item, encode: Callable[[Any], Encoded], name: str) -> Encoded:
@@ -145,13 +140,11 @@ def _encode(item: Item, encode: Callable[[Any], Encoded], name: str) -> Encoded:
 
 
 def _batches(items: Iterable[Item]) -> Iterator[List[Item]]:
-    batch: List[Item] = []
-    size = 0
+    batch, size = [], 0
     for item in items:
         batch.append(item)
         size += item.size
         if size >= _BATCH:
             yield batch
             batch, size = [], 0
-    if batch:
-        yield batch
+    yield batch

@@ -199,11 +199,8 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
             return BytesTokenizer()
         files = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
     except (OSError, ValueError):  # ValueError: a name that no file can have
-        raise UsageError(
-            f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with {VOCAB} and"
-            f" {MERGES}",
-            "use bytes or gpt2",
-        ) from None
+        what = f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with"
+        raise UsageError(f"{what} {VOCAB} and {MERGES}", "use bytes or gpt2") from None
     return GPT2Tokenizer(*files)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -106,16 +106,12 @@ def _alive(worker: _Worker) -> Iterator[None]:
 def _work(pipe: Connection) -> None:
     """What a process does until there is nobody left to do it for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows
-    try:
+    with suppress(EOFError, OSError):  # the latter in the middle of a message
         function = pipe.recv()
         while True:
-            pipe.send(_results(pipe.recv(), function))
-    except (EOFError, OSError):  # the latter in the middle of a message
-        return
-
-
-def _results(batch: List[Any], function: Callable[[Any], Any]) -> object:
-    try:
-        return [function(item) for item in batch]
-    except MinigptError as error:
-        return error
+            batch = pipe.recv()
+            try:
+                answer: object = [function(item) for item in batch]
+            except MinigptError as error:
+                answer = error
+            pipe.send(answer)
