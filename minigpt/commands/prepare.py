@@ -39,7 +39,7 @@ class PrepareConfig:
     validation: float = HELD_OUT
     """The part of the documents or records held out for validation."""
     workers: int = 0
-    """Processes that tokenize, 0 for as many as there are cores."""
+    """Threads that tokenize, 0 for as many as there are cores."""
     shard_tokens: int = SHARD_TOKENS
     """Tokens after which a new shard is begun."""
 
