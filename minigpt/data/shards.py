@@ -51,12 +51,10 @@ class Encoded:
 class SplitWriter:
     """Writes the documents of a split, all records or none, to shards named after it."""
 
-    def __init__(
-        self, directory: Path, split: str, tokenizer: str, width: int, shard_tokens: int
-    ) -> None:
-        """A shard with `shard_tokens` tokens, `width` bytes each, is followed by another."""
+    def __init__(self, directory: Path, split: str, tokenizer: str, width: int, full: int) -> None:
+        """A shard with `full` tokens, `width` bytes each, is followed by another."""
         self.directory, self.split, self.width = directory, split, width
-        self.tokenizer, self.shard_tokens = bytes.fromhex(tokenizer), shard_tokens
+        self.tokenizer, self.full = bytes.fromhex(tokenizer), full
         self.facts: Dict[str, Any] = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
         self._digest = hashlib.sha256()
         self._begin()
@@ -73,7 +71,7 @@ class SplitWriter:
 
     def write(self, document: Encoded, size: int) -> None:
         """Appends all or a part of a document, whose text has `size` bytes."""
-        if self.tokens >= self.shard_tokens:
+        if self.tokens >= self.full:
             self._end()
             self._begin()
         data = document.tokens.astype(f"<u{self.width}", copy=False).tobytes()
@@ -100,9 +98,9 @@ class SplitWriter:
         self.file.write(index)
         if self.draws:  # the index of text is not in its sha256
             self._digest.update(index)
-        self.file.seek(0)
         version, counts = RECORDS if self.draws else TEXT, (len(self.turns), len(self.starts))
         header = (_MAGIC, version, self.width, self.tokens, *counts, self.tokenizer)
+        self.file.seek(0)
         self.file.write(_HEADER.pack(*header))
         self.file.close()
 

