@@ -43,10 +43,8 @@ def train_command(arguments: List[str]) -> int:
     create_run(trainer)
     code = trainer.train()
     if code:
-        print(
-            f"\nstopped after step {trainer.state.step}; saved {trainer.save()}"
-            f"\ngo on with: python train.py --resume {trainer.run}"
-        )
+        print(f"\nstopped after step {trainer.state.step}; saved {trainer.save()}")
+        print(f"go on with: python train.py --resume {trainer.run}")
     else:
         print(closing_report(trainer))
         print(f"took {duration(time.perf_counter() - began)}")

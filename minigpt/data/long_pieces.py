@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from array import array
+from functools import lru_cache
 from typing import Dict, Iterator, List, Optional, Tuple
 
 LONG = 4096  # characters; below, tiktoken's square is small
@@ -26,19 +27,13 @@ _TOLD_APART = " 'sdmtlver"
 _SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
-class _Kinds(Dict[int, str]):
-    """The kind of each character, found out when it is first met."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        if character.isalnum():
-            kind = "A" if character.isalpha() else "0"
-        else:
-            kind = "\t" if _SPACE.match(character) else "!"
-        return self.setdefault(code, kind)
-
-
-_KINDS = _Kinds({ord(character): character for character in _TOLD_APART})
+@lru_cache(maxsize=None)
+def _kind(character: str) -> str:
+    if character in _TOLD_APART:
+        return character
+    if character.isalnum():
+        return "A" if character.isalpha() else "0"
+    return "\t" if _SPACE.match(character) else "!"
 
 
 def pieces(text: str) -> Iterator[Tuple[str, bool]]:
@@ -48,7 +43,7 @@ def pieces(text: str) -> Iterator[Tuple[str, bool]]:
     if text and not any(_HALF_RUN.match(text, i) for i in range(0, len(text), _HALF)):
         yield text, False
         return
-    for found in _PATTERN.finditer(text.translate(_KINDS)):
+    for found in _PATTERN.finditer("".join(map(_kind, text))):
         yield text[found.start() : found.end()], found.end() - found.start() >= LONG
 
 
