@@ -16,7 +16,7 @@ from typing import Any, Callable, List, Optional, Sequence, Type, TypeVar
 
 import tyro
 
-from minigpt.base.errors import MinigptError, UsageError
+from minigpt.base.errors import MinigptError, UsageError, flag
 from minigpt.base.text import nearest
 
 Config = TypeVar("Config")
@@ -71,7 +71,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
 
 
 def _flags(kind: Type[Any]) -> List[str]:
-    return ["--" + field.replace("_", "-") for field in kind.__dataclass_fields__]
+    return [flag(field) for field in kind.__dataclass_fields__]
 
 
 def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:
@@ -90,8 +90,8 @@ def _given(name: str, arguments: Sequence[str]) -> Optional[str]:
     """What follows the last flag called `name`; None when there is none."""
     found = None
     for place, word in enumerate(arguments):
-        flag, sign, value = word.partition("=")
-        if flag.replace("_", "-") == name:
+        said, sign, value = word.partition("=")
+        if said.replace("_", "-") == name:
             following = takewhile(lambda w: not w.startswith("--"), arguments[place + 1 :])
             found = value if sign else " ".join(following)
     return found

@@ -86,8 +86,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        counts = ("samples", "max_new_tokens", "batch_size")
-        at_least(1, **{name: getattr(self, name) for name in counts})
+        at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
+        at_least(1, batch_size=self.batch_size)
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):

@@ -16,8 +16,7 @@ from typing import Dict, Tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.base.errors import UsageError
-from minigpt.base.text import nearest
+from minigpt.base.errors import UsageError, require_known
 from minigpt.model.gpt import GPT
 
 TARGETS = ("qkv", "out", "up", "down")
@@ -42,8 +41,7 @@ class LoRAConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"--lora-dropout is {self.dropout}", "it must be in [0, 1)")
         for target in self.targets or ("none",):
-            if target not in TARGETS:
-                raise UsageError(f"--lora-targets has no {target!r}", nearest(target, TARGETS))
+            require_known("lora_targets", target, TARGETS)
 
     @property
     def scale(self) -> float:
