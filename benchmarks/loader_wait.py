@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import time
 
+from minigpt.data.datasets import TokenDataset
 from minigpt.data.loader import Loader
 from minigpt.data.prepare import prepared
-from minigpt.data.shards import TokenDataset
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT

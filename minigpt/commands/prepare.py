@@ -17,7 +17,10 @@ from minigpt.data.corpus import HELD_OUT, find_source
 from minigpt.data.prepare import SHARD_TOKENS, make, record_work, text_work
 from minigpt.data.records import LeftOut, holds_records, parse_keys, require_file
 from minigpt.data.template import find_template
-from minigpt.training.config import left_open
+
+# Not left_open: nothing here takes the time to import PyTorch.
+_TEMPLATE = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: instruct)")
+_KEYS = tyro.conf.arg(metavar="A,B", help_behavior_hint="(default: recognised)")
 
 
 @dataclass
@@ -30,9 +33,9 @@ class PrepareConfig:
     """The directory to make."""
     tokenizer: str = "gpt2"
     """bytes, gpt2, or a checkpoint directory whose tokenizer to use."""
-    template: Annotated[Optional[str], left_open("NAME", "instruct")] = None
+    template: Annotated[Optional[str], _TEMPLATE] = None
     """How records become text: instruct or moai."""
-    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
+    record_keys: Annotated[Optional[str], _KEYS] = None
     """The names of instruction and answer in the records, as for training."""
     strict: bool = False
     """Stop at the first unusable record instead of leaving it out."""

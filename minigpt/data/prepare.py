@@ -88,16 +88,14 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
     out = cache / f"{name}-{tokenizer.name}-{key}"
     if not (out / DATASET).is_file():
         try:
-            make(text_work(found, tokenizer), tokenizer, out)
+            make(text_work(found, tokenizer), tokenizer, out, 0, SHARD_TOKENS)
         except (StorageError, UsageError):
             if not (out / DATASET).is_file():  # else another process has made the same meanwhile
                 raise
     return out
 
 
-def make(
-    work: Work, tokenizer: Tokenizer, out: Path, workers: int = 0, shard: int = SHARD_TOKENS
-) -> None:
+def make(work: Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) -> None:
     """Makes the directory `out` of shards of `shard` tokens; `workers` 0 means one for each core.
     DataError when nothing fell to one of the splits.
     """

@@ -107,9 +107,6 @@ class GPT2Tokenizer(Tokenizer):
                 "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
             )
 
-    def __reduce__(self) -> Tuple[object, Tuple[bytes, bytes]]:
-        return GPT2Tokenizer, (self.vocab_json, self.merges)
-
     def encode_array(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

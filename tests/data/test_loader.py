@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from minigpt.base.errors import DataError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.batch import IGNORE, Batch
+from minigpt.data.datasets import TokenDataset
 from minigpt.data.loader import Loader, permute
-from minigpt.data.shards import TokenDataset
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))
