@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import time
 
-from minigpt.data.datasets import TokenDataset
 from minigpt.data.loader import Loader
 from minigpt.data.prepare import prepared
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.windows import TokenDataset
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find

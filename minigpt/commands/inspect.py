@@ -22,7 +22,7 @@ from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import load_tokenizer, resolve
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
-from minigpt.data.loader import shuffled
+from minigpt.data.shuffle import shuffled
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.training.config import check_block, left_open

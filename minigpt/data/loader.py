@@ -1,6 +1,6 @@
 """Tokens on disk to batches in memory, in an order that is computed and never stored.
 
-    sample number i of epoch e  =  window permute(i, number of windows, seed, e)
+    sample number i of epoch e  =  window permute(i, number of windows, seed, e)    (shuffle.py)
 
 So where a run is in its data is one integer, the samples it has seen; resuming costs nothing,
 every window comes once an epoch, and any number of processes can each compute its own share.
@@ -10,7 +10,6 @@ Letters: B rows.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Deque, Protocol
 import numpy as np
 
 from minigpt.data.batch import Batch
+from minigpt.data.shuffle import shuffled
 
 
 class Dataset(Protocol):
@@ -79,46 +79,3 @@ class Loader:
 
     def _batch(self, samples_seen: int) -> Batch:
         return self.dataset.batch(self.indices(samples_seen))
-
-
-def shuffled(numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The windows, of `size`, of the samples `numbers`, counted from the first epoch's start."""
-    epochs, places = np.divmod(numbers, size)
-    result = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        result[chosen] = permute(places[chosen], size, seed, int(epoch))
-    return result
-
-
-def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a permutation of 0 ... size - 1, one for each (seed, epoch), sends each `index`; O(1)
-    and nothing stored.
-
-    A Feistel network of six rounds permutes the next power of four (Luby & Rackoff 1988); what
-    falls outside is sent through again until it is inside, which keeps it a permutation (cycle
-    walking, Black & Rogaway 2002).
-    """
-    bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    digest = hashlib.blake2b(b"%d %d" % (seed, epoch), digest_size=48).digest()
-    keys = np.frombuffer(digest, "<u8")  # one a round
-    result, outside = index.astype(np.uint64), np.full(index.shape, True)
-    while outside.any():
-        result[outside] = _feistel(result[outside], bits, keys)
-        outside = result >= size
-    return result.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
-    left, right = x >> half, x & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << half) | right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele et al. 2014): each input bit reaches all output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

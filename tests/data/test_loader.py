@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from minigpt.base.errors import DataError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.batch import IGNORE, Batch
-from minigpt.data.datasets import TokenDataset
-from minigpt.data.loader import Loader, permute
+from minigpt.data.loader import Loader
+from minigpt.data.shuffle import permute
+from minigpt.data.windows import TokenDataset
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))
