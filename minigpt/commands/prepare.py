@@ -42,7 +42,7 @@ class PrepareConfig:
     validation: float = HELD_OUT
     """The part of the documents or records held out for validation."""
     workers: int = 0
-    """Threads that tokenize, 0 for as many as there are cores."""
+    """Processes that tokenize, 0 for as many as there are cores."""
     shard_tokens: int = SHARD_TOKENS
     """Tokens after which a new shard is begun."""
 

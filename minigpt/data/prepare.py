@@ -1,8 +1,8 @@
 """Text or records are turned into tokens once, and mapped ever after.
 
-The source is read in pieces, the pieces are tokenized by several threads, and what comes back is
-written in the order it was read: memory does not grow with the source, and the result does not
-depend on the number of threads. The directory appears when it is complete. Records are rendered
+The source is read in pieces, the pieces are tokenized by several processes, and what comes back
+is written in the order it was read: memory does not grow with the source, and the result does not
+depend on the number of processes. The directory appears when it is complete. Records are rendered
 but neither cut, packed nor split: what fits into a row is not known before training.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Generator, Iterable, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -28,13 +26,13 @@ from minigpt.data.records import Keys, LeftOut, Record, read_records, render
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.workers import WorkerLost, in_order
 
-_BATCH = 1 << 16  # bytes of text that a thread gets at a time
+_BATCH = 1 << 20  # bytes of text that travel to a process at a time
+_WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
 SHARD_TOKENS = 100_000_000
 
 Item = Union[Piece, Record]
-Encode = Callable[[List[Item]], List[Encoded]]
-Pairs = Generator[Tuple[Item, Encoded], None, None]
 
 
 @dataclass
@@ -101,12 +99,13 @@ def make(work: Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) 
     """
     affinity = getattr(os, "sched_getaffinity", None)  # which macOS and Windows do not have
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    workers = 1 if work.size < _WORTH_PROCESSES else workers or cores
     with atomic_directory(out) as unfinished:
         how = (tokenizer.fingerprint, 2 if tokenizer.vocab_size <= 1 << 16 else 4, shard)
         writers = {split: SplitWriter(unfinished, split, *how) for split in work.splits}
         bar = tqdm(None, "tokenizing", work.size, unit="B", unit_scale=True, delay=2, disable=None)
-        # Closing ends the threads, whatever happens here.
-        with closing(_encoded(work, workers or cores)) as pairs, bar:
+        # Closing ends the processes at once, whatever happens here.
+        with closing(_encoded(work, workers)) as pairs, bar:
             for item, encoded in pairs:
                 writers[item.split].write(encoded, item.size)
                 bar.update(item.size)
@@ -120,37 +119,25 @@ def make(work: Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) 
         write_json(unfinished / DATASET, {**work.facts, **made_by, "splits": splits})
 
 
-def _encoded(work: Work, workers: int) -> Pairs:
-    def encode(batch: List[Item]) -> List[Encoded]:
-        try:
-            return [work.encode(item) for item in batch]
-        except DataError as error:  # it knows the text and not whose it is
-            raise DataError(f"{work.facts['source']}: {error.what}", error.fix) from None
-
-    yield from in_order(_batches(work.items), encode, workers)
-
-
-def in_order(batches: Iterable[List[Item]], encode: Encode, workers: int) -> Pairs:
-    """Every item with its result. Threads do, as tiktoken lets go of Python's lock: each has one
-    batch at a time; one more is read ahead.
-    """
-    under_way: Deque[Tuple[List[Item], Future[List[Encoded]]]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        try:
-            for batch in batches:
-                under_way.append((batch, threads.submit(encode, batch)))
-                if len(under_way) > workers:
-                    done, results = under_way.popleft()
-                    yield from zip(done, results.result())
-            while under_way:
-                done, results = under_way.popleft()
-                yield from zip(done, results.result())
-        finally:
-            for _, results in under_way:
-                results.cancel()
+def _encoded(work: Work, workers: int) -> Generator[Tuple[Item, Encoded], None, None]:
+    encode = partial(_encode, encode=work.encode, name=work.facts["source"])
+    if workers == 1:
+        yield from ((item, encode(item)) for item in work.items)
+        return
+    try:
+        yield from in_order(_batches(work.items), encode, workers)
+    except WorkerLost as error:
+        raise DataError(f"{work.facts['source']}: {error.what}", error.fix) from None
 
 
-def _batches(items: Iterable[Item]) -> Iterable[List[Item]]:
+def _encode(item: Item, encode: Callable[[Any], Encoded], name: str) -> Encoded:
+    try:
+        return encode(item)
+    except DataError as error:  # it knows the text and not whose it is
+        raise DataError(f"{name}: {error.what}", error.fix) from None
+
+
+def _batches(items: Iterable[Item]) -> Iterator[List[Item]]:
     batch, size = [], 0
     for item in items:
         batch.append(item)

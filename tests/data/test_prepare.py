@@ -1,4 +1,4 @@
-"""Token shards: what is written is what is mapped, by any number of threads, whole or not at
+"""Token shards: what is written is what is mapped, by any number of processes, whole or not at
 all.
 """
 
@@ -63,7 +63,8 @@ def test_every_document_comes_back(corpus, tmp_path, name):
     assert sorted(found) == sorted(expected)
 
 
-def test_any_number_of_threads_writes_the_same_bytes(corpus, tmp_path, monkeypatch):
+def test_any_number_of_processes_writes_the_same_bytes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_WORTH_PROCESSES", 0)
     monkeypatch.setattr(prepare_module, "_BATCH", 2000)
     outs = [run(corpus, tmp_path / str(n), workers=n, shard_tokens=1500) for n in (1, 2)]
     names = sorted(path.name for path in outs[0].iterdir())
@@ -74,6 +75,7 @@ def test_any_number_of_threads_writes_the_same_bytes(corpus, tmp_path, monkeypat
 
 def test_where_the_cores_of_a_process_are_not_told(corpus, tmp_path, monkeypatch):
     """macOS and Windows have no sched_getaffinity."""
+    monkeypatch.setattr(prepare_module, "_WORTH_PROCESSES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert (run(corpus, tmp_path / "out", tokenizer="bytes") / "dataset.json").is_file()

@@ -122,7 +122,8 @@ def test_more_may_be_held_out(tmp_path):
     assert len(few.validation.examples) < 20 < len(many.validation.examples)
 
 
-def test_any_number_of_threads_writes_the_same_bytes(tmp_path, monkeypatch):
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_WORTH_PROCESSES", 0)
     monkeypatch.setattr(prepare_module, "_BATCH", 900)
     path = write(tmp_path / "x.jsonl")
     outs = [made(path, tmp_path / str(n), workers=n, shard_tokens=1500) for n in (1, 2)]
