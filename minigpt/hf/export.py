@@ -11,20 +11,22 @@ import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import atomic_directory, require_free, write_json
+from minigpt.base.files import atomic_directory, require_free, write_json, write_text
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import LazyTensor, write_sharded
 from minigpt.data.template import load_template, save_template
-from minigpt.data.tokenizer import MARKER, VOCAB, load_tokenizer
+from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
+from minigpt.hf.chat_template import chat_template
+from minigpt.hf.vocabulary import FAST, SETTINGS, fast
 from minigpt.model.gpt import GPTConfig
 
 
@@ -53,18 +55,50 @@ def export(
         with atomic_directory(out) as partial:
             eos_id = None
             if (directory / VOCAB).exists():  # not where what was converted had none
-                tokenizer = load_tokenizer(directory)
-                tokenizer.save(partial)
-                eos_id = tokenizer.eos_id
-                write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
+                eos_id = _write_tokenizer(directory, partial, config.n_positions)
             write_sharded(partial, theirs, shard_bytes)
             dtype = str(ours[layout.EMBEDDING].dtype).replace("torch.", "")
             write_json(partial / "config.json", hf_config.write(plain, dtype, eos_id))
+            # Batches are padded with the EOS, as GPT-2 has nothing else; said here, nobody asks.
+            ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
+            write_json(partial / "generation_config.json", ends)
             template = load_template(directory)
             if template is not None:  # of no use to others, and needed on the way back
                 save_template(partial, template)
     total = size(sum(tensor.nbytes for tensor in theirs.values()))
-    return [f"wrote    {out}: {len(theirs)} tensors, {total}, opens in transformers as it is"]
+    what = f"{len(theirs)} tensors, {total}, opens in transformers as it is"
+    return [f"wrote    {out}: {what}", *_what_llama_cpp_does(plain)]
+
+
+def _write_tokenizer(directory: Path, out: Path, n_positions: int) -> int:
+    """The vocabulary's files, the settings and, of a tuned model, its template; returns the EOS."""
+    tokenizer = load_tokenizer(directory)
+    assert isinstance(tokenizer, GPT2Tokenizer)
+    tokenizer.save(out)
+    write_json(out / FAST, fast(tokenizer))
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+        **dict.fromkeys(("add_prefix_space", "add_bos_token"), False),
+        "model_max_length": n_positions,
+    }
+    template = load_template(directory)
+    if template is not None:
+        settings["chat_template"] = chat_template(template)  # for versions before 2025
+        write_text(out / "chat_template.jinja", settings["chat_template"])
+    write_json(out / SETTINGS, settings)
+    return tokenizer.eos_id
+
+
+def _what_llama_cpp_does(config: GPTConfig) -> List[str]:
+    """Notes on a GPT-2 that is not the one kind its converter and its code know."""
+    notes, usual = [], 4 * config.n_embd
+    if config.activation != "gelu_tanh":
+        notes.append("llama.cpp computes the tanh GELU in place of this model's exact one")
+    if config.inner != usual:
+        what = f"its inner width is {config.inner}, not {usual}"
+        notes.append(f"a GGUF of it does not load in llama.cpp: {what}")
+    return [f"note     {note} (docs/export.md)" for note in notes]
 
 
 def _without_scales(config: GPTConfig) -> GPTConfig:
@@ -98,11 +132,3 @@ def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
         tensor[C : 2 * C] *= config.qk_scale * math.sqrt(config.head_dim)
     return tensor
 
-
-def _tokenizer_config(config: GPTConfig) -> Dict[str, Any]:
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-        "add_prefix_space": False,
-        "model_max_length": config.n_positions,
-    }

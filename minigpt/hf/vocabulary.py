@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError, DataError
-from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import (
+    MERGES,
+    VOCAB,
+    GPT2Tokenizer,
+    load_tokenizer,
+    read_vocabulary,
+)
 from minigpt.hf.source import read_json
 
 BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
@@ -126,6 +132,29 @@ def _files(values: Dict[str, Any]) -> Tuple[bytes, bytes]:
     ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     lines = "\n".join(["#version: 0.2", *merges, ""])
     return json.dumps(ordered).encode(), lines.encode()
+
+
+def fast(tokenizer: GPT2Tokenizer) -> Dict[str, Any]:
+    """The tokenizer.json that `read_fast` makes `tokenizer` of, and that others read."""
+    _, special = read_vocabulary(tokenizer.vocab_json, tokenizer.merges)
+    rule = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    as_it_is = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    lines = tokenizer.merges.decode().splitlines()
+    return {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
+        "added_tokens": [
+            {"id": token, "content": name, **as_it_is, "special": True}
+            for name, token in special.items()
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", **rule},
+        "decoder": {"type": "ByteLevel", **rule},
+        "model": {
+            "type": "BPE",
+            "vocab": json.loads(tokenizer.vocab_json),
+            "merges": [line for line in lines if line and not line.startswith("#version")],
+        },
+    }
 
 
 def _require_same_rules(values: Dict[str, Any], settings: Dict[str, Any]) -> None:

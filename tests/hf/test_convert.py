@@ -317,6 +317,7 @@ def test_what_others_read_of_the_config(tmp_path):
     base(tmp_path / "ours", "gpt2", shape=GPTConfig(50257, 24, 1, 1, 8))
     export(tmp_path / "ours", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()  # it was not tuned
     assert config["n_ctx"] == config["n_positions"] == 24
     assert config["bos_token_id"] == config["eos_token_id"] == 50256
     assert config["scale_attn_by_inverse_layer_idx"] is config["reorder_and_upcast_attn"] is False
