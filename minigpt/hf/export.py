@@ -21,7 +21,7 @@ from minigpt.base.text import size
 from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import LazyTensor, write_sharded
-from minigpt.data.template import load_template, save_template
+from minigpt.data.template import Template, load_template, save_template
 from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
@@ -53,16 +53,15 @@ def export(
         folded = None if plain == config else config
         theirs = {layout.to_theirs(n): _as_theirs(n, tensor, folded) for n, tensor in ours.items()}
         with atomic_directory(out) as partial:
-            eos_id = None
+            eos_id, template = None, load_template(directory)
             if (directory / VOCAB).exists():  # not where what was converted had none
-                eos_id = _write_tokenizer(directory, partial, config.n_positions)
+                eos_id = _write_tokenizer(directory, partial, config.n_positions, template)
             write_sharded(partial, theirs, shard_bytes)
             dtype = str(ours[layout.EMBEDDING].dtype).replace("torch.", "")
             write_json(partial / "config.json", hf_config.write(plain, dtype, eos_id))
-            # Batches are padded with the EOS, as GPT-2 has nothing else; said here, nobody asks.
+            # GPT-2 has nothing to pad with but its EOS; transformers says so where this does not.
             ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
             write_json(partial / "generation_config.json", ends)
-            template = load_template(directory)
             if template is not None:  # of no use to others, and needed on the way back
                 save_template(partial, template)
     total = size(sum(tensor.nbytes for tensor in theirs.values()))
@@ -70,8 +69,10 @@ def export(
     return [f"wrote    {out}: {what}", *_what_llama_cpp_does(plain)]
 
 
-def _write_tokenizer(directory: Path, out: Path, n_positions: int) -> int:
-    """The vocabulary's files, the settings and, of a tuned model, its template; returns the EOS."""
+def _write_tokenizer(
+    directory: Path, out: Path, n_positions: int, template: Optional[Template]
+) -> int:
+    """The vocabulary's files, the settings and, of a tuned model, its chats; returns the EOS."""
     tokenizer = load_tokenizer(directory)
     assert isinstance(tokenizer, GPT2Tokenizer)
     tokenizer.save(out)
@@ -82,9 +83,8 @@ def _write_tokenizer(directory: Path, out: Path, n_positions: int) -> int:
         **dict.fromkeys(("add_prefix_space", "add_bos_token"), False),
         "model_max_length": n_positions,
     }
-    template = load_template(directory)
-    if template is not None:
-        jinja = settings["chat_template"] = chat_template(template)  # there until 2025
+    if template is not None:  # in the settings for readers from before 2025
+        jinja = settings["chat_template"] = chat_template(template)
         write_text(out / "chat_template.jinja", jinja)
     write_json(out / SETTINGS, settings)
     return tokenizer.eos_id
