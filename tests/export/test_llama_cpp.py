@@ -33,9 +33,9 @@ def serve(model):
     return ask
 
 
-@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
-def test_ids_chats_and_likelihoods(tmp_path, monkeypatch, activation):
-    exported(tmp_path, activation=activation, init_std=0.1)
+@pytest.mark.parametrize("activation, tied", [("gelu_tanh", True), ("gelu", False)])
+def test_ids_chats_and_likelihoods(tmp_path, monkeypatch, activation, tied):
+    exported(tmp_path, activation=activation, init_std=0.1, tied_head=tied)
     ask = serve(to_gguf(tmp_path, monkeypatch))
     tokenizer, model = load_tokenizer("gpt2"), load_model(tmp_path / "ours")
     for text in AWKWARD:
@@ -49,10 +49,9 @@ def test_ids_chats_and_likelihoods(tmp_path, monkeypatch, activation):
     assert ask("/apply-template", messages=messages)["prompt"] == past
 
     ids = tokenizer.encode("def add(a, b):\n    return a + b\n")
-    body = {"n_predict": 1, "n_probs": 50257, "cache_prompt": False}
-    answer = ask("/completion", prompt=ids, **body)["completion_probabilities"][0]
+    answer = ask("/completion", prompt=ids, n_predict=1, n_probs=50257, ignore_eos=True)
     found = torch.full((50257,), float("nan"))
-    for one in answer["top_logprobs"]:
+    for one in answer["completion_probabilities"][0]["top_logprobs"]:
         found[one["id"]] = one["logprob"]
     expected = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
     difference = (found - expected).abs().max().item()
