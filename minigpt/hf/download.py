@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import time
-import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
@@ -21,6 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
 
 from minigpt.base.errors import CheckpointError, storage_error
 from minigpt.base.files import fsync, require_space
@@ -29,12 +29,10 @@ from minigpt.data.tokenizer import MERGES, VOCAB
 from minigpt.hf.source import WEIGHT_FILES, shard_names
 from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
 
-_BLOCK = 1 << 20
 _TRIES = 6
 _LINKED = "X-Linked-Etag"  # on the way to another place: the digest of what is there
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]  # is told of every block's bytes
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,11 @@ class Hub:
         return cls(repo, revision, subfolder, endpoint, os.environ.get("HF_TOKEN", ""))
 
     def url(self, name: str) -> str:
-        path = urllib.parse.quote(f"{self.subfolder}/{name}" if self.subfolder else name)
-        revision = urllib.parse.quote(self.revision, "")
-        return f"{self.endpoint}/{self.repo}/resolve/{revision}/{path}"
+        path = quote(f"{self.subfolder}/{name}" if self.subfolder else name)
+        return f"{self.endpoint}/{self.repo}/resolve/{quote(self.revision, '')}/{path}"
 
 
-def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> List[Path]:
+def download(hub: Hub, directory: Path, progress: Progress = lambda size: None) -> List[Path]:
     """Config, vocabulary and weights into `directory`; CheckpointError says what stopped it."""
 
     def there(name: str) -> bool:
@@ -89,15 +86,15 @@ def download(hub: Hub, directory: Path, progress: Optional[Progress] = None) -> 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the server says of a file: its size and, where it does, its digest."""
+    """What the server says of a file: its size, or -1, and its digest, or nothing."""
 
-    size: Optional[int]
-    digest: str  # sha256 of a large file, what git calls a small one, or nothing
+    size: int
+    digest: str  # sha256 of a large file, what git calls a small one
 
     def is_in(self, path: Path) -> bool:
         """Whether `path` holds it, as far as can be told."""
         size = path.stat().st_size
-        if self.size not in (None, size):
+        if self.size not in (-1, size):
             return False
         git = hashlib.sha1(b"blob %d\0" % size)
         own = git if len(self.digest) == git.digest_size * 2 else hashlib.sha256()
@@ -110,8 +107,7 @@ def head(hub: Hub, name: str) -> Optional[Remote]:
     def ask() -> Optional[Remote]:
         try:
             with _open(hub, name, method="HEAD") as answer:
-                own = urllib.parse.urlsplit(answer.geturl()).netloc
-                return _remote(answer.headers, own == urllib.parse.urlsplit(hub.endpoint).netloc)
+                return _remote(answer.headers, _host(answer.geturl()) == _host(hub.endpoint))
         except HTTPError as error:
             if error.code == 404:
                 return None
@@ -123,17 +119,21 @@ def head(hub: Hub, name: str) -> Optional[Remote]:
     return _again(hub, name, ask)
 
 
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
 def _remote(headers: Message, own: bool) -> Remote:
     """What the hub's `own` answer says, or what it says of a file that it has elsewhere; an ETag
     of that other place may be anything.
     """
     tag = (headers.get(_LINKED) or (own and headers.get("ETag")) or "").strip('W/"').lower()
-    size = headers.get("X-Linked-Size") or headers.get("Content-Length")
+    size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     known = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tag)
-    return Remote(int(size) if size and size.isdecimal() else None, tag if known else "")
+    return Remote(int(size) if size.isdecimal() else -1, tag if known else "")
 
 
-def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = None) -> Path:
+def fetch(hub: Hub, name: str, directory: Path, progress: Progress = lambda size: None) -> Path:
     """The file `name` in `directory`, whole."""
     target, part = directory / name, directory / (name + ".part")
     remote = head(hub, name)
@@ -142,10 +142,9 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
     if target.exists() and remote.is_in(target):
         return target
     part.touch()
-    if remote.size is not None:
-        require_space(directory, remote.size - part.stat().st_size)
+    require_space(directory, remote.size - part.stat().st_size)
     for _ in range(2):
-        _again(hub, name, lambda: _continue(hub, name, part, remote, progress))
+        _again(hub, name, lambda: _continue(hub, name, part, remote.size, progress))
         if remote.is_in(part):
             fsync(part)
             os.replace(str(part), str(target))
@@ -155,65 +154,57 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Optional[Progress] = N
     raise CheckpointError(what, "try again, or another endpoint by HF_ENDPOINT")
 
 
-def _continue(
-    hub: Hub, name: str, part: Path, remote: Remote, progress: Optional[Progress]
-) -> None:
+def _continue(hub: Hub, name: str, part: Path, size: int, progress: Progress) -> None:
     """Appends what is missing of a file; ConnectionError when the line breaks before its end."""
     have = part.stat().st_size
-    if have == remote.size:
+    if have == size:
         return
-    if remote.size is not None and have > remote.size:
+    if have > size >= 0:
         have = 0  # it is of another file
     with _open(hub, name, start=have) as answer:
         resumed = have > 0 and answer.status == 206
         with part.open("ab" if resumed else "wb") as file:
-            for block in iter(lambda: answer.read(_BLOCK), b""):
+            for block in iter(lambda: answer.read(1 << 20), b""):
                 file.write(block)
-                if progress is not None:
-                    progress(len(block))
-    if remote.size not in (None, part.stat().st_size):
-        raise ConnectionError(f"{part.stat().st_size} of {remote.size} bytes")
+                progress(len(block))
+            if size not in (-1, file.tell()):
+                raise ConnectionError(f"{file.tell()} of {size} bytes")
 
 
 def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
     """`action`, tried again after every failure that may pass, a little later each time."""
-    wait = hub.wait
-    for attempt in range(1, _TRIES + 1):
+    attempt, wait = 0, hub.wait
+    while True:
+        attempt += 1
         try:
             return action()
         except (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException) as error:
-            if isinstance(error, HTTPError) and error.code in (401, 403):
-                what = f"{hub.url(name)} answers {error.code}: not allowed"
-                fix = f"set HF_TOKEN to a token that may read {hub.repo}"
-                raise CheckpointError(what, fix) from None
-            if attempt == _TRIES or not _may_pass(error, attempt):
-                what = f"{hub.url(name)} cannot be fetched: {error}"
+            if attempt >= _tries(error):
                 fix = "run the same command again to go on where it stopped"
+                if getattr(error, "code", None) in (401, 403):
+                    fix = f"set HF_TOKEN to a token that may read {hub.repo}"
+                what = f"{hub.url(name)} cannot be fetched: {error}"
                 raise CheckpointError(what, fix) from None
-            time.sleep(max(wait, _retry_after(error)))
+            asked = getattr(error, "headers", {}).get("Retry-After", "")
+            time.sleep(max(wait, min(60.0, float(asked)) if asked.isdecimal() else 0.0))
         wait *= 2
-    raise AssertionError("the last try returns or raises")
 
 
-def _may_pass(error: Exception, attempt: int) -> bool:
-    """Whether waiting may help. Where there is no such host, or nobody listens, there may be no
+def _tries(error: Exception) -> int:
+    """As many as make sense. Where there is no such host, or nobody listens, there may be no
     network at all, so that is tried once more only.
     """
     if isinstance(error, HTTPError):
-        return error.code in (408, 429) or error.code >= 500
+        return _TRIES if error.code in (408, 429) or error.code >= 500 else 1
     reason = getattr(error, "reason", error)
-    return attempt == 1 or not isinstance(reason, (socket.gaierror, ConnectionRefusedError))
-
-
-def _retry_after(error: Exception) -> float:
-    seconds = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
-    return min(60.0, float(seconds)) if seconds.isdecimal() else 0.0
+    return 2 if isinstance(reason, (socket.gaierror, ConnectionRefusedError)) else _TRIES
 
 
 def require_https(url: str) -> None:
     """CheckpointError for an address that is neither https nor this machine's own."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+    parts = urlsplit(url)
+    own = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and own):
         raise CheckpointError(f"{url} is not https", "use an https endpoint")
 
 
@@ -229,18 +220,14 @@ class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             request.method = req.get_method()
-            if urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+            if _host(newurl) != _host(req.full_url):
                 request.headers.pop("Authorization", None)
         return request
 
 
-_opener = urllib.request.build_opener(_CarefulRedirects)
-
-
 def _open(hub: Hub, name: str, start: int = 0, method: str = "GET") -> Any:
-    request = urllib.request.Request(hub.url(name), method=method)
-    if hub.token:
-        request.add_header("Authorization", "Bearer " + hub.token)
+    headers = {"Authorization": f"Bearer {hub.token}"} if hub.token else {}
     if start:
-        request.add_header("Range", f"bytes={start}-")
-    return _opener.open(request, timeout=60)
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(hub.url(name), headers=headers, method=method)
+    return urllib.request.build_opener(_CarefulRedirects).open(request, timeout=60)
