@@ -11,8 +11,18 @@ from minigpt.model.gpt import GPTConfig
 
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _ACTIVATIONS = {"gelu": "gelu", **dict.fromkeys(_TANH, "gelu_tanh")}
-_THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
+# Our name of a setting: theirs, and what it is for transformers where a file does not say it.
+_FIELDS: Dict[str, Tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 50257),
+    "n_positions": ("n_positions", 1024),
+    "n_layer": ("n_layer", 12),
+    "n_head": ("n_head", 12),
+    "n_embd": ("n_embd", 768),
+    "layer_norm_eps": ("layer_norm_epsilon", 1e-5),
+    "dropout": ("resid_pdrop", 0.1),
+    "tied_head": ("tie_word_embeddings", True),
+}
 # Settings that change what is computed, with the one value this model has.
 _REQUIRED = {
     "scale_attn_weights": True,
@@ -38,26 +48,13 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
     notes: List[str] = []
     try:
         scales = _mup_scales(values, notes) if kind == "btlm" else {}
-        config = GPTConfig(activation=_ACTIVATIONS[activation], **_shape(values), **scales)
-    except (KeyError, TypeError, ValueError) as error:
+        shape = {o: type(usual)(values.get(t, usual)) for o, (t, usual) in _FIELDS.items()}
+        inner = int(values.get("n_inner") or 0)
+        if inner != 4 * shape["n_embd"]:  # the usual width is left out, as the zoo does
+            shape["n_inner"] = inner or None
+        return GPTConfig(activation=_ACTIVATIONS[activation], **shape, **scales), notes
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise _refuse(where, f"lacks or garbles {error}") from None
-    return config, notes
-
-
-def _shape(values: Dict[str, Any]) -> Dict[str, Any]:
-    n_embd = int(values["n_embd"])
-    inner = int(values.get("n_inner") or 4 * n_embd)
-    return {
-        "vocab_size": int(values.get("vocab_size", 50257)),
-        "n_positions": int(values.get("n_positions", 1024)),
-        "n_layer": int(values["n_layer"]),
-        "n_head": int(values["n_head"]),
-        "n_embd": n_embd,
-        "n_inner": None if inner == 4 * n_embd else inner,  # as the zoo's shapes say it
-        "layer_norm_eps": float(values.get("layer_norm_epsilon", 1e-5)),
-        "dropout": float(values.get("resid_pdrop", 0.1)),
-        "tied_head": bool(values.get("tie_word_embeddings", True)),
-    }
 
 
 def _mup_scales(values: Dict[str, Any], notes: List[str]) -> Dict[str, Any]:
@@ -83,27 +80,18 @@ def write(config: GPTConfig, dtype: str, eos_id: Optional[int] = None) -> Dict[s
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": _THEIR_ACTIVATIONS[config.activation],
-        "vocab_size": config.vocab_size,
-        "n_positions": config.n_positions,
+        "activation_function": "gelu" if config.activation == "gelu" else "gelu_new",
+        **{theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()},
         "n_ctx": config.n_positions,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
         "n_inner": config.inner,
-        "layer_norm_epsilon": config.layer_norm_eps,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
-        "tie_word_embeddings": config.tied_head,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop"), config.dropout),
+        **_REQUIRED,
         "reorder_and_upcast_attn": False,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), eos_id),
         "torch_dtype": dtype,
     }
 
 
 def _refuse(where: str, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{where} {what}, which this GPT cannot represent", "convert a GPT-2 or Cerebras-GPT"
-    )
+    what = f"{where} {what}, which this GPT cannot represent"
+    return CheckpointError(what, "convert a GPT-2 or Cerebras-GPT")

@@ -25,24 +25,19 @@ from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
-from minigpt.hf.source import find_files, open_tensors, read_json
 from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 USE_IT = "use it, remove it, or name another with --out"
-Progress = Callable[[int, int], None]  # bytes just written, bytes in all
+Progress = Callable[[int, int], object]  # bytes just written, bytes in all
 _OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
 def convert(
-    directory: Path,
-    out: Path,
-    dtype: str = "keep",
-    shard_bytes: int = SHARD_BYTES,
-    weights: Optional[str] = None,
-    progress: Optional[Progress] = None,
+    directory: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES,
+    weights: Optional[str] = None, progress: Progress = lambda written, total: None,
     tokenizer: str = BESIDE,
-) -> List[str]:
+) -> List[str]:  # fmt: skip
     """Writes the minigpt checkpoint of `directory` to `out`; returns the lines of a short summary.
 
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
@@ -54,12 +49,9 @@ def convert(
         vocabulary, notes = find_vocabulary(directory, found.config.vocab_size, tokenizer)
         found.notes.extend(notes)
         tensors = _as_ours(found.tensors, DTYPES[dtype], progress)
-        write_checkpoint(
-            out,
-            lambda partial: write_model(partial, found.config, tensors, shard_bytes),
-            vocabulary,
-            load_template(directory),  # of a tuned model that was exported
-        )
+        template = load_template(directory)  # of a tuned model that was exported
+        write = partial(write_model, config=found.config, tensors=tensors, shard_bytes=shard_bytes)
+        write_checkpoint(out, write, vocabulary, template)
     return _summary(directory, out, found, sum(tensor.nbytes for tensor in tensors.values()))
 
 
@@ -76,8 +68,8 @@ class Source:
 def check_source(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Source:
     """Reads config and headers alone; CheckpointError for what does not fit together."""
     path = directory / "config.json"
-    config, notes = hf_config.read(read_json(path), str(path))
-    theirs = open_tensors(find_files(directory, weights), stack)
+    config, notes = hf_config.read(layout.read_json(path), str(path))
+    theirs = layout.open_weights(directory, stack, weights)
     kept = [name for name in theirs if not layout.is_buffer(name)]
     named: Dict[str, LazyTensor] = {}
     for name in kept:
@@ -126,7 +118,7 @@ def _in_order(
 
 
 def _as_ours(
-    theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Optional[Progress]
+    theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Progress
 ) -> Dict[str, LazyTensor]:
     """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read."""
     sizes = {name: tensor.to(dtype).nbytes for name, tensor in theirs.items()}
@@ -135,14 +127,12 @@ def _as_ours(
 
     def read(name: str, wanted: torch.dtype) -> Tensor:
         tensor = _converted(name, theirs[name].read(), wanted, room[: sizes[name]])
-        if progress is not None:
-            progress(sizes[name], total)
+        progress(sizes[name], total)
         return tensor
 
     ours = {}
     for name, tensor in theirs.items():
-        wanted = dtype or tensor.dtype
-        shape = layout.other_shape(name, tensor.shape)
+        wanted, shape = dtype or tensor.dtype, layout.other_shape(name, tensor.shape)
         ours[name] = LazyTensor(wanted, shape, partial(read, name, wanted))
     return ours
 

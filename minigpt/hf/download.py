@@ -26,7 +26,7 @@ from minigpt.base.errors import CheckpointError, storage_error
 from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import hexdigest
 from minigpt.data.tokenizer import MERGES, VOCAB
-from minigpt.hf.source import WEIGHT_FILES, shard_names
+from minigpt.hf.layout import WEIGHT_FILES, shard_names
 from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
 
 _TRIES = 6

@@ -104,11 +104,10 @@ def _what_llama_cpp_does(config: GPTConfig) -> List[str]:
 def _without_scales(config: GPTConfig) -> GPTConfig:
     """The GPT-2 that computes the same: `config` itself if no scale differs from GPT-2's own."""
     usual = math.isclose(config.qk_scale, config.head_dim**-0.5)
-    if usual and config.embedding_scale == 1.0 and config.output_scale == 1.0:
+    if usual and config.embedding_scale == config.output_scale == 1.0:
         return config
-    return replace(
-        config, tied_head=False, embedding_scale=1.0, output_scale=1.0, attention_scale=None
-    )
+    plain = replace(config, embedding_scale=1.0, output_scale=1.0, attention_scale=None)
+    return replace(plain, tied_head=False)
 
 
 def _as_theirs(name: str, ours: LazyTensor, folded: Optional[GPTConfig]) -> LazyTensor:

@@ -1,15 +1,29 @@
-"""Hugging Face's GPT-2 and ours: one table of names, and both directions derive from it.
+"""A directory in Hugging Face's layout: its weight files, opened, and its tensors' names and ours.
 
-Theirs keeps the four matrices of a block as Conv1D, [in, out]; ours are nn.Linear, [out, in].
-Embeddings and the head have the same layout on both sides.
+One table has the names, and both directions derive from it. Theirs keeps the four matrices of a
+block as Conv1D, [in, out]; ours are nn.Linear, [out, in]. All else is alike on both sides.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Optional, Tuple
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 from torch import Tensor
+
+from minigpt.base.errors import CheckpointError
+from minigpt.base.files import read_object
+from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
+from minigpt.hf.torch_pickle import open_torch_file
+
+# A single file, and the index of several, in the order in which they are looked for; safetensors
+# first, since they need no pickle.
+WEIGHT_FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 # blocks.3.MODULE.weight is transformer.h.3.MODULE.weight; outside of the blocks nothing stands
 # before the module.
@@ -76,3 +90,54 @@ def other_layout(ours: str, tensor: Tensor) -> Tensor:
 def other_shape(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
     """The shape of `other_layout` of a tensor of `shape`."""
     return shape[::-1] if is_transposed(ours) else shape
+
+
+def open_weights(
+    directory: Path, stack: ExitStack, weights: Optional[str] = None
+) -> Dict[str, LazyTensor]:
+    """Every tensor by its name, none read yet; the files stay open as long as `stack`. `weights`
+    names a single file that is called otherwise. CheckpointError for a file that is not there, and
+    for a name that comes twice.
+    """
+    names = _weight_files(directory) if weights is None else [_beside(weights, directory)]
+    tensors: Dict[str, LazyTensor] = {}
+    for path in [directory / name for name in names]:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", "get it again")
+        safe = path.suffix == ".safetensors"
+        opened = open_safetensors(path, stack) if safe else open_torch_file(path)
+        twice = sorted(tensors.keys() & opened.keys())
+        if twice:
+            raise CheckpointError(f"{path}: {twice[0]} comes twice", "get the shards again")
+        tensors.update(opened)
+    return tensors
+
+
+def _weight_files(directory: Path) -> List[str]:
+    for single, index in WEIGHT_FILES:  # the index of older shards may lie beside a single file
+        if (directory / single).is_file():
+            return [single]
+        if (directory / index).is_file():
+            return shard_names(directory / index)
+    what = f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of such"
+    raise CheckpointError(what, "name a directory with weights, or the file with --weights")
+
+
+def shard_names(index: Path) -> List[str]:
+    """The files that an index names. It comes from outside, so only files beside it will do."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index} has no weight_map", "get it again")
+    return [_beside(name, index) for name in sorted({str(name) for name in names.values()})]
+
+
+def _beside(name: str, where: Path) -> str:
+    if Path(name).name != name or name in ("", ".", ".."):
+        what = f"{where} has no proper file names: {name!r} names a file outside"
+        raise CheckpointError(what, "do not trust it")
+    return name
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """A JSON object of theirs; CheckpointError when it is none."""
+    return read_object(path, CheckpointError, "get it again, from where the weights are")

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError, DataError
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
-from minigpt.hf.source import read_json
+from minigpt.hf.layout import read_json
 
 BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
