@@ -22,7 +22,7 @@ import resource
 import select
 import signal
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 Orders = Dict[str, Any]
 
@@ -55,11 +55,9 @@ def call(name: str, *arguments: object) -> None:
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
-def mount(
-    source: Optional[str], target: str, kind: Optional[str], flags: int, options: str = ""
-) -> None:
-    """mount(2)."""
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """mount(2); where one means nothing, the kernel does not look at it."""
+    words = map(os.fsencode, (source, target, kind))
     call("mount", *words, ctypes.c_ulong(flags), options.encode())
 
 
@@ -80,7 +78,7 @@ def separate() -> None:
     for name in ("shmall", "msgmni"):  # memory that no limit of a process counts
         with contextlib.suppress(OSError):  # before Linux 5.19 only root may
             write("/proc/sys/kernel/" + name, "0")
-    mount(None, "/", None, RECURSIVE | PRIVATE)
+    mount("", "/", "", RECURSIVE | PRIVATE)
 
 
 def write(path: str, text: str) -> None:
@@ -105,7 +103,10 @@ def build_root(orders: Orders) -> None:
     write(root + PROGRAM, orders["source"])
     for place in [*mounts_below(root), root]:
         if place != root + SCRATCH:
-            make_read_only(place, place.startswith(root + "/dev/"))
+            # A user may not take away the flags that root has given a mount.
+            kept = os.statvfs(place).f_flag & NO_EXEC
+            devices = 0 if place.startswith(root + "/dev/") else NO_DEV
+            mount("", place, "", REMOUNT | BIND | READ_ONLY | NO_SUID | devices | kept)
 
 
 def show(path: str, root: str) -> None:
@@ -115,23 +116,14 @@ def show(path: str, root: str) -> None:
     else:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         write(root + path, "")
-    mount(path, root + path, None, BIND | RECURSIVE)  # not recursive would be refused to a user
+    mount(path, root + path, "", BIND | RECURSIVE)  # not recursive would be refused to a user
 
 
 def mounts_below(root: str) -> List[str]:
     """The mount points below `root`, those that came along with a folder included."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        places = [line.split()[4] for line in lines]
-    places = [place.replace("\\040", " ") for place in places]
+        places = [line.split()[4].replace("\\040", " ") for line in lines]
     return [place for place in places if place.startswith(root + "/")]
-
-
-def make_read_only(place: str, is_device: bool) -> None:
-    """Takes away the right to write, and to start anything with more rights."""
-    # A user may not take away the flags that root has given a mount.
-    kept = os.statvfs(place).f_flag & NO_EXEC
-    flags = kept | NO_SUID | (0 if is_device else NO_DEV)
-    mount(None, place, None, REMOUNT | BIND | READ_ONLY | flags)
 
 
 def lock(orders: Orders, user: int) -> None:

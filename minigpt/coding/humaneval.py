@@ -19,27 +19,25 @@ import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import metadata
 from itertools import repeat
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from tqdm import tqdm
 
-from minigpt.base.errors import DataError
-from minigpt.coding.results import Completion, Results
+from minigpt.base.errors import DataError, UsageError, storage_error
+from minigpt.base.files import fsync, parse_object, read_object, write_json
 from minigpt.coding.sandbox import Limits, run_program
 
 # What begins the next thing at the left margin, and so ends a function (Chen et al. 2021).
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint")
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)(?:^```|\Z)", re.M | re.S)
-_KEYS = ("task_id", "prompt", "entry_point", "test")
 _AT_A_TIME = 2  # programs; more would disturb each other's clocks
+_ELSEWHERE = "name another file with --out"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """The beginning of a function, and `test`, which defines `check(function)`."""
 
     task_id: str
@@ -80,8 +78,13 @@ def humaneval_file() -> Path:
 
 def read_problems(path: Path) -> List[Problem]:
     """The problems in a .jsonl or .jsonl.gz file; DataError names the line that is not one."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "name another file") from None
     problems: Dict[str, Problem] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             problem = _problem(line, f"{path}:{number}")
             if problem.task_id in problems:
@@ -92,25 +95,99 @@ def read_problems(path: Path) -> List[Problem]:
     return list(problems.values())
 
 
-def _lines(path: Path) -> List[str]:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "name another file") from None
-
-
 def _problem(line: str, where: str) -> Problem:
     try:
         value = json.loads(line)
     except ValueError:
         raise DataError(f"{where} is no JSON", "mend it, or get the file again") from None
-    for key in _KEYS:
+    for key in Problem._fields:
         if not isinstance(value, dict) or not isinstance(value.get(key), str):
             raise DataError(f"{where}: no text under {key!r}", "see HumanEval's format")
     if not value["entry_point"].isidentifier():
         raise DataError(f"{where}: entry_point is no name of a function", "mend it")
-    return Problem(*(value[key] for key in _KEYS))
+    return Problem(*(value[key] for key in Problem._fields))
+
+
+class Completion(NamedTuple):
+    """A line of the results."""
+
+    task_id: str
+    sample: int
+    completion: str
+    passed: bool
+    reason: str
+
+
+class Results:
+    """What an evaluation has found so far, on disk, so that it can be stopped and go on: in `path`
+    a completion a line, the samples of a problem together and in order; beside it, in
+    `path`.settings.json, how they were made. Other settings' results are refused.
+    """
+
+    def __init__(self, path: Path, settings: Dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.completions: List[Completion] = []
+
+    def open(self, tasks: Sequence[str], samples: int) -> None:
+        """Reads the finished problems of `tasks`, and removes what a crash has left behind them."""
+        beside = self.path.with_name(self.path.name + ".settings.json")
+        try:
+            if not self.path.exists():
+                # Settings of ours, whose results were removed, give way; another's file does not.
+                if beside.exists() and not {*self.settings} <= {*(_read(beside) or ())}:
+                    raise UsageError(f"{beside} is in the way", _ELSEWHERE)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(beside, self.settings)
+                self.path.touch()
+            self._check(beside)
+            self._keep(tasks, samples)
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+
+    def append(self, completions: Sequence[Completion]) -> None:
+        """Writes a problem's completions, and waits until they are on the disk."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(one._asdict()) + "\n" for one in completions)
+            fsync(self.path)
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        self.completions += completions
+
+    def _check(self, beside: Path) -> None:
+        found = _read(beside)
+        if found is None:
+            raise UsageError(f"{self.path} has no {beside.name} beside it", _ELSEWHERE)
+        found.pop("limit", None)  # in older files; it changes no completion
+        for name in {**found, **self.settings}:
+            was, wanted = found.get(name), self.settings.get(name)
+            if was != wanted:
+                what = f"{self.path} holds another evaluation: its {name} is {was} and not {wanted}"
+                raise UsageError(what, _ELSEWHERE)
+
+    def _keep(self, tasks: Sequence[str], samples: int) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        for place, task in enumerate(tasks):
+            first = place * samples
+            found = [_completion(line) for line in lines[first : first + samples]]
+            whole = [one for one in found if one is not None and one.task_id == task]
+            if [one.sample for one in whole] != list(range(samples)):
+                os.truncate(str(self.path), sum(map(len, lines[:first])))
+                return
+            self.completions += whole
+
+
+def _read(settings: Path) -> Optional[Dict[str, Any]]:
+    with contextlib.suppress(DataError):
+        return read_object(settings)
+    return None
+
+
+def _completion(line: bytes) -> Optional[Completion]:
+    try:
+        return Completion(**parse_object(line)) if line.endswith(b"\n") else None
+    except (TypeError, ValueError):
+        return None
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -143,8 +220,7 @@ def measure(
             programs = [problem.program(text) for (problem, _), text in made]
             verdicts = pool.map(run_program, programs, repeat(limits))
             for ((problem, sample), text), verdict in zip(made, verdicts):
-                how = verdict.passed, verdict.reason
-                waiting.append(Completion(problem.task_id, sample, text, *how))
+                waiting.append(Completion(problem.task_id, sample, text, *verdict))
                 if len(waiting) == samples:
                     results.append(waiting)
                     waiting = []
@@ -153,8 +229,9 @@ def measure(
 
 def summary(completions: Sequence[Completion], samples: int) -> List[str]:
     """pass@k for each k that the number of samples allows, and how often each thing happened."""
-    starts, rates = range(0, len(completions), samples), []
+    starts = range(0, len(completions), samples)
     passed = [sum(one.passed for one in completions[at : at + samples]) for at in starts]
+    rates = []
     for k in [k for k in (1, 10, 100) if k <= samples]:
         rate = sum(pass_at_k(samples, c, k) for c in passed) / len(passed)
         rates.append(f"pass@{k} {100 * rate:.2f}%")

@@ -14,7 +14,6 @@ protect from a fault in the kernel itself.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -25,12 +24,18 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, List
+from typing import IO, Any, Dict, NamedTuple
 
 from minigpt.base.errors import DeviceError, UsageError
 
 _GUARD = Path(__file__).with_name("guard.py")
-_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")  # where Python's libraries are
+_SYSTEM = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/etc/ld.so.cache",
+)  # what Python needs, beside its own
 _LAST_LINE = "\n__import__('os').write(2, b'%s')\n"
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Iteration))\b", re.M)
 _KILLED = 137  # by SIGKILL, with which the kernel ends what has used up its CPU time
@@ -51,11 +56,7 @@ class Limits:
             raise UsageError(what, "it must be at least 64")
 
 
-LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a program ran to its last line. `reason` is "passed", "timed out", "ended early"
     (before its last line, with no error to be seen), "killed", or the name of an exception.
     """
@@ -64,7 +65,7 @@ class Verdict:
     reason: str
 
 
-def run_program(source: str, limits: Limits = LIMITS) -> Verdict:
+def run_program(source: str, limits: Limits = Limits()) -> Verdict:
     """Runs Python source in the sandbox. DeviceError when there can be none on this machine."""
     if not sys.platform.startswith("linux"):
         raise DeviceError("running programs of a model needs Linux", "evaluate on a Linux machine")
@@ -72,10 +73,13 @@ def run_program(source: str, limits: Limits = LIMITS) -> Verdict:
         return Verdict(False, "SyntaxError")
     token = secrets.token_hex(16)
     root = os.path.realpath(tempfile.mkdtemp(prefix="minigpt-sandbox-"))
+    python = str(Path(os.path.realpath(sys.executable)).parent.parent)
+    readable = {*_SYSTEM, sys.prefix, sys.base_prefix, python} - {"/"}
     try:
         with tempfile.TemporaryFile() as output:
             orders = {"source": source + _LAST_LINE % token, "root": root, **asdict(limits)}
-            orders.update(parent=os.getpid(), readable=_readable())
+            # Sorted: a folder comes before what is in it.
+            orders.update(parent=os.getpid(), readable=sorted(readable))
             code = _run_guard(orders, output)
             output.seek(0)
             return _verdict(code, output.read().decode("utf-8", "replace"), token)
@@ -93,29 +97,19 @@ def sandbox_missing() -> str:
     return "" if verdict.passed else f"Python does not start in the sandbox: {verdict.reason}"
 
 
-def _readable() -> List[str]:
-    """What the program may read: Python, its packages, and the libraries these need."""
-    real = Path(os.path.realpath(sys.executable)).parent.parent
-    places = {*_SYSTEM, sys.prefix, sys.base_prefix, str(real)} - {"/"}
-    return sorted(places)  # a folder comes before what is in it
-
-
 def _run_guard(orders: Dict[str, Any], output: IO[bytes]) -> int:
     """The exit code of the program; _KILLED when its time is over."""
-    guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_GUARD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=output, env={}, cwd="/", start_new_session=True,
-    )  # fmt: skip
     try:
-        complaint, _ = guard.communicate(json.dumps(orders).encode(), orders["seconds"])
+        # Out of time, it is killed, and with it, by the kernel, process 1 and all others.
+        guard = subprocess.run(
+            [sys.executable, "-I", "-S", str(_GUARD)], input=json.dumps(orders).encode(),
+            stdout=subprocess.PIPE, stderr=output, env={}, cwd="/", start_new_session=True,
+            timeout=orders["seconds"], check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return _KILLED
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            guard.kill()  # and with it, by the kernel, process 1 and all others
-        guard.communicate()
-    if complaint:
-        what = f"no sandbox can be had here: {complaint.decode('utf-8', 'replace')}"
+    if guard.stdout:
+        what = f"no sandbox can be had here: {guard.stdout.decode('utf-8', 'replace')}"
         raise DeviceError(what, "evaluate where Linux namespaces are allowed")
     return guard.returncode
 

@@ -15,8 +15,7 @@ from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.coding import humaneval
-from minigpt.coding.humaneval import Problem
-from minigpt.coding.results import Results
+from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets

@@ -11,14 +11,15 @@ import pytest
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.coding.humaneval import (
+    Completion,
     Problem,
+    Results,
     humaneval_file,
     measure,
     pass_at_k,
     read_problems,
     summary,
 )
-from minigpt.coding.results import Results
 from minigpt.coding.sandbox import Limits, run_program, sandbox_missing
 
 needs_sandbox = pytest.mark.skipif(bool(sandbox_missing()), reason=sandbox_missing())
@@ -80,8 +81,6 @@ def test_pass_at_k_of_many_samples():
 
 
 def test_a_summary_has_the_k_that_the_samples_allow(tmp_path):
-    from minigpt.coding.results import Completion
-
     rows = [Completion("a", n, "", n < 5, "passed" if n < 5 else "killed") for n in range(10)]
     assert summary(rows, 10) == [
         "1 problems, samples of each: 10", "pass@1 50.00%, pass@10 100.00%", "passed 5, killed 5",
