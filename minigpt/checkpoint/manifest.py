@@ -23,12 +23,9 @@ _ANOTHER = "the checkpoint is damaged: use another one"
 
 
 def write_checkpoint(
-    directory: Path,
-    write: Callable[[Path], Dict[str, FileRecord]],
-    tokenizer: Optional[Tokenizer],
-    template: Optional[Template] = None,
-    replace: bool = False,
-) -> None:
+    directory: Path, write: Callable[[Path], Dict[str, FileRecord]],
+    tokenizer: Optional[Tokenizer], template: Optional[Template] = None, replace: bool = False,
+) -> None:  # fmt: skip
     """The one way to write a checkpoint, whole or not at all: what `write` puts into the directory
     that it is given (it returns the records of large files), the tokenizer, the template and, last,
     the manifest. With `replace`, for a run's own, an older checkpoint gives way.
@@ -73,10 +70,8 @@ def check(directory: Path) -> None:
     """CheckpointError naming the first file that differs from the manifest in size or sha256."""
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}",
-            f"use the minigpt that wrote it ({manifest.get('minigpt')})",
-        )
+        what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
+        raise CheckpointError(what, f"use the minigpt that wrote it ({manifest.get('minigpt')})")
     try:
         files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Union
 
@@ -16,17 +17,10 @@ from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
-from minigpt.checkpoint import manifest
+from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.safetensors import (
-    INDEX,
-    FileRecord,
-    LazyTensor,
-    in_memory,
-    open_safetensors,
-    write_sharded,
-)
+from minigpt.checkpoint.safetensors import FileRecord, LazyTensor
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
@@ -37,26 +31,24 @@ DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": t
 
 
 def write_model(
-    directory: Path,
-    config: GPTConfig,
-    tensors: Mapping[str, LazyTensor],
+    directory: Path, config: GPTConfig, tensors: Mapping[str, LazyTensor],
     shard_bytes: Optional[int] = SHARD_BYTES,
-) -> Dict[str, FileRecord]:
+) -> Dict[str, FileRecord]:  # fmt: skip
     """Writes `config.json` and the weights; returns what the manifest needs of the latter."""
     write_json(directory / CONFIG, asdict(config))
-    return write_sharded(directory, tensors, shard_bytes)
+    return safetensors.write_sharded(directory, tensors, shard_bytes)
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
     """`write_model` of a model in memory, each tensor leaving its device alone."""
-    return write_model(directory, model.config, in_memory(dict(model.named_parameters())))
+    tensors = safetensors.in_memory(dict(model.named_parameters()))
+    return write_model(directory, model.config, tensors)
 
 
 def load_model(
-    path: Union[str, Path],
-    device: Union[str, torch.device] = "cpu",
+    path: Union[str, Path], device: Union[str, torch.device] = "cpu",
     dtype: Optional[torch.dtype] = None,
-) -> GPT:
+) -> GPT:  # fmt: skip
     """The model of a checkpoint directory, or of a run directory's best checkpoint, in eval mode.
 
     `dtype` None keeps the file's. Every file is first compared with the manifest's sha256, then one
@@ -85,23 +77,9 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype) -> G
     model = add_lora(load_model(adapter.base, device, dtype), adapter.lora)
     parameters = adapter_tensors(model)
     with ExitStack() as stack:
-        thin = open_safetensors(directory / WEIGHTS, stack)
-        _check_shapes(directory, thin, parameters)
-        for name, tensor in thin.items():
+        for name, tensor in _open_adapter(directory, parameters, stack).items():
             parameters[name].data.copy_(tensor.read())
     return model
-
-
-def _check_shapes(
-    directory: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
-) -> None:
-    """CheckpointError unless what was found is what the model expects, by name and shape."""
-    there = {(name, tuple(tensor.shape)) for name, tensor in found.items()}
-    wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
-    wrong = [name for name, _ in sorted(there ^ wanted)]
-    if wrong:
-        what = "does not belong to this model" if wrong[0] in found else "is missing"
-        raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
 
 
 def open_weights(
@@ -115,40 +93,48 @@ def open_weights(
     manifest.check(directory)
     adapter = read_adapter(directory)
     if adapter is None:
-        weights = _whole_weights(directory, stack)
+        weights = safetensors.open_sharded(directory, stack)
     else:
         weights = open_weights(adapter.base, stack, dtype)
     model = GPT(read_config(directory), device=torch.device("meta"))
     _check_shapes(directory, weights, dict(model.named_parameters()))
     if adapter is None:
         return weights
-    thin = open_safetensors(directory / WEIGHTS, stack)
-    _check_shapes(directory, thin, adapter_tensors(add_lora(model, adapter.lora)))
+    thin = _open_adapter(directory, adapter_tensors(add_lora(model, adapter.lora)), stack)
     for name in thin:
         matrix, _, leaf = name.rpartition(".")
         if leaf == "a":
             base, a, b = weights[matrix + ".weight"], thin[name], thin[matrix + ".b"]
-            weights[matrix + ".weight"] = _merged(base, a, b, adapter.lora, dtype or base.dtype)
-    return weights
-
-
-def _whole_weights(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
-    names = ["model.safetensors"]
-    if (directory / INDEX).exists():
-        names = sorted(set(manifest.read_json(directory / INDEX)["weight_map"].values()))
-    weights: Dict[str, LazyTensor] = {}
-    for name in names:
-        weights.update(open_safetensors(directory / name, stack))
+            kind = dtype or base.dtype
+            read = partial(_merged, base, a, b, adapter.lora, kind)
+            weights[matrix + ".weight"] = LazyTensor(kind, base.shape, read)
     return weights
 
 
 def _merged(
     base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig, dtype: torch.dtype
-) -> LazyTensor:
-    def read() -> Tensor:
-        return merged(base.read(), a.read(), b.read(), config).to(dtype)
+) -> Tensor:
+    return merged(base.read(), a.read(), b.read(), config).to(dtype)
 
-    return LazyTensor(dtype, base.shape, read)
+
+def _open_adapter(
+    directory: Path, expected: Mapping[str, Tensor], stack: ExitStack
+) -> Dict[str, LazyTensor]:
+    thin = safetensors.open_safetensors(directory / WEIGHTS, stack)
+    _check_shapes(directory, thin, expected)
+    return thin
+
+
+def _check_shapes(
+    directory: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
+) -> None:
+    """CheckpointError unless what was found is what the model expects, by name and shape."""
+    there = {(name, tuple(tensor.shape)) for name, tensor in found.items()}
+    wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
+    wrong = [name for name, _ in sorted(there ^ wanted)]
+    if wrong:
+        what = "does not belong to this model" if wrong[0] in found else "is missing"
+        raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
 
 
 def read_config(directory: Path) -> GPTConfig:

@@ -19,15 +19,9 @@ from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
-from minigpt.checkpoint import manifest
+from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.adapter import Adapter, write_adapter
 from minigpt.checkpoint.model_files import save_model
-from minigpt.checkpoint.safetensors import (
-    FileRecord,
-    in_memory,
-    open_safetensors,
-    write_safetensors,
-)
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
@@ -62,17 +56,12 @@ class RunState:
 
 
 def save_checkpoint(
-    directory: Path,
-    model: GPT,
-    tokenizer: Tokenizer,
-    optimizer: AdamW,
-    state: RunState,
-    template: Optional[Template] = None,
-    adapter: Optional[Adapter] = None,
-) -> None:
+    directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState,
+    template: Optional[Template] = None, adapter: Optional[Adapter] = None,
+) -> None:  # fmt: skip
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
 
-    def write(partial: Path) -> Dict[str, FileRecord]:
+    def write(partial: Path) -> Dict[str, safetensors.FileRecord]:
         if adapter is None:
             records = save_model(partial, model)
         else:
@@ -81,7 +70,8 @@ def save_checkpoint(
         for name, parameter in model.named_parameters():
             for kind, tensor in optimizer.state.get(parameter, {}).items():
                 moments[f"{kind}.{name}"] = tensor
-        records[OPTIMIZER] = write_safetensors(partial / OPTIMIZER, in_memory(moments))
+        kept = safetensors.in_memory(moments)
+        records[OPTIMIZER] = safetensors.write_safetensors(partial / OPTIMIZER, kept)
         write_json(partial / STATE, asdict(state))
         return records
 
@@ -100,7 +90,7 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: in
     """Fills the optimizer with the states saved in `directory` and sets its step count."""
     parameters = dict(model.named_parameters())
     with ExitStack() as stack:
-        for name, tensor in open_safetensors(directory / OPTIMIZER, stack).items():
+        for name, tensor in safetensors.open_safetensors(directory / OPTIMIZER, stack).items():
             kind, _, parameter = name.partition(".")
             weight = parameters.get(parameter)
             if weight is None or weight.shape != tensor.shape:

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import require_space, write_json
+from minigpt.base.files import read_object, require_space, write_json
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -131,6 +131,16 @@ def _header(tensors: Mapping[str, LazyTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def open_sharded(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
+    """As `open_safetensors`, of the one file in `directory`, or of the shards in its index."""
+    names = [SINGLE]
+    if (directory / INDEX).exists():
+        index = read_object(directory / INDEX, CheckpointError, "use another checkpoint")
+        names = sorted({*index["weight_map"].values()})
+    opened = [open_safetensors(directory / name, stack) for name in names]
+    return {name: tensor for tensors in opened for name, tensor in tensors.items()}
+
+
 def write_sharded(
     directory: Path, tensors: Mapping[str, LazyTensor], shard_bytes: Optional[int] = None
 ) -> Dict[str, FileRecord]:
@@ -138,13 +148,11 @@ def write_sharded(
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     total = sum(sizes.values())
     require_space(directory, total)
-    files = plan_shards(sizes, shard_bytes)
-    records = {
-        file: write_safetensors(directory / file, {name: tensors[name] for name in names})
-        for file, names in files.items()
-    }
-    if len(files) > 1:
-        weight_map = {name: file for file, names in files.items() for name in names}
+    records, weight_map = {}, {}
+    for file, names in plan_shards(sizes, shard_bytes).items():
+        records[file] = write_safetensors(directory / file, {n: tensors[n] for n in names})
+        weight_map.update(dict.fromkeys(names, file))
+    if len(records) > 1:
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return records
 
@@ -161,7 +169,6 @@ def plan_shards(sizes: Mapping[str, int], shard_bytes: Optional[int]) -> Dict[st
             filled = 0
         shards[-1].append(name)
         filled += size
-    count = len(shards)
-    if count == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i + 1:05d}-of-{count:05d}.safetensors": shards[i] for i in range(count)}
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": s for i, s in enumerate(shards, 1)}
