@@ -33,8 +33,6 @@ def point(run: Path, pointer: str, checkpoint: Path) -> None:
 
 def pointed(run: Path, pointer: str) -> Optional[Path]:
     """The complete checkpoint that `run/pointer` names, or None."""
-    if not os.path.isfile(run / pointer):
-        return None
     try:
         checkpoint = run / (run / pointer).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):

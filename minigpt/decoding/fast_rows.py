@@ -27,6 +27,8 @@ from minigpt.model.gpt import GPT
 _FEW = 4  # rows up to which this was seen to win
 _LONG = 1024  # numbers in a row from which halves were seen to win
 _CLEARLY = 1.3  # or chance would choose, and the same seed give another rounding, another text
+# Whether this code is being traced by torch.compile rather than run; from PyTorch 2.3 on.
+_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", bool)
 _slow: Optional[bool] = None  # whether the library is slow at one row; None: not tried yet
 
 
@@ -102,12 +104,6 @@ def try_library() -> bool:
 
 def _seconds(product: Callable[[], Tensor]) -> float:
     return min(timeit.repeat(product, number=1, repeat=5))
-
-
-def _compiling() -> bool:
-    """Whether this code is being traced by torch.compile rather than run."""
-    asked = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # from PyTorch 2.3 on
-    return asked is not None and bool(asked())
 
 
 def _sum(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

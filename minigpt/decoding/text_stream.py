@@ -23,30 +23,25 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def feed(self, data: bytes) -> str:
-        """The text that became certain with `data`."""
-        return self._release(self._decoder.decode(data), final=False)
-
-    def finish(self) -> str:
-        """What was held back; half a character becomes U+FFFD."""
-        return self._release(self._decoder.decode(b"", True), final=True)
-
-    def _release(self, text: str, final: bool) -> str:
+    def feed(self, data: bytes, final: bool = False) -> str:
+        """The text that became certain with `data`, the `final` piece or not."""
         if self.stopped:
             return ""
-        text = self._held + text
-        places = [place for place in (text.find(stop) for stop in self.stop) if place >= 0]
+        text = self._held + self._decoder.decode(data, final)
+        places = [place for place in map(text.find, self.stop) if place >= 0]
         if places:
             self.stopped = True
             return text[: min(places)]
-        keep = 0 if final else self._undecided(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def _undecided(self, text: str) -> int:
-        """How many characters at the end of `text` may be the beginning of a stop string."""
+        # How many characters at the end may be the beginning of a stop string.
         beginnings = (stop[:length] for stop in self.stop for length in range(1, len(stop)))
-        return max((len(begun) for begun in beginnings if text.endswith(begun)), default=0)
+        undecided = max((len(begun) for begun in beginnings if text.endswith(begun)), default=0)
+        certain = len(text) if final else len(text) - undecided
+        self._held = text[certain:]
+        return text[:certain]
+
+    def finish(self) -> str:
+        """What was held back; half a character becomes U+FFFD."""
+        return self.feed(b"", final=True)
 
 
 def pieces(

@@ -22,6 +22,8 @@ from typing import Any, Callable, List, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 
+from tqdm import tqdm
+
 from minigpt.base.errors import CheckpointError, storage_error
 from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import hexdigest
@@ -31,8 +33,6 @@ from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
 
 _TRIES = 6
 _LINKED = "X-Linked-Etag"  # on the way to another place: the digest of what is there
-
-Progress = Callable[[int], object]  # is told of every block's bytes
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Hub:
         return f"{self.endpoint}/{self.repo}/resolve/{quote(self.revision, '')}/{path}"
 
 
-def download(hub: Hub, directory: Path, progress: Progress = lambda size: None) -> List[Path]:
+def download(hub: Hub, directory: Path) -> List[Path]:
     """Config, vocabulary and weights into `directory`; CheckpointError says what stopped it."""
 
     def there(name: str) -> bool:
         return head(hub, name) is not None
 
     def get(*names: str) -> List[Path]:
-        return [fetch(hub, name, directory, progress) for name in names]
+        return [fetch(hub, name, directory) for name in names]
 
     require_https(hub.endpoint)
     try:
@@ -133,7 +133,7 @@ def _remote(headers: Message, own: bool) -> Remote:
     return Remote(int(size) if size.isdecimal() else -1, tag if known else "")
 
 
-def fetch(hub: Hub, name: str, directory: Path, progress: Progress = lambda size: None) -> Path:
+def fetch(hub: Hub, name: str, directory: Path) -> Path:
     """The file `name` in `directory`, whole."""
     target, part = directory / name, directory / (name + ".part")
     remote = head(hub, name)
@@ -144,7 +144,7 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Progress = lambda size
     part.touch()
     require_space(directory, remote.size - part.stat().st_size)
     for _ in range(2):
-        _again(hub, name, lambda: _continue(hub, name, part, remote.size, progress))
+        _again(hub, name, lambda: _continue(hub, name, part, remote.size))
         if remote.is_in(part):
             fsync(part)
             os.replace(str(part), str(target))
@@ -154,7 +154,7 @@ def fetch(hub: Hub, name: str, directory: Path, progress: Progress = lambda size
     raise CheckpointError(what, "try again, or another endpoint by HF_ENDPOINT")
 
 
-def _continue(hub: Hub, name: str, part: Path, size: int, progress: Progress) -> None:
+def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
     """Appends what is missing of a file; ConnectionError when the line breaks before its end."""
     have = part.stat().st_size
     if have == size:
@@ -162,11 +162,12 @@ def _continue(hub: Hub, name: str, part: Path, size: int, progress: Progress) ->
     if have > size >= 0:
         have = 0  # it is of another file
     with _open(hub, name, start=have) as answer:
-        resumed = have > 0 and answer.status == 206
-        with part.open("ab" if resumed else "wb") as file:
+        have = have if answer.status == 206 else 0
+        total = None if size < 0 else size
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=None)
+        with bar, part.open("ab" if have else "wb") as file:
             for block in iter(lambda: answer.read(1 << 20), b""):
-                file.write(block)
-                progress(len(block))
+                bar.update(file.write(block))
             if size not in (-1, file.tell()):
                 raise ConnectionError(f"{file.tell()} of {size} bytes")
 

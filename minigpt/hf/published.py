@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 from urllib.parse import quote
 
 from tqdm import tqdm
@@ -25,11 +24,11 @@ def published(name: str, may_fetch: bool = True) -> Path:
     if local.exists():
         return resolve(local)
     if zoo.find(name).repo is None:
-        what = f"{name} has no published weights"
-        raise UsageError(what, f"train it from scratch with --model {name}")
+        fix = f"train it from scratch with --model {name}"
+        raise UsageError(f"{name} has no published weights", fix)
     if not may_fetch:
-        what = f"{local} is not there"
-        raise CheckpointError(what, f"get the weights with: python convert_hf.py {name}")
+        fix = f"get the weights with: python convert_hf.py {name}"
+        raise CheckpointError(f"{local} is not there", fix)
     require_free(local, "remove it")
     print("\n".join(convert(fetch(name), local)), flush=True)
     return local
@@ -40,10 +39,9 @@ def fetch(name: str, revision: str = "main") -> Path:
     entry = find(name)
     hub = Hub.from_environment(entry.repo or "", revision, entry.subfolder)
     directory = Path("downloads") / local_name(name, revision)
-    about = 4 * entry.config.parameter_count()
-    print(f"download {hub.url('')} to {directory}: about {size(about)}", flush=True)
-    with progress_bar("downloading", about) as bar:
-        download(hub, directory, bar.update)
+    about = size(4 * entry.config.parameter_count())
+    print(f"download {hub.url('')} to {directory}: about {about}", flush=True)
+    download(hub, directory)
     return directory
 
 
@@ -62,6 +60,6 @@ def local_name(name: str, revision: str) -> str:
     return name if revision == "main" else f"{name}@{quote(revision, '')}"
 
 
-def progress_bar(what: str, total: Optional[int] = None) -> tqdm[None]:
+def progress_bar(what: str) -> tqdm[None]:
     """Counts bytes where somebody watches."""
-    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)
+    return tqdm(unit="B", unit_scale=True, desc=what, disable=None)

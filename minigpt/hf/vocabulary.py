@@ -20,7 +20,6 @@ FOREIGN = (
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.bpe",
     "encoder.json", "source.spm", "target.spm", "tokenizer.tiktoken", "tekken.json",
 )  # fmt: skip
-_FOREIGN_KINDS = ("*.model", "*.spm", "*.tiktoken")
 _GPT2_TOKENS = 50257
 _WAY_ON = (
     "--tokenizer none converts the weights without it, --tokenizer gpt2 says that it is GPT-2's"
@@ -79,9 +78,9 @@ def _two_files(directory: Path) -> GPT2Tokenizer:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    found = [name for name in (VOCAB, MERGES, *FOREIGN) if (directory / name).is_file()]
-    for kind in _FOREIGN_KINDS:
-        found += [path.name for path in sorted(directory.glob(kind)) if path.is_file()]
+    suffixes, names = (".model", ".spm", ".tiktoken"), (VOCAB, MERGES, *FOREIGN)
+    files = [path.name for path in sorted(directory.iterdir()) if path.is_file()]
+    found = [name for name in files if name in names or name.endswith(suffixes)]
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
     name = settings.get("tokenizer_class")
     if name and not str(name).startswith("GPT2"):
@@ -99,16 +98,11 @@ def read_fast(path: Path, settings: Path) -> GPT2Tokenizer:
         _require_same_rules(values, read_json(settings) if settings.is_file() else {})
         return GPT2Tokenizer(*_files(values))
     except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
-        what = f"{path} is not a tokenizer of GPT-2's kind: {_in_words(error)}"
+        why = str(error) if isinstance(error, ValueError) else f"it lacks or garbles {error}"
+        if isinstance(error, DataError):  # of the two files that it was turned into
+            why = error.what.replace(VOCAB, "its vocabulary").replace(MERGES, "its merges")
+        what = f"{path} is not a tokenizer of GPT-2's kind: {why}"
         raise CheckpointError(what, _WAY_ON) from None
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, DataError):  # of the two files that it was turned into
-        return error.what.replace(VOCAB, "its vocabulary").replace(MERGES, "its merges")
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"it lacks {error}" if isinstance(error, KeyError) else f"it is made otherwise ({error})"
 
 
 def _files(values: Dict[str, Any]) -> Tuple[bytes, bytes]:
