@@ -16,8 +16,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.side_by_side import report, side_by_side
-from minigpt.decoding.generate import Step, compiled_step, decode_step, stream
-from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.generate import Sampling, Step, compiled_step, decode_step, stream
 from minigpt.hf.layout import other_layout, to_theirs
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.zoo import find

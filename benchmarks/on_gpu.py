@@ -28,8 +28,7 @@ import torch
 
 from minigpt.base.text import size
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.decoding.generate import Step, decode_step, step_for, stream
-from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.generate import Sampling, Step, decode_step, step_for, stream
 from minigpt.devices.device import Device, find_device
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.zoo import find

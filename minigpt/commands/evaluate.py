@@ -21,8 +21,7 @@ from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.decoding.generate import stream
-from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.generate import Sampling, stream
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT

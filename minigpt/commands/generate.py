@@ -15,8 +15,7 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.decoding.generate import notes, step_for, stream
-from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.generate import Sampling, notes, step_for, stream
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
 from minigpt.training.config import left_open

@@ -5,14 +5,7 @@ import torch
 
 import minigpt
 from minigpt.base.errors import UsageError
-from minigpt.decoding.generate import (
-    Decoder,
-    compiled_step,
-    decode_step,
-    notes,
-    stream,
-)
-from minigpt.decoding.sampling import Sampling
+from minigpt.decoding.generate import Decoder, Sampling, compiled_step, decode_step, notes, stream
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from tests.helpers.reference import assert_close

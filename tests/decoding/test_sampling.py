@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.base.errors import UsageError
-from minigpt.decoding.sampling import Sampling, keep_top_k, keep_top_p
+from minigpt.decoding.generate import Sampling, keep_top_k, keep_top_p
 
 
 def possible(logits):

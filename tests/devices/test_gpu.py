@@ -14,9 +14,8 @@ import torch
 from minigpt import load_model
 from minigpt.base.errors import DeviceError
 from minigpt.data.batch import IGNORE
-from minigpt.decoding.generate import decode_step, generate, stream
+from minigpt.decoding.generate import Sampling, decode_step, generate, stream
 from minigpt.decoding.graphs import GraphedStep
-from minigpt.decoding.sampling import Sampling
 from minigpt.devices.device import find_device, is_moai, weight_dtype
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
