@@ -1,9 +1,8 @@
 """Turns itself into a program that may touch nothing: the inner half of sandbox.py.
 
-It runs as a child of its own, `python -I -S guard.py`, and imports nothing of this project. It
-reads its orders, {"source", "root", "parent", "readable", "memory", "seconds"}, as JSON from stdin.
-What goes wrong before the program starts is one line on stdout; what the program prints goes to
-stderr.
+It runs as a child of its own, `python -I -S guard.py`, imports nothing of this project, and reads
+its orders, {"source", "root", "parent", "readable", "memory", "seconds"}, as JSON from stdin. What
+goes wrong before the program starts is one line on stdout; what it prints goes to stderr.
 
     separate     own mounts, process numbers, network, IPC and host name (namespaces(7))
     build_root   an empty file system: a scratch folder, Python, three devices, all else absent

@@ -4,9 +4,9 @@
     passed     = prompt + completion + test + check(entry_point) runs to its end, in the sandbox
     pass@k     = the mean over problems of 1 - C(n - c, k) / C(n, k)
 
-for n samples of a problem of which c pass: how likely one of k drawn from them passes. Any file in
-HumanEval's format will do. Samples are decoded in batches that always have the same rows, so an
-evaluation that was stopped goes on to the result it would have had.
+for n samples of a problem of which c pass: how likely one of k drawn from them passes. Samples are
+decoded in batches that always have the same rows, so an evaluation that was stopped goes on to the
+result it would have had.
 """
 
 from __future__ import annotations
@@ -191,10 +191,7 @@ def _completion(line: bytes) -> Optional[Completion]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """How likely at least one of k passes, drawn without putting back from n of which c pass.
-
-    1 - C(n - c, k) / C(n, k), as a product, because the binomials are too large for a float.
-    """
+    """1 - C(n - c, k) / C(n, k), as a product, since the binomials are too large for a float."""
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))

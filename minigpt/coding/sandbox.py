@@ -1,15 +1,12 @@
 """Runs a program that nobody has read: one that a model has written.
 
-    run_program(source) -> did it run to its last line, and if not, why
+It gets a world of its own, made of Linux namespaces by guard.py: an empty file system in which
+Python can be read, a scratch folder that is gone afterwards, no network, no other process, no
+environment, a user without rights, and limits on time, memory, files and processes. It is process
+1 there, so when it ends or its time is over, every process it has started ends with it.
 
-The program gets a world of its own, made of Linux namespaces by guard.py: an empty file system in
-which Python can be read, a scratch folder that is gone afterwards, no network, no other process,
-no environment, a user without rights, and limits on time, memory, files and processes. It is
-process 1 there, so when it ends or its time is over, every process it has started ends with it.
-
-This keeps a program from doing harm. It does not keep it from being counted as right: tests that
-run in the same process as what they test can be deceived by code written to do so. Nor does it
-protect from a fault in the kernel itself.
+This keeps a program from doing harm, unless the kernel has a fault. It does not keep it from being
+counted as right: tests in the same process as what they test can be deceived.
 """
 
 from __future__ import annotations

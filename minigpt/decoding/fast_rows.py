@@ -1,13 +1,11 @@
 """Matrix products of one row or a few, as fast as the memory gives, for a model that decodes.
 
-Decoding multiplies every matrix of the model with one row at a time, so it is as fast as the
-weights can be read. Written as usual, y = x W^T, that is a matrix-vector product, and some
-processors' libraries are poor at it: on one by AMD the weights came at 12 GB/s, where the same
-weights times two columns, W [a b], came at 30 GB/s; on one by Intel it was the other way round, 28
-to 12 (docs/benchmarks.md). So both are tried once. Where the library is slow, a lone row is made
-into two columns: twice itself, or, for long rows, its two halves, to be multiplied with the two
-halves of each row of W; and under torch.compile the plain sum becomes a loop that reads as fast as
-the memory gives, in bfloat16 too.
+Written as usual, y = x W^T with one row, that is a matrix-vector product, and some processors'
+libraries are poor at it: on one by AMD the weights came at 12 GB/s, where the same weights times
+two columns, W [a b], came at 30 GB/s; on one by Intel it was the other way round, 28 to 12
+(docs/benchmarks.md). So both are tried once. Where the library is slow, a lone row is made into two
+columns: twice itself, or, for long rows, its two halves, to be multiplied with the two halves of
+each row of W; and under torch.compile the plain sum becomes a loop, in bfloat16 too.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ Only then is the first byte written; the result appears when it is whole.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -45,28 +44,22 @@ def convert(
     """
     require_free(out, USE_IT, directory)
     with ExitStack() as stack:
-        found = check_source(directory, stack, weights)
-        vocabulary, notes = find_vocabulary(directory, found.config.vocab_size, tokenizer)
-        found.notes.extend(notes)
-        tensors = _as_ours(found.tensors, DTYPES[dtype], progress)
+        config, theirs, said = check_source(directory, stack, weights)
+        vocabulary, notes = find_vocabulary(directory, config.vocab_size, tokenizer)
+        tensors = _as_ours(theirs, DTYPES[dtype], progress)
+        write = partial(write_model, config=config, tensors=tensors, shard_bytes=shard_bytes)
         template = load_template(directory)  # of a tuned model that was exported
-        write = partial(write_model, config=found.config, tensors=tensors, shard_bytes=shard_bytes)
         write_checkpoint(out, write, vocabulary, template)
-    return _summary(directory, out, found, sum(tensor.nbytes for tensor in tensors.values()))
+    total = size(sum(tensor.nbytes for tensor in tensors.values()))
+    return [*said, *(f"note     {note}" for note in notes), f"wrote    {out}: {total}"]
 
 
-@dataclass
-class Source:
-    """What there is to convert, found to be whole."""
-
-    config: GPTConfig
-    tensors: Dict[str, LazyTensor]  # theirs, by our name, in the model's order
-    masks: int  # buffers that are dropped
-    notes: List[str]
-
-
-def check_source(directory: Path, stack: ExitStack, weights: Optional[str] = None) -> Source:
-    """Reads config and headers alone; CheckpointError for what does not fit together."""
+def check_source(
+    directory: Path, stack: ExitStack, weights: Optional[str] = None
+) -> Tuple[GPTConfig, Dict[str, LazyTensor], List[str]]:
+    """(config, their tensors by our name in the model's order, what there is to say of them), from
+    config and headers alone; CheckpointError for what does not fit together.
+    """
     path = directory / "config.json"
     config, notes = hf_config.read(layout.read_json(path), str(path))
     theirs = layout.open_weights(directory, stack, weights)
@@ -80,7 +73,16 @@ def check_source(directory: Path, stack: ExitStack, weights: Optional[str] = Non
         named[ours] = theirs[name]
     if config.tied_head and layout.HEAD in named:
         notes.append(_tie(directory, named))
-    return Source(config, _in_order(directory, config, named), len(theirs) - len(kept), notes)
+    tensors, masks = _in_order(directory, config, named), len(theirs) - len(kept)
+    said = [
+        f"read     {directory}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd}"
+        f" wide, {config.activation}, {config.parameter_count():,} parameters",
+        f"kept     {len(tensors)} tensors, {sum(map(layout.is_transposed, tensors))} of them"
+        f" transposed, all renamed; head {'tied' if config.tied_head else 'of its own'}",
+        f"dropped  {f'{masks} mask buffers' if masks else 'nothing'}",
+        *(f"note     {note}" for note in notes),
+    ]
+    return config, tensors, said
 
 
 def _tie(directory: Path, named: Dict[str, LazyTensor]) -> str:
@@ -149,17 +151,3 @@ def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> T
         what = f"{name} has numbers beyond what fp16 can hold (65504)"
         raise CheckpointError(what, "use --dtype bf16")
     return tensor
-
-
-def _summary(directory: Path, out: Path, found: Source, total: int) -> List[str]:
-    config, tensors = found.config, found.tensors
-    transposed = sum(map(layout.is_transposed, tensors))
-    return [
-        f"read     {directory}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd}"
-        f" wide, {config.activation}, {config.parameter_count():,} parameters",
-        f"kept     {len(tensors)} tensors, {transposed} of them transposed, all renamed;"
-        f" head {'tied' if config.tied_head else 'of its own'}",
-        f"dropped  {f'{found.masks} mask buffers' if found.masks else 'nothing'}",
-        *(f"note     {note}" for note in found.notes),
-        f"wrote    {out}: {size(total)}",
-    ]

@@ -14,11 +14,10 @@ import re
 import socket
 import time
 import urllib.request
-from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 
@@ -35,8 +34,7 @@ _TRIES = 6
 _LINKED = "X-Linked-Etag"  # on the way to another place: the digest of what is there
 
 
-@dataclass(frozen=True)
-class Hub:
+class Hub(NamedTuple):
     """Where files come from: `endpoint`/`repo`/resolve/`revision`/FILE, perhaps with a token."""
 
     repo: str
@@ -84,8 +82,7 @@ def download(hub: Hub, directory: Path) -> List[Path]:
     raise CheckpointError(f"{hub.repo} has no weights that can be read", "check the name")
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(NamedTuple):
     """What the server says of a file: its size, or -1, and its digest, or nothing."""
 
     size: int

@@ -96,14 +96,12 @@ def open_weights(
     directory: Path, stack: ExitStack, weights: Optional[str] = None
 ) -> Dict[str, LazyTensor]:
     """Every tensor by its name, none read yet; the files stay open as long as `stack`. `weights`
-    names a single file that is called otherwise. CheckpointError for a file that is not there, and
+    names a single file that is called otherwise. CheckpointError for one that cannot be read, and
     for a name that comes twice.
     """
     names = _weight_files(directory) if weights is None else [_beside(weights, directory)]
     tensors: Dict[str, LazyTensor] = {}
     for path in [directory / name for name in names]:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", "get it again")
         safe = path.suffix == ".safetensors"
         opened = open_safetensors(path, stack) if safe else open_torch_file(path)
         twice = sorted(tensors.keys() & opened.keys())
