@@ -43,11 +43,9 @@ class PlacedCache(KVCache):
     def mask(self, new: int) -> Tensor:
         """True where something is: (1, 1, 1, capacity) or (B, 1, 1, capacity)."""
         filled = (self.all <= self.place)[None, None, None]
-        return (
-            filled
-            if self.starts is None
-            else filled & (self.all >= self.starts[:, None, None, None])
-        )
+        if self.starts is None:
+            return filled
+        return filled & (self.all >= self.starts[:, None, None, None])
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
         """Writes k and v (B, H, 1, D) at the place; returns the whole cache of the layer."""
