@@ -26,13 +26,7 @@ from typing import IO, Any, Dict, NamedTuple
 from minigpt.base.errors import DeviceError, UsageError
 
 _GUARD = Path(__file__).with_name("guard.py")
-_SYSTEM = (
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/bin",
-    "/etc/ld.so.cache",
-)  # what Python needs, beside its own
+_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")  # where Python's libraries are
 _LAST_LINE = "\n__import__('os').write(2, b'%s')\n"
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Iteration))\b", re.M)
 _KILLED = 137  # by SIGKILL, with which the kernel ends what has used up its CPU time

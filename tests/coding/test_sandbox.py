@@ -139,6 +139,7 @@ def test_hostile_as_an_ordinary_user(world):
             "__init__",
             "base/__init__",
             "base/errors",
+            "base/text",
             "coding/__init__",
             "coding/guard",
             "coding/sandbox",
