@@ -95,7 +95,7 @@ class TrainConfig:
     batch_size: OpenInt = None
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: OpenInt = None
-    """Sequences on a device at a time; the result is the same. Open: what suits the device and fits."""
+    """Sequences on a device at a time; the result is the same. Open: what suits it and fits."""
     block_size: OpenInt = None
     """Tokens per sequence, at most the model's positions."""
     lr: OpenFloat = None
