@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Type, Union
@@ -29,6 +30,8 @@ MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 ANOTHER_OUT = "name another with --out, or remove it"
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
+_LONGEST = 180  # bytes of a name to which something is added; file systems take 255
 _BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
 
 
@@ -115,8 +118,31 @@ def fsync(path: Path) -> None:
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC or not path.is_dir():
+            raise  # of a directory some file systems have none, as some of the network
     finally:
         os.close(descriptor)
+
+
+def cache_directory(name: str) -> Path:
+    """Where what can be made again is kept: in the user's cache or, if there is none that can be
+    written to, in a directory of the user's own among the temporary ones.
+    """
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / name
+        usual.mkdir(parents=True, exist_ok=True)
+        if os.access(str(usual), os.W_OK | os.X_OK):
+            return usual
+    except (OSError, RuntimeError):  # no place there, or nobody's home
+        pass
+    own = os.getuid() if hasattr(os, "getuid") else "cache"
+    other = Path(tempfile.gettempdir()) / f"minigpt-{name}-{own}"
+    with suppress(FileExistsError):
+        other.mkdir(mode=0o700)
+    if other.is_symlink() or getattr(other.stat(), "st_uid", own) not in (own, 0):
+        return Path(tempfile.mkdtemp(prefix="minigpt-"))  # what has the name is somebody else's
+    return other
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,7 +162,12 @@ def write_text(path: Path, text: str) -> None:
 
 def _sibling(path: Path) -> Path:
     """A name beside `path` that nobody else has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    return path.with_name(f".{shorter(path.name)}.{secrets.token_hex(8)}.partial")
+
+
+def shorter(name: str, longest: int = _LONGEST) -> str:
+    """`name`, or its beginning where it has more bytes than leave room for what is added to it."""
+    return os.fsencode(name)[:longest].decode("utf-8", "ignore")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,20 +207,20 @@ def _make_held(target: Path) -> Tuple[Path, Optional[int]]:
         partial.mkdir(parents=True)
         # Before it is held, another process may take it for abandoned and remove it.
         with suppress(FileNotFoundError, BlockingIOError):
-            held = _hold(partial)
+            held = hold(partial)
             if partial.exists():
                 return partial, held
             if held is not None:
                 os.close(held)
 
 
-def _hold(directory: Path) -> Optional[int]:
-    """A descriptor whose lock on `directory` ends with this process, however that ends; None where
-    there are no such locks. BlockingIOError when another process has it.
+def hold(path: Path) -> Optional[int]:
+    """A descriptor whose lock on the file or directory at `path` ends with this process, however
+    that ends; None where there are no such locks. BlockingIOError when another process has it.
     """
     if fcntl is None:
         return None
-    descriptor = os.open(str(directory), os.O_RDONLY)
+    descriptor = os.open(str(path), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -204,7 +235,7 @@ def _remove_abandoned(target: Path, every: bool) -> None:
     """Removes partial directories, of `target` or of `every` one, that nobody holds any more."""
     for path in _temporaries(target, "partial", every):
         with suppress(OSError):  # it is held, its process has just ended, or is somebody else's
-            held = _hold(path)
+            held = hold(path)
             if held is not None:
                 shutil.rmtree(str(path), ignore_errors=True)
                 os.close(held)
@@ -213,7 +244,7 @@ def _remove_abandoned(target: Path, every: bool) -> None:
 def _temporaries(target: Path, kind: str, every: bool = False) -> Iterator[Path]:
     for path in [*target.parent.iterdir()]:
         match = _TEMPORARY.fullmatch(path.name)
-        if match and match["kind"] == kind and (every or match["name"] == target.name):
+        if match and match["kind"] == kind and (every or match["name"] == shorter(target.name)):
             yield path
 
 

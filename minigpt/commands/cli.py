@@ -12,7 +12,17 @@ import os
 import re
 import sys
 from itertools import takewhile
-from typing import Any, Callable, List, Optional, Sequence, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    TextIO,
+    Type,
+    TypeVar,
+)
 
 import tyro
 
@@ -44,9 +54,12 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
 def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:
     """Runs `command(arguments)`; returns the exit code. `--debug` lets tracebacks through."""
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):  # what a terminal has no character for is spelled out
+    for name in ("stdout", "stderr"):  # what a terminal has no character for is spelled out
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+        elif stream is None:  # closed before we began
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         return command(list(arguments)) or 0
     except MinigptError as error:
@@ -68,6 +81,39 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
     except BrokenPipeError:  # the reader (head, less) has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class _Unread:
+    """A stream whose reader may go away (head, a closed terminal, a full disk): from then on what
+    is written goes nowhere, and the work goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        self._try(self.stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, do: Callable[..., Any], *text: str) -> None:
+        try:
+            do(*text)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            print("nobody can read the output any more; the run goes on", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def going_on_unread() -> Iterator[None]:
+    """While the block lasts, output that cannot be written is no error."""
+    out, err = _Unread(sys.stdout), _Unread(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        yield
 
 
 def _flags(kind: Type[Any]) -> List[str]:

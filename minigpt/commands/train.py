@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import List
+from dataclasses import replace
+from typing import List, Tuple
 
 from minigpt.base.errors import DeviceError
 from minigpt.base.text import duration
+from minigpt.commands.cli import going_on_unread
 from minigpt.commands.flags import parse_settings
 from minigpt.data.datasets import Opened
 from minigpt.data.loader import Loader
@@ -16,6 +18,7 @@ from minigpt.hf.published import published
 from minigpt.planning import peaks
 from minigpt.planning.memory import Job, trained_count
 from minigpt.training.build import build, create_run, open_data, open_state
+from minigpt.training.claim import claimed
 from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of, one_line, pace
@@ -32,23 +35,35 @@ def train_command(arguments: List[str]) -> int:
     _plan(config, settings, device)
     if settings.start is not None and not settings.start.exists():
         published(config.init, may_fetch=not config.dry_run)
+    if config.dry_run:
+        settings, _, _, data = _open(config, settings, device)
+        print(_dry_run(settings, device, data))
+        return 0
+    named = bool(config.out or config.resume)
+    with claimed(settings.run, bool(config.resume), named) as run, going_on_unread():
+        if not config.resume:
+            config = replace(config, out=str(run))
+        trainer = build(*_open(config, settings, device))
+        create_run(trainer)
+        code = trainer.train()
+        if code:
+            print(f"\nstopped after step {trainer.state.step}; saved {trainer.save()}")
+            print(f"go on with: python train.py --resume {trainer.run}")
+        else:
+            print(closing_report(trainer))
+            print(f"took {duration(time.perf_counter() - began)}")
+        return code
+
+
+def _open(
+    config: TrainConfig, settings: Settings, device: Device
+) -> Tuple[Settings, Device, Tokenizer, Opened]:
+    """What `build` takes; says what was found."""
     tokenizer = load_tokenizer(settings.vocabulary)
     data = open_data(settings, tokenizer)
     settings = resolve(config, device, data)
     print(_opening(settings, device, tokenizer, data), flush=True)
-    if config.dry_run:
-        print(_dry_run(settings, device, data))
-        return 0
-    trainer = build(settings, device, tokenizer, data)
-    create_run(trainer)
-    code = trainer.train()
-    if code:
-        print(f"\nstopped after step {trainer.state.step}; saved {trainer.save()}")
-        print(f"go on with: python train.py --resume {trainer.run}")
-    else:
-        print(closing_report(trainer))
-        print(f"took {duration(time.perf_counter() - began)}")
-    return code
+    return settings, device, tokenizer, data
 
 
 def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:

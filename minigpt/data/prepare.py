@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt.base.errors import DataError, StorageError, UsageError
-from minigpt.base.files import atomic_directory, write_json
+from minigpt.base.files import atomic_directory, cache_directory, shorter, write_json
 from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
 from minigpt.data.records import Keys, LeftOut, Record, read_records, render
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
@@ -81,15 +81,15 @@ def prepared(source: str, tokenizer: Tokenizer) -> Path:
         return Path(source)
     found = find_source(source)
     key = hashlib.sha256((found.key() + tokenizer.fingerprint).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / "data"
-    name = Path(source).resolve().name or "data"
-    out = cache / f"{name}-{tokenizer.name}-{key}"
+    name = shorter(Path(source).resolve().name, 60) or "data"
+    out = cache_directory("data") / f"{name}-{tokenizer.name}-{key}"
     if not (out / DATASET).is_file():
         try:
             make(text_work(found, tokenizer), tokenizer, out, 0, SHARD_TOKENS)
-        except (StorageError, UsageError):
+        except (StorageError, UsageError) as error:
             if not (out / DATASET).is_file():  # else another process has made the same meanwhile
-                raise
+                fix = "free some space, or set XDG_CACHE_HOME to a folder that has some"
+                raise StorageError(error.what, fix) from error
     return out
 
 

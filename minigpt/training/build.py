@@ -24,7 +24,7 @@ from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for
-from minigpt.training.config_file import CONFIG, write_settings
+from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.job import compiles_update, job_of
 from minigpt.training.settings import Settings
 from minigpt.training.trainer import Trainer
@@ -113,12 +113,18 @@ def _check_state(state: RunState, settings: Settings, fingerprint: str) -> None:
     if state.data != fingerprint:
         what = "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
         raise UsageError(f"{what} {run} was trained with", f"resume with the same, {anew}")
+    done = finished(state, settings)
+    if done and differ(run / CONFIG, settings):  # asked for the same, it says again how it ended
+        raise UsageError(done, f"go further with more --steps or --patience, {anew}")
+
+
+def finished(state: RunState, settings: Settings) -> str:
+    """Why there is nothing left to do, in words; empty where there is."""
     if state.step >= settings.steps:
-        what = f"{run} has done all of its {state.step} steps"
-        raise UsageError(what, f"go further with --steps N, {anew}")
-    if settings.patience and state.worse >= settings.patience:
-        what = f"{run} stopped after {state.worse} validations without a better loss"
-        raise UsageError(what, "go on with a larger --patience, or --patience 0")
+        return f"{settings.run} has done all of its {state.step} steps"
+    if 0 < settings.patience <= state.worse:
+        return f"{settings.run} stopped after {state.worse} validations without a better loss"
+    return ""
 
 
 def _weights(settings: Settings, device: Device) -> Tuple[GPT, Optional[Adapter]]:

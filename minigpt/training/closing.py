@@ -42,8 +42,7 @@ def _shown(what: str, lines: Callable[[], List[str]]) -> List[str]:
 
 
 def _quality(trainer: Trainer) -> List[str]:
-    result, state = trainer.latest, trainer.state
-    assert result is not None  # the last step always validates
+    result, state = trainer.latest or trainer.validate(), trainer.state
     digits, what = trainer.device.loss_format, "tokens" + (" of answers" if trainer.answers else "")
     lines = [f"held out {result.text(digits)} ({result.tokens:,} {what})"]
     if state.best_step != state.step:

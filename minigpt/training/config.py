@@ -6,15 +6,17 @@ What is left open here (None) follows the model, the data or the run's length: r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Optional
 
 import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, flag, require_known
+from minigpt.base.text import nearest
 from minigpt.data.template import TEMPLATES
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
-from minigpt.model.lora import LoRAConfig
+from minigpt.model.lora import TARGETS, LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
 
 
@@ -39,9 +41,14 @@ _NOT_NEGATIVE = (
     "eval_every", "eval_tokens", "sample_every", "save_every", "seed", "min_lr", "warmup_steps",
     "weight_decay", "grad_clip", "lora_rank", "freeze_layers", "patience",
 )  # fmt: skip
-_WHAT_IS_TRAINED = (
+_OF_THE_START = (
+    "init", "model", "tokenizer",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "freeze_layers",
 )  # fmt: skip
+_ELSEWHERE = {
+    "c_attn": "qkv", "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "c_proj": "out,down",
+    "o_proj": "out", "c_fc": "up", "all-linear": "qkv,out,up,down",
+}  # fmt: skip
 
 
 @dataclass
@@ -203,12 +210,19 @@ class TrainConfig:
             raise UsageError(f"--recompute: {missing}", "use --moai-activation-recomputation True")
 
     def check_goes_on(self, before: Mapping[str, Any]) -> None:
-        """UsageError when this would train other weights than the run that recorded `before`."""
+        """UsageError when this asks for another start, place or weights than those of the run that
+        recorded `before`.
+        """
         anew = f"start a new run with --init {self.resume}"
-        for name in _WHAT_IS_TRAINED:
+        for name, value in (("config", self.config), ("out", self.out)):
+            if value is not None and Path(value).resolve() != Path(self.resume or "").resolve():
+                what = f"{flag(name)} is for a new run, and --resume goes on with one"
+                raise UsageError(what, "leave one of them out")
+        for name in _OF_THE_START:
             was = before.get(name, getattr(TrainConfig, name))
             if was != getattr(self, name):
-                what = f"{flag(name)} was {was}, and a run goes on with what it trains"
+                said = "not given" if was is None else was
+                what = f"{flag(name)} was {said}, and a run goes on with what it trains"
                 raise UsageError(what, anew)
         was = before.get("precision", TrainConfig.precision)
         if weight_dtype(was) != weight_dtype(self.precision):
@@ -232,6 +246,9 @@ class TrainConfig:
         if not self.lora_rank:
             return None
         targets = tuple(part.strip() for part in self.lora_targets.split(","))
+        for target in set(targets).difference(TARGETS):
+            near = nearest(_ELSEWHERE.get(target, target), [*TARGETS, *_ELSEWHERE.values()])
+            raise UsageError(f"--lora-targets has no {target!r}", near)
         return LoRAConfig(self.lora_rank, self.lora_alpha, self.lora_dropout, targets)
 
     def _require(self, names: Iterable[str], holds: Callable[[float], bool], what: str) -> None:

@@ -30,16 +30,22 @@ _ON_THE_LINE = ("config", "resume")  # they say which file is read
 
 def write_settings(path: Path, settings: Settings) -> None:
     """Writes what `settings` have a value for; how to start is none of them."""
+    lines = [f"{name} = {_toml(value)}\n" for name, value in _values(settings).items()]
+    write_text(path, "".join(lines))
+
+
+def differ(path: Path, settings: Settings) -> bool:
+    """Whether `settings` are others than those in the file, but for the device."""
+    now, then = _values(settings), read_values(path, TrainConfig)
+    return any(now.get(name) != then[name] for name in set(then) - {"device"})
+
+
+def _values(settings: Settings) -> Dict[str, Any]:
     values = {f.name: getattr(settings, f.name, f.default) for f in fields(TrainConfig)}
     if settings.lora is not None:
         values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
         values["lora_targets"] = ",".join(settings.lora.targets)
-    lines = [
-        f"{name} = {_toml(value)}\n"
-        for name, value in values.items()
-        if value is not None and name not in _OF_ONE_START
-    ]
-    write_text(path, "".join(lines))
+    return {n: v for n, v in values.items() if v is not None and n not in _OF_ONE_START}
 
 
 def _toml(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM end a run after the step they fall into, so that it can be saved exactly."""
+"""Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) end a run after the step they fall into, so
+that it can be saved exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import signal
 import threading
 from types import FrameType
 from typing import Any, Dict, Optional
+
+_HANGUP = getattr(signal, "SIGHUP", None)  # which Windows does not have
 
 
 class Interrupt:
@@ -20,7 +24,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            hangs_up = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN  # nohup
+            for number in (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if hangs_up else [])):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -36,3 +41,6 @@ class Interrupt:
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self.signal = number
         self.__exit__()
+        if number == _HANGUP:  # comes twice, from the shell and from the system
+            del self._before[number]
+            signal.signal(number, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Union
 
 from minigpt.base.errors import UsageError
-from minigpt.base.files import require_free
+from minigpt.base.files import shorter
 from minigpt.base.text import nearest
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import read_config as read_shape
@@ -29,6 +29,7 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.model.zoo import Recipe
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job
+from minigpt.training.claim import require_startable
 from minigpt.training.config import TrainConfig, check_block
 from minigpt.training.job import job_of
 from minigpt.training.settings import Settings
@@ -151,10 +152,9 @@ def _run_directory(config: TrainConfig) -> Path:
         return Path(config.resume)
     if config.out is None:
         name = config.model if config.init == "scratch" else Path(config.init).resolve().name
-        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = Path(config.out)
-    require_free(run, f"go on with it by --resume {run}, or name another")
-    return run
+        return Path("runs") / f"{shorter(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    require_startable(Path(config.out))
+    return Path(config.out)
 
 
 class Start(NamedTuple):

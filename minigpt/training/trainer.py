@@ -61,8 +61,8 @@ class Trainer:
     latest: Optional[Validation] = None
 
     def train(self) -> int:
-        """Runs to the last step, or to the end of the step in which Ctrl-C or SIGTERM comes;
-        saves in either case. Returns the exit code: 0, 130 or 143.
+        """Runs to the last step, or to the end of the step in which a signal comes that ends it;
+        saves in either case. Returns the exit code: 0, or 128 and the signal (interrupt.py).
         """
         self.reporter = Reporter(
             self.run, self.settings.steps, self.state.step, self.settings.tensorboard,

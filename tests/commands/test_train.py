@@ -91,7 +91,7 @@ def test_a_dry_run_of_a_run_to_go_on_with_says_from_where(said, tmp_path):
     said("--steps", 4, "--save-every", 2, "--out", tmp_path / "run")
     text = said("--resume", tmp_path / "run", "--steps", 10, "--dry-run")
     assert re.search(r"to do +6 steps after step 4, 768 tokens", text)
-    assert "has done all of its 4 steps" in said("--resume", tmp_path / "run", code=2)
+    assert "has done all of its 4 steps" in said("--resume", tmp_path / "run", "--lr", 1, code=2)
 
 
 def test_a_dry_run_leaves_moai_alone(said, tmp_path, monkeypatch, weightless):

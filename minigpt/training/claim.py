@@ -1,0 +1,89 @@
+"""A run's directory belongs to one process at a time: the one that has the lock on its file `lock`,
+which says who that is. The system lets go of the lock when the process ends, killed or not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Iterator
+
+from minigpt.base.errors import TrainingError, storage_error
+from minigpt.base.files import ANOTHER_OUT, hold, require_free
+from minigpt.checkpoint import run_files
+
+LOCK = "lock"
+_SIGN = "minigpt, process"
+_OURS = {
+    LOCK, "config.toml", "metrics.jsonl", "samples.md", "checkpoints", "base", "tensorboard",
+    "loss.png", run_files.LATEST, run_files.BEST,
+}  # fmt: skip
+
+
+def require_startable(run: Path) -> None:
+    """UsageError unless a run may begin in `run`: the place is free, or has what is left of a run
+    that ended before its first checkpoint, and nothing else.
+    """
+    fix = ANOTHER_OUT
+    if run_files.find(run) is not None:
+        fix = f"go on with it by --resume {run}, or name another"
+    elif _signed(run) and _OURS.issuperset(os.listdir(str(run))):
+        return
+    require_free(run, fix)
+
+
+def _signed(run: Path) -> bool:
+    try:
+        return (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def claimed(run: Path, resumes: bool, named: bool) -> Iterator[Path]:
+    """The directory of a run, made and held while the block lasts, and removed if nothing came of
+    it. One that nobody `named` gets a name that nobody has. TrainingError when another process
+    holds it.
+    """
+    run = run if named else _new(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if not resumes and os.listdir(str(run)) not in ([], [LOCK]):
+            require_startable(run)  # another process may have been here meanwhile
+        (run / LOCK).touch()
+        held = hold(run / LOCK)
+    except BlockingIOError:
+        owner = (run / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        fix = "wait until that has ended, or stop it"
+        raise TrainingError(f"{run} is in use by {owner}", fix) from None
+    except OSError as error:
+        raise storage_error(error, run) from error
+    try:
+        sign = f"{_SIGN} {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n"
+        (run / LOCK).write_text(sign, encoding="utf-8")
+        yield run
+    finally:
+        with suppress(OSError):
+            if os.listdir(str(run)) == [LOCK]:
+                (run / LOCK).unlink()
+                run.rmdir()
+        if held is not None:
+            os.close(held)
+
+
+def _new(run: Path) -> Path:
+    """Makes the directory `run`, or run-2, run-3, ... where one is there."""
+    for number in count(1):
+        place = run if number == 1 else run.with_name(f"{run.name}-{number}")
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise storage_error(error, place) from error
+        return place
+    raise AssertionError
