@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+from dataclasses import field, fields, make_dataclass
 from itertools import takewhile
 from typing import (
     Any,
@@ -25,6 +26,7 @@ from typing import (
 )
 
 import tyro
+from typing_extensions import Annotated
 
 from minigpt.base.errors import MinigptError, UsageError, flag
 from minigpt.base.text import nearest
@@ -35,7 +37,7 @@ Config = TypeVar("Config")
 def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
     if "-h" in arguments or "--help" in arguments:
-        tyro.cli(kind, prog=prog, args=["--help"])
+        tyro.cli(_grouped(kind), prog=prog, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -49,6 +51,22 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     if word.startswith("-"):
         raise UsageError(f"there is no flag {word.split('=')[0]}", nearest(word, _flags(kind)))
     raise UsageError(f"{word!r} belongs to no flag", "see --help")
+
+
+def _grouped(kind: Type[Any]) -> Type[Any]:
+    """What --help shows of `kind`: its flags by group, without those that mean nothing there."""
+    if not hasattr(kind, "groups"):
+        return kind
+    flags = fields(kind)
+    starts = [[flag.name for flag in flags].index(first) for first in kind.groups]
+    parts: List[Any] = []
+    for title, start, end in zip(kind.groups.values(), starts, [*starts[1:], len(flags)]):
+        shown = {flag.name for flag in flags[start:end]} - getattr(kind, "unused", set())
+        others = [(f.name, Annotated[Any, tyro.conf.Suppress], f.default) for f in flags
+                  if f.name not in shown]  # fmt: skip
+        view = make_dataclass(title, others, bases=(kind,), namespace={"__doc__": ""})
+        parts.append((title, view, field(default_factory=view)))
+    return make_dataclass(kind.__name__, parts, namespace={"__doc__": kind.__doc__})
 
 
 def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:

@@ -7,13 +7,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Type, TypeVar
+from typing import Any, Dict, List, Set, Type, TypeVar
 
 from minigpt.base.errors import UsageError, flag
 from minigpt.commands.cli import parse
 from minigpt.training.config import TrainConfig
-from minigpt.training.config_file import CONFIG, flag_words, read_values
+from minigpt.training.config_file import CONFIG, flag_words, left_open, read_values
 
+# What follows other settings as long as it is left open, also in a run that goes on.
+_FOLLOWED = {
+    **dict.fromkeys(("eval_every", "sample_every", "save_every"), ("steps", "epochs")),
+    "micro_batch_size": ("batch_size", "device", "fused_backward"), "grad_clip": ("fused_backward",),
+}  # fmt: skip
 Config = TypeVar("Config", bound=TrainConfig)
 
 
@@ -29,21 +34,26 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
     if source.resume and not path.is_file():
         raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", "name a run directory")
     values = read_values(path, kind)
-    config = _parse_both(kind, prog, path, values, arguments)
+    config = _parse_both(kind, prog, path, values, arguments, bool(source.resume))
     if source.resume:
         config.check_goes_on(values)
     return config
 
 
 def _parse_both(
-    kind: Type[Config], prog: str, path: Path, values: Dict[str, Any], arguments: List[str]
-) -> Config:
+    kind: Type[Config], prog: str, path: Path, values: Dict[str, Any], arguments: List[str],
+    resumes: bool,
+) -> Config:  # fmt: skip
     said = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    reopened = {n for n, causes in _FOLLOWED.items() if _is_said(said, *causes)}
+    if "epochs" in values:  # from which the steps were counted
+        reopened.add("steps")
+    leaves_open = left_open(path) & reopened if resumes else left_open(path)
     others = {"steps": "epochs", "epochs": "steps"}  # the same in other words
     in_file = {
         name: value
         for name, value in values.items()
-        if said.isdisjoint(flag(one) for one in (name, "no_" + name, others.get(name, name)))
+        if name not in leaves_open and not _is_said(said, name, others.get(name, name))
     }
     try:
         config = parse(kind, prog, [*flag_words(in_file, kind), *arguments])
@@ -54,6 +64,10 @@ def _parse_both(
     if flag("lr") in said and config.lr and known:
         return replace(config, min_lr=config.lr * rates[1] / rates[0])  # in the file's ratio
     return config
+
+
+def _is_said(said: Set[str], *names: str) -> bool:
+    return any(flag(word) in said for name in names for word in (name, "no_" + name))
 
 
 def _of_file(error: UsageError, path: Path, in_file: Dict[str, Any]) -> UsageError:

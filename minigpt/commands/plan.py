@@ -20,7 +20,7 @@ from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
-from minigpt.training.config import TrainConfig, left_open
+from minigpt.training.config import GROUPS, TrainConfig, left_open
 from minigpt.training.job import advice, job_of, pace
 from minigpt.training.resolve import resolve
 
@@ -42,7 +42,19 @@ _PARTS = (
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """Says what a run with these flags of train.py takes: memory, what fits, time of a step."""
+    """Says what a run with these flags of train.py takes: memory, what fits, time. Flags of train.py
+    that are not listed here change nothing of that, and are taken all the same.
+    """
+
+    groups = {**GROUPS, "memory": "plan"}
+    unused = {
+        "template", "packing", "record_keys", "strict", "out", "force", "dry_run", "deterministic",
+        "eps", "beta1", "beta2", "min_lr", "warmup_steps", "schedule", "weight_decay",
+        "hidden_lr_scale", "lora_alpha", "patience", "log_every", "eval_every", "eval_tokens",
+        "sample_every", "sample_prompt", "save_every", "keep", "seed", "tensorboard",
+        "moai_parallelization", "moai_num_stages", "moai_num_micro_batches",
+        "moai_pipeline_parallel", "moai_distribute_parameter", "moai_mixed_precision", "lr",
+    }  # fmt: skip
 
     device: str = "auto"
     """What to plan for: auto or cpu, cuda, mps (this machine's); mi250, mi300x, a100-40gb, a100,

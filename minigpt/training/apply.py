@@ -1,9 +1,10 @@
-"""What is put on a model from outside, in this order: frozen layers, the form of attention,
+"""What is put on a model from outside, in this order: dropout, frozen layers, the form of attention,
 recomputation, compilation, precision. (An adapter has been put on before: model/lora.py.)
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Callable, Optional
 
@@ -28,6 +29,14 @@ def freeze(model: GPT, layers: Optional[int]) -> None:
         return
     for module in (model.token_embedding, model.position_embedding, *model.blocks[:layers]):
         module.requires_grad_(False)
+
+
+def set_dropout(model: GPT, dropout: float) -> None:
+    """Gives a model that is there another dropout than it was made with; an adapter has its own."""
+    model.config = replace(model.config, dropout=dropout)
+    model.embedding_dropout.p = dropout
+    for block in model.blocks:
+        block.attention.dropout = block.mlp.dropout = dropout
 
 
 def objective_for(

@@ -23,7 +23,7 @@ from minigpt.optim.groups import decay_groups
 from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
-from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for
+from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for, set_dropout
 from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.job import compiles_update, job_of
 from minigpt.training.settings import Settings
@@ -55,6 +55,7 @@ def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened
     device.start(settings.moai_options if settings.moai_parallelization else None)
     torch.manual_seed(settings.seed)
     model, adapter = _weights(settings, device)
+    set_dropout(model, settings.shape.dropout)
     freeze(model, settings.freeze_layers)
     optimizer = _optimizer(settings, model, device)
     if settings.resumes is not None:

@@ -16,6 +16,7 @@ from minigpt.base.errors import DeviceError, UsageError, flag, require_known
 from minigpt.base.text import nearest
 from minigpt.data.template import TEMPLATES
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
+from minigpt.model.gpt import ACTIVATIONS
 from minigpt.model.lora import TARGETS, LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
 
@@ -29,12 +30,21 @@ OpenInt = Annotated[Optional[int], left_open("INT")]
 OpenFloat = Annotated[Optional[float], left_open("FLOAT")]
 OpenName = Annotated[Optional[str], left_open("NAME")]
 _Fifth = Annotated[Optional[int], left_open("INT", "a fifth of the run")]
+_Shape = Annotated[Optional[int], left_open("INT", "the model's")]
 _MoaiInt = Annotated[Optional[int], left_open("INT", "the platform's choice")]
 _MoaiBool = Annotated[Optional[bool], left_open("BOOL", "the platform's choice")]
 
+# What --help puts together, by the first flag of each.
+GROUPS = {
+    "init": "model", "data": "data", "out": "run", "device": "memory",
+    "steps": "optimizer", "lora_rank": "adapter", "patience": "saving",
+    "moai_parallelization": "MoAI",
+}  # fmt: skip
+_SIZES = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions")
+SHAPE = (*_SIZES, "activation", "tied_head")  # of a model from scratch
 _ABOVE_ZERO = (
     "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
-    "hidden_lr_scale", "moai_num_stages", "moai_num_micro_batches",
+    "hidden_lr_scale", "moai_num_stages", "moai_num_micro_batches", *_SIZES,
 )  # fmt: skip
 _AT_LEAST_ONE = ("log_every", "keep")
 _NOT_NEGATIVE = (
@@ -42,7 +52,7 @@ _NOT_NEGATIVE = (
     "weight_decay", "grad_clip", "lora_rank", "freeze_layers", "patience",
 )  # fmt: skip
 _OF_THE_START = (
-    "init", "model", "tokenizer",
+    "init", "model", *SHAPE, "tokenizer",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "freeze_layers",
 )  # fmt: skip
 _ELSEWHERE = {
@@ -55,10 +65,28 @@ _ELSEWHERE = {
 class TrainConfig:
     """Trains a GPT, or goes on training one. With no flags: a small one, on Python's library."""
 
+    groups = GROUPS
+
     init: str = "scratch"
     """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
     model: str = "mini"
     """The shape to train from scratch: mini, small, medium, words, gpt2, cerebras-111m, ..."""
+    n_layer: _Shape = None
+    """Layers. This and the next flags change the shape of --model, from scratch."""
+    n_head: _Shape = None
+    """Heads of attention, which divide the width."""
+    n_embd: _Shape = None
+    """Width. The deviation of fresh weights, and of a wider model the rate, are fitted to it."""
+    n_inner: _Shape = None
+    """Width inside the MLP. Open: in proportion to the other."""
+    n_positions: _Shape = None
+    """The longest context."""
+    activation: Annotated[Optional[str], left_open("NAME", "the model's")] = None
+    """gelu (exact) or gelu_tanh (GPT-2's)."""
+    tied_head: Annotated[Optional[bool], left_open("BOOL", "the model's")] = None
+    """Whether the output projection is the token embedding."""
+    dropout: Annotated[Optional[float], left_open("FLOAT", "the model's")] = None
+    """Part of the activations that is dropped in training; for a checkpoint of --init, too."""
     data: Annotated[Optional[str], left_open("DATA", "stdlib; with --init stdlib-functions")] = None
     """What to learn from: stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a
     directory of texts. Records of instruction and answer are recognised.
@@ -79,6 +107,12 @@ class TrainConfig:
     """A run directory to go on with, exactly where it stopped."""
     config: Annotated[Optional[str], left_open("FILE", "none")] = None
     """A TOML file of these settings; flags beside it win."""
+    force: bool = False
+    """Start even if the plan says that it does not fit."""
+    dry_run: bool = False
+    """Resolve everything, build one batch, say what would be done, and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
     precision: str = "fp32"
@@ -141,7 +175,7 @@ class TrainConfig:
     """Steps between log lines; the loss leaves the device only then."""
     eval_every: _Fifth = None
     """Steps between validations, 0 for none before the end."""
-    eval_tokens: int = 1_000_000
+    eval_tokens: Annotated[Optional[int], left_open("INT", "as take a tenth of the work")] = None
     """Validation tokens used, spread evenly over the validation set, 0 for all."""
     sample_every: _Fifth = None
     """Steps between samples written to samples.md, 0 for none."""
@@ -169,18 +203,13 @@ class TrainConfig:
     """On MoAI: spread weights and gradients over the GPUs of a stage."""
     moai_mixed_precision: _MoaiBool = None
     """On MoAI: compute in bfloat16."""
-    force: bool = False
-    """Start even if the plan says that it does not fit."""
-    dry_run: bool = False
-    """Resolve everything, build one batch, say what would be done, and stop."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
         self._require(_ABOVE_ZERO, lambda v: 0 < v < 1e9, "above 0 and below a billion")
         self._require(_AT_LEAST_ONE, lambda v: v >= 1, "at least 1")
         self._require(_NOT_NEGATIVE, lambda v: 0 <= v < 2**63, "0 or more, and below 2^63")
-        self._require(("beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and below 1")
+        self._require(("beta1", "beta2", "dropout"), lambda v: 0 <= v < 1, "at least 0 and below 1")
+        require_known("activation", self.activation, ACTIVATIONS)
         require_known("precision", self.precision, PRECISIONS)
         require_known("schedule", self.schedule, SCHEDULES)
         require_known("template", self.template, TEMPLATES)

@@ -24,14 +24,23 @@ else:
     import tomli as toml
 
 CONFIG = "config.toml"
-_OF_ONE_START = ("dry_run", "debug", "force")
+_OPEN = "left_open"
+_OF_ONE_START = ("dry_run", "debug", "force", "out", "resume", "config")
 _ON_THE_LINE = ("config", "resume")  # they say which file is read
 
 
 def write_settings(path: Path, settings: Settings) -> None:
-    """Writes what `settings` have a value for; how to start is none of them."""
-    lines = [f"{name} = {_toml(value)}\n" for name, value in _values(settings).items()]
-    write_text(path, "".join(lines))
+    """Writes what `settings` have a value for; how to start is none of them. What was left open is
+    listed too, so that --config leaves it open again.
+    """
+    values = _values(settings)
+    open_before = _load(path).get(_OPEN, {}) if settings.resumes and path.exists() else {}
+    left = {name: value for name, value in values.items() if _asked(settings, name) is None}
+    left = {n: value for n, value in {**open_before, **left}.items() if values.get(n) == value}
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items()]
+    listed = ", ".join(f"{name} = {_toml(value)}" for name, value in left.items())
+    lines.append("# With --config, a setting that is still what stands here is left open.\n")
+    write_text(path, "".join([*lines, f"{_OPEN} = {{ {listed} }}\n"]))
 
 
 def differ(path: Path, settings: Settings) -> bool:
@@ -41,11 +50,16 @@ def differ(path: Path, settings: Settings) -> bool:
 
 
 def _values(settings: Settings) -> Dict[str, Any]:
-    values = {f.name: getattr(settings, f.name, f.default) for f in fields(TrainConfig)}
+    names = [field.name for field in fields(TrainConfig) if field.name not in _OF_ONE_START]
+    values = {name: getattr(settings, name, _asked(settings, name)) for name in names}
     if settings.lora is not None:
         values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
         values["lora_targets"] = ",".join(settings.lora.targets)
-    return {n: v for n, v in values.items() if v is not None and n not in _OF_ONE_START}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _asked(settings: Settings, name: str) -> Any:
+    return getattr(settings.asked, name)
 
 
 def _toml(value: Any) -> str:
@@ -55,14 +69,29 @@ def _toml(value: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
-    """The settings in a TOML file by name; UsageError for what no flag of `kind` can be."""
+def left_open(path: Path) -> Set[str]:
+    """The settings in a run's file that nobody has chosen, there or since."""
+    values = _load(path)
+    listed = values.get(_OPEN, {})
+    return {name for name in listed if values.get(name) == listed[name]}
+
+
+def _load(path: Path) -> Dict[str, Any]:
     try:
         values: Dict[str, Any] = toml.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from None
     except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}", "write lines such as lr = 3e-5") from None
+    if not isinstance(values.get(_OPEN, {}), dict):
+        raise UsageError(f"{path}: {_OPEN} is {values[_OPEN]!r}", "leave it out")
+    return values
+
+
+def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
+    """The settings in a TOML file by name; UsageError for what no flag of `kind` can be."""
+    values = _load(path)
+    values.pop(_OPEN, None)
     known = [field.name for field in fields(kind) if field.name not in _ON_THE_LINE]
     for name, value in values.items():
         if name in _ON_THE_LINE:

@@ -33,6 +33,7 @@ from minigpt.training.claim import require_startable
 from minigpt.training.config import TrainConfig, check_block
 from minigpt.training.job import job_of
 from minigpt.training.settings import Settings
+from minigpt.training.shape import require_own_shape, shape_of
 
 FINE_TUNING = Recipe(
     lr=1e-5, min_lr=1e-6, warmup_steps=20, steps=500, batch_size=16, block_size=1024, beta2=0.999
@@ -44,6 +45,8 @@ _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32
 _BUSY = 16 * 1024  # tokens at a time from which a GPU gains nothing by more
 _STEP_TOKENS = 2**31
 _FIFTHS = ("eval_every", "sample_every", "save_every")  # of the run, where they are left open
+_VALIDATED = 0.3  # tokens for each that is trained on, at least and at most:
+_FEWEST, _MOST = 4096, 1_000_000
 _VOCABULARIES: Dict[Union[str, Path], int] = {"bytes": 257, "gpt2": 50257}
 
 
@@ -80,12 +83,19 @@ def _values(config: TrainConfig, start: Start, data: Optional[Opened]) -> Dict[s
         values["steps"] = max(1, round(steps))
     fifth = max(1, values["steps"] // 5)
     values.update((name, fifth) for name in _FIFTHS if values[name] is None)
+    if config.warmup_steps is None:  # a shorter run than the recipe's gets a tenth, or its share
+        share = max(0.1, start.recipe.warmup_steps / start.recipe.steps)
+        values["warmup_steps"] = min(values["warmup_steps"], int(values["steps"] * share + 1e-6))
+    if config.eval_tokens is None:  # forward alone, it is a third of the work of a step
+        steps = values["eval_every"] or values["steps"]
+        tokens = int(_VALIDATED * steps * values["batch_size"] * values["block_size"])
+        values["eval_tokens"] = min(max(tokens, _FEWEST), _MOST)
     if data is not None and data.template is not None and data.template.name in TEMPLATES:
         values["template"] = data.template.name
     if config.data is None:
         values["data"] = "stdlib" if config.init == "scratch" else FUNCTIONS
     values.update(
-        run=_run_directory(config), lora=config.lora(), start=start.checkpoint,
+        asked=config, run=_run_directory(config), lora=config.lora(), start=start.checkpoint,
         resumes=start.checkpoint if config.resume else None, shape=start.shape,
         vocabulary=start.vocabulary, tuned=start.tuned,
     )  # fmt: skip
@@ -169,14 +179,22 @@ class Start(NamedTuple):
 
 def find_start(config: TrainConfig) -> Start:
     """What --resume, --init and --model mean. A published model need not be here yet."""
+    start = _find_start(config)
+    if config.dropout is None:
+        return start
+    return start._replace(shape=replace(start.shape, dropout=config.dropout))
+
+
+def _find_start(config: TrainConfig) -> Start:
     recipe = LORA_TUNING if config.lora_rank else FINE_TUNING
     if config.resume:
         return _at(run_files.resolve(config.resume, (run_files.LATEST,)), recipe)
     if config.init == "scratch":
-        return _from_scratch(zoo.find(config.model), config.tokenizer)
+        return _from_scratch(zoo.find(config.model), config)
     if config.tokenizer is not None:
         what = "--tokenizer is for training from scratch and --init brings its own"
         raise UsageError(what, "leave one out")
+    require_own_shape(config)
     local = Path("checkpoints") / config.init
     if config.init in zoo.ZOO and not local.exists():
         return Start(zoo.find(config.init).config, recipe, local, local)
@@ -192,9 +210,10 @@ def _at(checkpoint: Path, recipe: Recipe) -> Start:
     return Start(shape, recipe, checkpoint, checkpoint, tuned)
 
 
-def _from_scratch(entry: zoo.ZooEntry, tokenizer: Optional[str]) -> Start:
-    vocabulary, shape = run_files.tokenizer_source(tokenizer or entry.tokenizer), entry.config
+def _from_scratch(entry: zoo.ZooEntry, config: TrainConfig) -> Start:
+    vocabulary = run_files.tokenizer_source(config.tokenizer or entry.tokenizer)
+    shape, recipe = shape_of(entry, config)
     if entry.repo is None:  # a shape of ours takes any vocabulary; a published one has its own
         words = _VOCABULARIES.get(vocabulary) or load_tokenizer(vocabulary).vocab_size
         shape = replace(shape, vocab_size=words)
-    return Start(shape, entry.recipe, vocabulary)
+    return Start(shape, recipe, vocabulary)

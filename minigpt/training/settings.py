@@ -5,19 +5,21 @@ Nothing in it is open: what the flags left open has been decided (resolve.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from minigpt.data.template import Template, find_template
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
+from minigpt.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Settings:
     """A run, settled. A name that is also a flag's means what the flag's help says."""
 
+    asked: TrainConfig = field(compare=False)
     # where it begins
     init: str
     model: str

@@ -1,0 +1,58 @@
+"""A model's shape and recipe, changed by flags: --model gpt2 --n-layer 6 --n-embd 384."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Dict, Tuple
+
+from minigpt.base.errors import UsageError, flag
+from minigpt.model.gpt import GPTConfig
+from minigpt.model.zoo import Recipe, ZooEntry
+from minigpt.training.config import SHAPE, TrainConfig
+
+
+def shape_of(entry: ZooEntry, config: TrainConfig) -> Tuple[GPTConfig, Recipe]:
+    """The shape and recipe of `entry` with what `config` asks for instead, fitted to the width.
+
+    A sum over the width stays as large when what is summed is drawn with a deviation of 1 /
+    sqrt(width); the rate of a wider model falls with 1 / width, as those of the published ones
+    about do. What is called muP follows its own rules (Yang et al. 2022). Rows fill the context if
+    the recipe's do. UsageError for a shape that contradicts itself.
+    """
+    base, recipe = entry.config, entry.recipe
+    asked = {name: getattr(config, name) for name in (*SHAPE, "dropout")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if "n_positions" in asked and recipe.block_size == base.n_positions:
+        recipe = replace(recipe, block_size=asked["n_positions"])
+    width, heads = asked.get("n_embd", base.n_embd), asked.get("n_head", base.n_head)
+    if width % heads:
+        few = min(range(1, 257), key=lambda n: (width % n > 0, abs(width / n - 64)))
+        what = f"a width of {width} does not divide into {heads} heads"
+        raise UsageError(what, f"say --n-head {few}, or --n-embd {width // heads * heads + heads}")
+    narrower = base.n_embd / width
+    if narrower == 1 and heads == base.n_head:
+        return replace(base, **asked), recipe
+    if base.n_inner and "n_inner" not in asked:
+        asked["n_inner"] = round(base.n_inner / narrower)
+    if base.attention_scale is None:
+        rate = min(1.0, narrower)
+        recipe = replace(recipe, lr=recipe.lr * rate, min_lr=recipe.min_lr * rate)
+    else:
+        recipe = replace(recipe, hidden_lr_scale=recipe.hidden_lr_scale * narrower)
+    return replace(base, **_scales(base, narrower, width // heads), **asked), recipe
+
+
+def _scales(base: GPTConfig, narrower: float, head_dim: int) -> Dict[str, Any]:
+    hidden = base.hidden_init_std and base.hidden_init_std * narrower**0.5
+    if base.attention_scale is None:
+        return {"init_std": base.init_std * narrower**0.5, "hidden_init_std": hidden}
+    scales = {"output_scale": base.output_scale * narrower, "attention_scale": 1.0 / head_dim}
+    return {**scales, "hidden_init_std": hidden}
+
+
+def require_own_shape(config: TrainConfig) -> None:
+    """UsageError when `config`, whose model is there already, asks for another shape."""
+    for name in SHAPE:
+        if getattr(config, name) is not None:
+            what = f"{flag(name)} is for training from scratch, and --init {config.init} has its shape"
+            raise UsageError(what, "leave one of them out")
