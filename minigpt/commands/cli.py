@@ -12,18 +12,9 @@ import os
 import re
 import sys
 from dataclasses import field, fields, make_dataclass
+from functools import partial
 from itertools import takewhile
-from typing import (
-    Any,
-    Callable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    TextIO,
-    Type,
-    TypeVar,
-)
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Type, TypeVar
 
 import tyro
 from typing_extensions import Annotated
@@ -32,6 +23,7 @@ from minigpt.base.errors import MinigptError, UsageError, flag
 from minigpt.base.text import nearest
 
 Config = TypeVar("Config")
+_HIDDEN = Annotated[Any, tyro.conf.Suppress]
 
 
 def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
@@ -57,13 +49,15 @@ def _grouped(kind: Type[Any]) -> Type[Any]:
     """What --help shows of `kind`: its flags by group, without those that mean nothing there."""
     if not hasattr(kind, "groups"):
         return kind
-    flags = fields(kind)
-    starts = [[flag.name for flag in flags].index(first) for first in kind.groups]
+    flags, title = fields(kind), ""
+    shown: Dict[str, Set[str]] = {}
+    for one in flags:
+        title = kind.groups.get(one.name, title)
+        shown.setdefault(title, set()).add(one.name)
+    shown.pop("", None)
     parts: List[Any] = []
-    for title, start, end in zip(kind.groups.values(), starts, [*starts[1:], len(flags)]):
-        shown = {flag.name for flag in flags[start:end]} - getattr(kind, "unused", set())
-        others = [(f.name, Annotated[Any, tyro.conf.Suppress], f.default) for f in flags
-                  if f.name not in shown]  # fmt: skip
+    for title, names in shown.items():
+        others = [(one.name, _HIDDEN, one.default) for one in flags if one.name not in names]
         view = make_dataclass(title, others, bases=(kind,), namespace={"__doc__": ""})
         parts.append((title, view, field(default_factory=view)))
     return make_dataclass(kind.__name__, parts, namespace={"__doc__": kind.__doc__})
@@ -77,7 +71,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         elif stream is None:  # closed before we began
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, io.StringIO())
     try:
         return command(list(arguments)) or 0
     except MinigptError as error:
@@ -106,17 +100,12 @@ class _Unread:
     is written goes nowhere, and the work goes on.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> None:
-        self._try(self.stream.write, text)
-
-    def flush(self) -> None:
-        self._try(self.stream.flush)
+        value = getattr(self.stream, name)
+        return partial(self._try, value) if name in ("write", "flush") else value
 
     def _try(self, do: Callable[..., Any], *text: str) -> None:
         try:
@@ -129,8 +118,9 @@ class _Unread:
 @contextlib.contextmanager
 def going_on_unread() -> Iterator[None]:
     """While the block lasts, output that cannot be written is no error."""
-    out, err = _Unread(sys.stdout), _Unread(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+    out: Any = _Unread(sys.stdout)
+    err: Any = _Unread(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 

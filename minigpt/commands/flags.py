@@ -17,7 +17,7 @@ from minigpt.training.config_file import CONFIG, flag_words, left_open, read_val
 # What follows other settings as long as it is left open, also in a run that goes on.
 _FOLLOWED = {
     **dict.fromkeys(("eval_every", "sample_every", "save_every"), ("steps", "epochs")),
-    "micro_batch_size": ("batch_size", "device", "fused_backward"), "grad_clip": ("fused_backward",),
+    "micro_batch_size": ("batch_size", "fused_backward"), "grad_clip": ("fused_backward",),
 }  # fmt: skip
 Config = TypeVar("Config", bound=TrainConfig)
 

@@ -5,24 +5,29 @@ It takes the flags of train.py, which says the same in a line before it loads a 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import List, Optional, Tuple
+from pathlib import Path
+from typing import ClassVar, Dict, List, Optional, Tuple
 
 import torch
 from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError
-from minigpt.base.text import size
+from minigpt.base.errors import MinigptError, UsageError
+from minigpt.base.text import duration, size
 from minigpt.commands.flags import parse_settings
+from minigpt.data.corpus import HELD_OUT, find_source
+from minigpt.data.shards import TEXT, read_dataset
 from minigpt.devices.device import DEVICES, Device, find_device, is_moai
 from minigpt.model import zoo
 from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
-from minigpt.training.config import GROUPS, TrainConfig, left_open
-from minigpt.training.job import advice, job_of, pace
+from minigpt.training.config import TrainConfig, left_open
+from minigpt.training.job import Pace, advice, job_of, pace, too_long
 from minigpt.training.resolve import resolve
+from minigpt.training.settings import Settings
 
 GB = peaks.GB
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
@@ -32,6 +37,7 @@ _PUBLISHED = {
     ("8xLarge.4096GB", 32, 1024): 3_460_240,
     ("8xLarge.4096GB", 16, 2048): 1_951_344,
 }
+_BYTES, _OF_A_TOKEN = 257, 3.0  # the bytes tokenizer's words; bytes that one of GPT-2's stands for
 _STAGES = 4  # pipeline stages in all four published logs of that model
 _PARTS = (
     ("weights", "weights"), ("16-bit copies", "copies"), ("gradients", "gradients"),
@@ -42,18 +48,15 @@ _PARTS = (
 
 @dataclass
 class PlanConfig(TrainConfig):
-    """Says what a run with these flags of train.py takes: memory, what fits, time. Flags of train.py
-    that are not listed here change nothing of that, and are taken all the same.
+    """Says what a run with these flags of train.py takes: memory, what fits, time. The others of
+    its flags may be given too, and change nothing of that.
     """
 
-    groups = {**GROUPS, "memory": "plan"}
-    unused = {
-        "template", "packing", "record_keys", "strict", "out", "force", "dry_run", "deterministic",
-        "eps", "beta1", "beta2", "min_lr", "warmup_steps", "schedule", "weight_decay",
-        "hidden_lr_scale", "lora_alpha", "patience", "log_every", "eval_every", "eval_tokens",
-        "sample_every", "sample_prompt", "save_every", "keep", "seed", "tensorboard",
-        "moai_parallelization", "moai_num_stages", "moai_num_micro_batches",
-        "moai_pipeline_parallel", "moai_distribute_parameter", "moai_mixed_precision", "lr",
+    groups: ClassVar[Dict[str, str]] = {
+        **TrainConfig.groups, "template": "", "tokenizer": "data", "out": "", "resume": "run",
+        "force": "", "deterministic": "", "lr": "", "grad_clip": "optimizer", "lora_alpha": "",
+        "lora_dropout": "adapter", "patience": "", "moai_parallelization": "", "memory": "memory",
+        "moai_activation_recomputation": "MoAI", "moai_distribute_parameter": "",
     }  # fmt: skip
 
     device: str = "auto"
@@ -69,11 +72,11 @@ def plan_command(arguments: List[str]) -> None:
     config = parse_settings(PlanConfig, "minigpt plan", arguments)
     if config.device == "moai" or (config.device == "auto" and is_moai()):
         job = _on_moai(config)
-        print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS)]))
+        print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS), *_whole(config, None)]))
         return
     job, accelerator, local = _target(config)
-    lines = [*_about(job), *_table(job, accelerator)]
-    print("\n".join(lines + _verdict(job, accelerator, config, local)))
+    lines = [*_about(job), *_table(job, accelerator), *_verdict(job, accelerator, config, local)]
+    print("\n".join(lines + _whole(config, pace(job, accelerator))))
 
 
 def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device]]:
@@ -150,6 +153,30 @@ def _time(job: Job, device: peaks.Accelerator) -> str:
         return "time      unknown without a --device"
     speed = int(job.batch * job.block / step.seconds)
     return f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"
+
+
+def _whole(config: PlanConfig, step: Optional[Pace]) -> List[str]:
+    """All steps: how long they take, and how often they pass over the data, by its files' size."""
+    s = resolve(config, None)
+    there, of_a_step = _tokens(s), s.batch_size * s.block_size
+    steps = config.epochs * there / of_a_step if config.epochs else s.steps
+    if not steps:
+        return ["run       epochs are counted once the data are read: train.py ... --dry-run"]
+    epochs, seconds = there and steps * of_a_step / there, step and steps * step.seconds
+    text = f"run       {steps:,.0f} steps, {steps * of_a_step:,.0f} tokens"
+    text += f", about {epochs:,.1f} epochs of {s.data}" if epochs else ""
+    return [text + (f", {duration(seconds)}" if seconds else ""), *too_long(epochs, seconds)]
+
+
+def _tokens(settings: Settings) -> float:
+    """About how many there are to train on; 0 where that is not known before they are read."""
+    data, size = Path(settings.data), 0.0
+    with suppress(MinigptError, OSError):
+        content = read_dataset(data, TEXT)
+        if content is not None:
+            return float(content["splits"]["train"]["tokens"])
+        size = data.stat().st_size if data.is_file() else find_source(settings.data).size()
+    return size * (1 - HELD_OUT) / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
 
 
 def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:

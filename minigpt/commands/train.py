@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from minigpt.base.errors import DeviceError
 from minigpt.base.text import duration
+from minigpt.checkpoint.resume import RunState
 from minigpt.commands.cli import going_on_unread
 from minigpt.commands.flags import parse_settings
 from minigpt.data.datasets import Opened
@@ -15,13 +16,15 @@ from minigpt.data.loader import Loader
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
 from minigpt.hf.published import published
+from minigpt.optim.schedule import learning_rate
 from minigpt.planning import peaks
 from minigpt.planning.memory import Job, trained_count
 from minigpt.training.build import build, create_run, open_data, open_state
 from minigpt.training.claim import claimed
 from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
-from minigpt.training.job import job_of, one_line, pace
+from minigpt.training.job import job_of, one_line, pace, too_long
+from minigpt.training.metrics import METRICS, read_metrics
 from minigpt.training.resolve import resolve
 from minigpt.training.settings import Settings
 
@@ -36,11 +39,9 @@ def train_command(arguments: List[str]) -> int:
     if settings.start is not None and not settings.start.exists():
         published(config.init, may_fetch=not config.dry_run)
     if config.dry_run:
-        settings, _, _, data = _open(config, settings, device)
-        print(_dry_run(settings, device, data))
+        _open(config, settings, device)
         return 0
-    named = bool(config.out or config.resume)
-    with claimed(settings.run, bool(config.resume), named) as run, going_on_unread():
+    with claimed(settings.run, bool(config.out or config.resume)) as run, going_on_unread():
         if not config.resume:
             config = replace(config, out=str(run))
         trainer = build(*_open(config, settings, device))
@@ -58,11 +59,15 @@ def train_command(arguments: List[str]) -> int:
 def _open(
     config: TrainConfig, settings: Settings, device: Device
 ) -> Tuple[Settings, Device, Tokenizer, Opened]:
-    """What `build` takes; says what was found."""
+    """What `build` takes; says what was found, and what is to be done with it."""
     tokenizer = load_tokenizer(settings.vocabulary)
     data = open_data(settings, tokenizer)
     settings = resolve(config, device, data)
-    print(_opening(settings, device, tokenizer, data), flush=True)
+    state = open_state(settings, data)
+    lines = _opening(settings, device, tokenizer, data)
+    if config.dry_run:
+        lines.append(_dry_run(settings, data, state))
+    print(*lines, *_to_do(settings, device, data, state.step), sep="\n", flush=True)
     return settings, device, tokenizer, data
 
 
@@ -78,13 +83,13 @@ def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
     print(f"         {fix}")
 
 
-def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> str:
+def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> List[str]:
     s, shape = settings, settings.shape
     learned, whole = trained_count(job_of(s, device)), shape.parameter_count()
     what = "the rest is frozen" if s.lora is None else f"an adapter of rank {s.lora.rank}"
     if s.lora is not None:
         whole += learned
-    lines = [
+    return [
         f"model    {whole:,} parameters: {shape.n_layer} layers, {shape.n_head} heads,"
         f" {shape.n_embd} wide; {tokenizer.name} tokenizer",
         *([f"trained  {learned:,} parameters, {what}"] if learned < whole else []),
@@ -94,29 +99,56 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
         f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"
         f" {s.precision} on {device}",
     ]
-    return "\n".join(lines)
 
 
-def _dry_run(settings: Settings, device: Device, data: Opened) -> str:
-    """What would be done, without weights and without the device."""
-    s, state = settings, open_state(settings, data)
-    loader = Loader(data.train, s.batch_size, s.seed, state.samples_seen)
-    batch = next(loader)
-    loader.close()
-    rows, length = batch.tokens.shape
-    steps = s.steps - state.step
-    epochs = steps * s.batch_size / len(data.train)
-    after = f" after step {state.step}" if state.step else ""
-    return (
-        f"dry run  the first batch has {rows} x {length} tokens, {batch.supervised} to learn from;"
-        f" no step was run\nto do    {steps:,} steps{after}, {steps * rows * length:,} tokens,"
-        f" {epochs:,.2f} epochs; {_time(job_of(s, device), steps, device)}"
-    )
+def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[str]:
+    """How many steps are to be done, at which rate, and how long that takes."""
+    s, left = settings, max(0, settings.steps - step)
+    epochs, whole = (steps * s.batch_size / len(data.train) for steps in (left, s.steps))
+    after = f" after step {step}, {s.resumes}" if s.resumes else ""
+    time, seconds = _time(job_of(s, device), left, device)
+    tokens = left * s.batch_size * s.block_size
+    return [
+        _rate(s, step),
+        f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}",
+        *too_long(whole, seconds),
+    ]
 
 
-def _time(job: Job, steps: int, device: Device) -> str:
+def _rate(settings: Settings, step: int) -> str:
+    s, tenth = settings, settings.warmup_steps == settings.steps // 10
+    line = f"rate     {s.lr:.3g} after {s.warmup_steps} steps of warmup"
+    line += " (a tenth of the run)" if tenth and s.asked.warmup_steps is None else ""
+    line += ", " + s.schedule + (f" to {s.min_lr:.3g}" if s.schedule != "constant" else "")
+    if s.warmup_steps >= s.steps:
+        line += ": the run ends before, fewer --warmup-steps let it get there"
+    before = _rate_before(s, step)
+    now = learning_rate(step, s.steps, s.lr, s.min_lr, s.warmup_steps, s.schedule)
+    if before and s.warmup_steps <= step < s.steps and now > 1.01 * before:
+        line += f"\n         after step {step} it goes up, from {before:.3g} to {now:.3g}"
+    return line
+
+
+def _rate_before(settings: Settings, step: int) -> Optional[float]:
+    """The rate of the step that a run goes on from, as it was logged."""
+    path = settings.run / METRICS
+    records = read_metrics(path) if settings.resumes and path.is_file() else []
+    return next((r["lr"] for r in records if "lr" in r and r["step"] == step), None)
+
+
+def _time(job: Job, steps: int, device: Device) -> Tuple[str, Optional[float]]:
     known = device.on_cpu or peaks.looked_up_peak(device, job.product_bytes) is not None
     step = pace(job, peaks.here(device, job.product_bytes)) if known else None
     if step is None:
-        return "python -m minigpt plan --device NAME says how long it takes"
-    return f"about {duration(steps * step.seconds)}, {step.assumed}"
+        return "python -m minigpt plan --device NAME says how long it takes", None
+    return f"about {duration(steps * step.seconds)}, {step.assumed}", steps * step.seconds
+
+
+def _dry_run(settings: Settings, data: Opened, state: RunState) -> str:
+    """What would be done, without weights and without the device."""
+    loader = Loader(data.train, settings.batch_size, settings.seed, state.samples_seen)
+    batch = next(loader)
+    loader.close()
+    rows, length = batch.tokens.shape
+    what = f"the first batch has {rows} x {length} tokens, {batch.supervised} to learn from"
+    return f"dry run  {what}; no step was run"

@@ -106,7 +106,7 @@ def here(device: Device, product_bytes: int) -> Accelerator:
     return Accelerator(f"{device} of this machine, as measured", free, peak, peak)
 
 
-def measured_peak(device: Device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def measured_peak(device: Device, dtype: torch.dtype, seconds: float = 0.2) -> float:
     """FLOP/s of a matrix product, the best of those tried in about `seconds`, ever larger ones."""
     # The libraries load with the first.
     _product_seconds(torch.ones(256, 256, dtype=dtype, device=device.torch_device))

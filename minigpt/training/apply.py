@@ -1,5 +1,5 @@
-"""What is put on a model from outside, in this order: dropout, frozen layers, the form of attention,
-recomputation, compilation, precision. (An adapter has been put on before: model/lora.py.)
+"""What is put on a model from outside, in this order: dropout, frozen layers, the form of
+attention, recomputation, compilation, precision. (An adapter has been put on before: model/lora.py.)
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint as keep_input_only
 
 from minigpt.data.batch import Batch
 from minigpt.devices.device import Device
-from minigpt.model.attention import explicit_attention
+from minigpt.model.attention import Attention, explicit_attention
 from minigpt.model.cache import KVCache
-from minigpt.model.gpt import GPT
+from minigpt.model.gpt import GPT, MLP
 from minigpt.training.fast_loss import softmax_and_loss_to_compile
 from minigpt.training.objective import Objective
 
@@ -35,8 +35,9 @@ def set_dropout(model: GPT, dropout: float) -> None:
     """Gives a model that is there another dropout than it was made with; an adapter has its own."""
     model.config = replace(model.config, dropout=dropout)
     model.embedding_dropout.p = dropout
-    for block in model.blocks:
-        block.attention.dropout = block.mlp.dropout = dropout
+    for module in model.modules():
+        if isinstance(module, (Attention, MLP)):
+            module.dropout = dropout
 
 
 def objective_for(

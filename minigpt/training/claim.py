@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Iterator
 
@@ -16,8 +15,7 @@ from minigpt.base.errors import TrainingError, storage_error
 from minigpt.base.files import ANOTHER_OUT, hold, require_free
 from minigpt.checkpoint import run_files
 
-LOCK = "lock"
-_SIGN = "minigpt, process"
+LOCK, _SIGN = "lock", "minigpt, process"
 _OURS = {
     LOCK, "config.toml", "metrics.jsonl", "samples.md", "checkpoints", "base", "tensorboard",
     "loss.png", run_files.LATEST, run_files.BEST,
@@ -31,31 +29,31 @@ def require_startable(run: Path) -> None:
     fix = ANOTHER_OUT
     if run_files.find(run) is not None:
         fix = f"go on with it by --resume {run}, or name another"
-    elif _signed(run) and _OURS.issuperset(os.listdir(str(run))):
-        return
+    else:
+        with suppress(OSError, ValueError):  # nothing there
+            begun = (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
+            if begun and _OURS.issuperset(os.listdir(str(run))):
+                return
     require_free(run, fix)
 
 
-def _signed(run: Path) -> bool:
-    try:
-        return (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
-    except (OSError, ValueError):
-        return False
-
-
 @contextmanager
-def claimed(run: Path, resumes: bool, named: bool) -> Iterator[Path]:
+def claimed(run: Path, named: bool) -> Iterator[Path]:
     """The directory of a run, made and held while the block lasts, and removed if nothing came of
-    it. One that nobody `named` gets a name that nobody has. TrainingError when another process
-    holds it.
+    it. One that nobody `named` gets a name that nobody has. TrainingError when it is in use.
     """
-    run = run if named else _new(run)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        if not resumes and os.listdir(str(run)) not in ([], [LOCK]):
-            require_startable(run)  # another process may have been here meanwhile
+        try:
+            run.mkdir(parents=True, exist_ok=named)
+        except FileExistsError:  # made in this very second by another
+            if named:
+                raise
+            run = run.with_name(f"{run.name}-{os.getpid()}")
+            run.mkdir()
         (run / LOCK).touch()
         held = hold(run / LOCK)
+        sign = f"{_SIGN} {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n"
+        (run / LOCK).write_text(sign, encoding="utf-8")
     except BlockingIOError:
         owner = (run / LOCK).read_text(encoding="utf-8").strip() or "another process"
         fix = "wait until that has ended, or stop it"
@@ -63,8 +61,6 @@ def claimed(run: Path, resumes: bool, named: bool) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(error, run) from error
     try:
-        sign = f"{_SIGN} {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n"
-        (run / LOCK).write_text(sign, encoding="utf-8")
         yield run
     finally:
         with suppress(OSError):
@@ -73,17 +69,3 @@ def claimed(run: Path, resumes: bool, named: bool) -> Iterator[Path]:
                 run.rmdir()
         if held is not None:
             os.close(held)
-
-
-def _new(run: Path) -> Path:
-    """Makes the directory `run`, or run-2, run-3, ... where one is there."""
-    for number in count(1):
-        place = run if number == 1 else run.with_name(f"{run.name}-{number}")
-        try:
-            place.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise storage_error(error, place) from error
-        return place
-    raise AssertionError

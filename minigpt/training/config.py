@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Optional
+from typing import Any, Callable, ClassVar, Dict, Iterable, Mapping, Optional
 
 import tyro
 from typing_extensions import Annotated
@@ -34,12 +34,6 @@ _Shape = Annotated[Optional[int], left_open("INT", "the model's")]
 _MoaiInt = Annotated[Optional[int], left_open("INT", "the platform's choice")]
 _MoaiBool = Annotated[Optional[bool], left_open("BOOL", "the platform's choice")]
 
-# What --help puts together, by the first flag of each.
-GROUPS = {
-    "init": "model", "data": "data", "out": "run", "device": "memory",
-    "steps": "optimizer", "lora_rank": "adapter", "patience": "saving",
-    "moai_parallelization": "MoAI",
-}  # fmt: skip
 _SIZES = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions")
 SHAPE = (*_SIZES, "activation", "tied_head")  # of a model from scratch
 _ABOVE_ZERO = (
@@ -65,7 +59,10 @@ _ELSEWHERE = {
 class TrainConfig:
     """Trains a GPT, or goes on training one. With no flags: a small one, on Python's library."""
 
-    groups = GROUPS
+    groups: ClassVar[Dict[str, str]] = {  # of flags in --help, by the first of each
+        "init": "model", "data": "data", "out": "run", "device": "memory", "steps": "optimizer",
+        "lora_rank": "adapter", "patience": "saving", "moai_parallelization": "MoAI",
+    }  # fmt: skip
 
     init: str = "scratch"
     """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
@@ -175,7 +172,7 @@ class TrainConfig:
     """Steps between log lines; the loss leaves the device only then."""
     eval_every: _Fifth = None
     """Steps between validations, 0 for none before the end."""
-    eval_tokens: Annotated[Optional[int], left_open("INT", "as take a tenth of the work")] = None
+    eval_tokens: Annotated[Optional[int], left_open("INT", "a tenth of the work")] = None
     """Validation tokens used, spread evenly over the validation set, 0 for all."""
     sample_every: _Fifth = None
     """Steps between samples written to samples.md, 0 for none."""

@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any, Dict, Optional
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # which Windows does not have
+_HANGUP: int = getattr(signal, "SIGHUP", signal.SIGTERM)  # which Windows does not have
 
 
 class Interrupt:
@@ -24,9 +24,9 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            hangs_up = _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN  # nohup
-            for number in (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if hangs_up else [])):
-                self._before[number] = signal.signal(number, self._note)
+            for number in {signal.SIGINT, signal.SIGTERM, _HANGUP}:
+                if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # of nohup
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,5 +42,5 @@ class Interrupt:
         self.signal = number
         self.__exit__()
         if number == _HANGUP:  # comes twice, from the shell and from the system
-            del self._before[number]
+            self._before = {}
             signal.signal(number, signal.SIG_IGN)

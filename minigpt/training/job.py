@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import List, NamedTuple, Optional, Set, Tuple
 
-from minigpt.base.text import size
+from minigpt.base.text import duration, size
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.optim.execution import compiles
 from minigpt.planning import peaks
@@ -17,6 +17,7 @@ from minigpt.training.settings import Settings
 # Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
 # tokens in the published 81 minutes, on 16 MI250.
 _SHARE, _MOAI_SHARE = 0.4, 0.08
+_MOST_EPOCHS, _WEEK = 10, 7 * 24 * 3600
 
 
 class Verdict(NamedTuple):
@@ -84,6 +85,18 @@ def pace(job: Job, device: peaks.Accelerator) -> Optional[Pace]:
         return None
     assumed = f"assumed {share * 100:.0f}% of a peak of {peak / peaks.TERA:.4g} TFLOP/s"
     return Pace(step_seconds(job, peak, share), assumed)
+
+
+def too_long(epochs: Optional[float], seconds: Optional[float]) -> List[str]:
+    """A line for each way in which a whole run is longer than people mean runs to be."""
+    lines = []
+    if epochs and epochs > _MOST_EPOCHS:
+        lines.append(
+            f"note     all texts {epochs:,.0f} times: more than ten seldom help; --epochs 3"
+        )
+    if seconds and seconds > _WEEK:
+        lines.append(f"note     {duration(seconds)} are long: fewer --steps, or a smaller model")
+    return lines
 
 
 def advice(

@@ -16,43 +16,36 @@ def shape_of(entry: ZooEntry, config: TrainConfig) -> Tuple[GPTConfig, Recipe]:
 
     A sum over the width stays as large when what is summed is drawn with a deviation of 1 /
     sqrt(width); the rate of a wider model falls with 1 / width, as those of the published ones
-    about do. What is called muP follows its own rules (Yang et al. 2022). Rows fill the context if
-    the recipe's do. UsageError for a shape that contradicts itself.
+    about do. What is called muP has its own rules (Yang et al. 2022). Rows fill the context if the
+    recipe's do. UsageError for a shape that contradicts itself.
     """
     base, recipe = entry.config, entry.recipe
-    asked = {name: getattr(config, name) for name in (*SHAPE, "dropout")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if "n_positions" in asked and recipe.block_size == base.n_positions:
-        recipe = replace(recipe, block_size=asked["n_positions"])
+    asked = {name: getattr(config, name) for name in SHAPE if getattr(config, name) is not None}
+    if recipe.block_size == base.n_positions:
+        recipe = replace(recipe, block_size=asked.get("n_positions", base.n_positions))
     width, heads = asked.get("n_embd", base.n_embd), asked.get("n_head", base.n_head)
     if width % heads:
         few = min(range(1, 257), key=lambda n: (width % n > 0, abs(width / n - 64)))
         what = f"a width of {width} does not divide into {heads} heads"
         raise UsageError(what, f"say --n-head {few}, or --n-embd {width // heads * heads + heads}")
-    narrower = base.n_embd / width
-    if narrower == 1 and heads == base.n_head:
-        return replace(base, **asked), recipe
-    if base.n_inner and "n_inner" not in asked:
-        asked["n_inner"] = round(base.n_inner / narrower)
+    part, hidden = base.n_embd / width, base.hidden_init_std  # 1 where the width is the model's
+    fitted: Dict[str, Any] = {"hidden_init_std": hidden and hidden * part**0.5}
+    fitted["n_inner"] = base.n_inner and round(base.n_inner / part)
     if base.attention_scale is None:
-        rate = min(1.0, narrower)
-        recipe = replace(recipe, lr=recipe.lr * rate, min_lr=recipe.min_lr * rate)
+        fitted["init_std"] = base.init_std * part**0.5
+        slower = min(1.0, part)
+        recipe = replace(recipe, lr=recipe.lr * slower, min_lr=recipe.min_lr * slower)
     else:
-        recipe = replace(recipe, hidden_lr_scale=recipe.hidden_lr_scale * narrower)
-    return replace(base, **_scales(base, narrower, width // heads), **asked), recipe
-
-
-def _scales(base: GPTConfig, narrower: float, head_dim: int) -> Dict[str, Any]:
-    hidden = base.hidden_init_std and base.hidden_init_std * narrower**0.5
-    if base.attention_scale is None:
-        return {"init_std": base.init_std * narrower**0.5, "hidden_init_std": hidden}
-    scales = {"output_scale": base.output_scale * narrower, "attention_scale": 1.0 / head_dim}
-    return {**scales, "hidden_init_std": hidden}
+        fitted.update(output_scale=base.output_scale * part, attention_scale=heads / width)
+        recipe = replace(recipe, hidden_lr_scale=recipe.hidden_lr_scale * part)
+    return replace(base, **{**fitted, **asked}), recipe
 
 
 def require_own_shape(config: TrainConfig) -> None:
     """UsageError when `config`, whose model is there already, asks for another shape."""
     for name in SHAPE:
         if getattr(config, name) is not None:
-            what = f"{flag(name)} is for training from scratch, and --init {config.init} has its shape"
+            what = (
+                f"{flag(name)} is for training from scratch, and --init {config.init} has its shape"
+            )
             raise UsageError(what, "leave one of them out")

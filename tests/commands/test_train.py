@@ -161,6 +161,6 @@ def test_a_device_that_is_not_a_cpu_has_a_time_where_it_is_in_a_table(monkeypatc
     job = job_of(resolve(TrainConfig(), None), gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 36, 1 << 36))
-    assert "about" in command._time(job, 1000, gpu)
+    assert "about" in command._time(job, 1000, gpu)[0]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Something 9000")
-    assert "plan --device NAME" in command._time(job, 1000, gpu)
+    assert "plan --device NAME" in command._time(job, 1000, gpu)[0]
