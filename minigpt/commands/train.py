@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import List, Optional, Tuple
+from pathlib import Path
+from typing import Iterator, List, Optional, Tuple
 
 from minigpt.base.errors import DeviceError
 from minigpt.base.text import duration
+from minigpt.checkpoint import run_files
 from minigpt.checkpoint.resume import RunState
 from minigpt.commands.cli import going_on_unread
 from minigpt.commands.flags import parse_settings
@@ -25,6 +28,7 @@ from minigpt.training.closing import closing_report
 from minigpt.training.config import TrainConfig
 from minigpt.training.job import job_of, one_line, pace, too_long
 from minigpt.training.metrics import METRICS, read_metrics
+from minigpt.training.parallel import World, joined, processes, restarted
 from minigpt.training.resolve import resolve
 from minigpt.training.settings import Settings
 
@@ -33,18 +37,29 @@ def train_command(arguments: List[str]) -> int:
     """Trains as `arguments` say; returns the exit code."""
     began = time.perf_counter()
     config = parse_settings(TrainConfig, "train.py", arguments)
+    if restarted() and config.out and run_files.find(Path(config.out)) is not None:
+        config = parse_settings(TrainConfig, "train.py", ["--resume", config.out])
     device = find_device(config.device)
+    with joined(device) as world:
+        # Rank 0 alone takes the place; the others are told which.
+        return _train(config if world.first else replace(config, out=None), device, world, began)
+
+
+def _train(config: TrainConfig, device: Device, world: World, began: float) -> int:
     settings = resolve(config, device)
     _plan(config, settings, device)
-    if settings.start is not None and not settings.start.exists():
-        published(config.init, may_fetch=not config.dry_run)
+    with world.one_by_one():
+        if settings.start is not None and not settings.start.exists():
+            published(config.init, may_fetch=not config.dry_run)
     if config.dry_run:
         _open(config, settings, device)
         return 0
-    with claimed(settings.run, bool(config.out or config.resume)) as run, going_on_unread():
-        if not config.resume:
+    with _place(settings, config, world) as run, going_on_unread():
+        if world.first and not config.resume:
             config = replace(config, out=str(run))
-        trainer = build(*_open(config, settings, device))
+        with world.one_by_one():
+            settings, tokenizer, data = _open(config, settings, device)
+        trainer = build(replace(settings, run=run), device, tokenizer, data, world)
         create_run(trainer)
         code = trainer.train()
         if code:
@@ -56,9 +71,19 @@ def train_command(arguments: List[str]) -> int:
         return code
 
 
+@contextmanager
+def _place(settings: Settings, config: TrainConfig, world: World) -> Iterator[Path]:
+    """The run's directory, which rank 0 takes for all."""
+    with ExitStack() as held:
+        run = settings.run
+        if world.first:
+            run = held.enter_context(claimed(run, bool(config.out or config.resume)))
+        yield Path(world.told(str(run)))
+
+
 def _open(
     config: TrainConfig, settings: Settings, device: Device
-) -> Tuple[Settings, Device, Tokenizer, Opened]:
+) -> Tuple[Settings, Tokenizer, Opened]:
     """What `build` takes; says what was found, and what is to be done with it."""
     tokenizer = load_tokenizer(settings.vocabulary)
     data = open_data(settings, tokenizer)
@@ -68,7 +93,7 @@ def _open(
     if config.dry_run:
         lines.append(_dry_run(settings, data, state))
     print(*lines, *_to_do(settings, device, data, state.step), sep="\n", flush=True)
-    return settings, device, tokenizer, data
+    return settings, tokenizer, data
 
 
 def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
@@ -96,6 +121,7 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
         f"data     {s.data}: {data.train.token_count:,} tokens to train on,"
         f" {data.validation.token_count:,} to validate",
         *(f"         {note}" for note in data.notes),
+        *_processes(s, device),
         f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"
         f" {s.precision} on {device}",
     ]
@@ -113,6 +139,16 @@ def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[
         f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}",
         *too_long(whole, seconds),
     ]
+
+
+def _processes(settings: Settings, device: Device) -> List[str]:
+    """How the step is divided, or how it could be where other GPUs have nothing to do."""
+    here = device.gpus()
+    if processes() > 1:
+        return [f"together {processes()} processes, {settings.batch_size // processes()} rows each"]
+    if here > 1:
+        return [f"device   one of {here} GPUs; all: torchrun --nproc-per-node {here} train.py ..."]
+    return []
 
 
 def _rate(settings: Settings, step: int) -> str:

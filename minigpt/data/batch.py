@@ -11,7 +11,6 @@ Letters: B rows, T positions (block size).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -35,9 +34,15 @@ class Batch:
     def micro_batches(self, rows: int) -> Iterator[Batch]:
         """The batch in parts of at most `rows`; the two counts stay those of the whole."""
         for start in range(0, self.tokens.size(0), rows):
-            part = slice(start, start + rows)
-            lengths = None if self.lengths is None else self.lengths[part]
-            yield replace(self.map(itemgetter(part)), lengths=lengths)
+            yield self._rows(slice(start, start + rows))
+
+    def share(self, rank: int, world: int) -> Batch:
+        """Every `world`-th row, from `rank` on; the two counts stay those of the whole."""
+        return self._rows(slice(rank, None, world))
+
+    def _rows(self, part: slice) -> Batch:
+        lengths = None if self.lengths is None else self.lengths[part]
+        return replace(self.map(lambda tensor: tensor[part].contiguous()), lengths=lengths)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""

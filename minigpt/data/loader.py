@@ -73,9 +73,10 @@ class Loader:
         self._thread.shutdown()
 
     def indices(self, samples_seen: int) -> np.ndarray:
-        """This process's share of the batch that begins after `samples_seen` samples."""
-        numbers = np.arange(samples_seen + self.rank, samples_seen + self.batch_size, self.world)
+        """The whole batch that begins after `samples_seen` samples."""
+        numbers = np.arange(samples_seen, samples_seen + self.batch_size)
         return shuffled(numbers, len(self.dataset), self.seed)
 
     def _batch(self, samples_seen: int) -> Batch:
-        return self.dataset.batch(self.indices(samples_seen))
+        # Read whole by every process: so each knows how many tokens are learned from in all.
+        return self.dataset.batch(self.indices(samples_seen)).share(self.rank, self.world)

@@ -159,6 +159,10 @@ class Device:
         """The most bytes that tensors have taken so far; None where PyTorch does not count them."""
         return int(torch.cuda.max_memory_allocated()) if self.is_gpu else None
 
+    def gpus(self) -> int:
+        """How many GPUs this machine has."""
+        return int(torch.cuda.device_count()) if self.is_gpu else 0
+
     def gpu_name(self) -> str:
         """What the maker calls it; empty where PyTorch cannot say."""
         return str(torch.cuda.get_device_name()) if self.is_gpu else ""
@@ -216,9 +220,13 @@ def find_device(name: str = "auto") -> Device:
     if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         # This attention plans anew for every length, and texts have many; it is not deterministic.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if name == "cuda" and torch.version.hip is not None:
-        return Device("rocm", torch.device("cuda"))
-    return Device(name, torch.device(_MOAI if name == "moai" else name))
+    if name != "cuda":
+        return Device(name, torch.device(_MOAI if name == "moai" else name))
+    place = torch.device("cuda")
+    if "LOCAL_RANK" in os.environ:  # torchrun's: each of its processes has a GPU of its own
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    return Device("cuda" if torch.version.hip is None else "rocm", place)
 
 
 def device_of(place: torch.device) -> Device:

@@ -1,5 +1,5 @@
 """What is put on a model from outside, in this order: dropout, frozen layers, the form of
-attention, recomputation, compilation, precision. (An adapter has been put on before: model/lora.py.)
+attention, recomputation, compilation, precision. (An adapter has come before: model/lora.py.)
 """
 
 from __future__ import annotations

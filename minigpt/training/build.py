@@ -26,6 +26,7 @@ from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for, set_dropout
 from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.job import compiles_update, job_of
+from minigpt.training.parallel import ALONE, World, processes
 from minigpt.training.settings import Settings
 from minigpt.training.trainer import Trainer
 
@@ -47,7 +48,9 @@ def open_data(settings: Settings, tokenizer: Tokenizer) -> Opened:
     return found
 
 
-def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> Trainer:
+def build(
+    settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened, world: World = ALONE
+) -> Trainer:
     """A Trainer ready to run, from the settings resolved with `data`."""
     state = open_state(settings, data)
     if settings.deterministic:
@@ -61,17 +64,18 @@ def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened
     if settings.resumes is not None:
         load_optimizer(settings.resumes, model, optimizer, state.step - state.skipped_steps)
         device.set_rng_state(state.kept_rng())
-    compiles = _compiles(settings, device)
+    compiles, share = _compiles(settings, device), (world.rank, world.size)
     return Trainer(
         settings=settings,
         run=settings.run,
         device=device,
         model=model.train(),
         objective=objective_for(model, device, settings.precision, settings.recompute, compiles),
+        world=world,
         tokenizer=tokenizer,
         optimizer=optimizer,
         update=_update(settings, model, optimizer, state),
-        loader=Loader(data.train, settings.batch_size, settings.seed, state.samples_seen),
+        loader=Loader(data.train, settings.batch_size, settings.seed, state.samples_seen, *share),
         validation=data.validation,
         state=state,
         template=data.template or settings.tuned,
@@ -86,6 +90,8 @@ def build(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened
 
 def create_run(trainer: Trainer) -> None:
     """Makes the run directory, with the settings in it."""
+    if not trainer.world.first:
+        return
     try:
         trainer.run.mkdir(parents=True, exist_ok=True)
         write_settings(trainer.run / CONFIG, trainer.settings)
@@ -157,7 +163,7 @@ def _peak(settings: Settings, device: Device) -> Optional[float]:
     """
     job = replace(job_of(settings, device), recompute=False)
     peak = looked_up_peak(device, job.product_bytes)
-    return None if peak is None else peak * job.batch * job.block / flops(job)
+    return None if peak is None else processes() * peak * job.batch * job.block / flops(job)
 
 
 def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:

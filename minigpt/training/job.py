@@ -12,6 +12,7 @@ from minigpt.planning import peaks
 from minigpt.planning.fit import FUSED, LORA, Advice, nearest_fit, step_seconds
 from minigpt.planning.memory import Job, memory
 from minigpt.training.config import TrainConfig
+from minigpt.training.parallel import processes
 from minigpt.training.settings import Settings
 
 # Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
@@ -37,10 +38,10 @@ class Pace(NamedTuple):
 
 def job_of(settings: Settings, device: Optional[Device]) -> Job:
     """The job of a run on a device; None for one that is not here."""
-    s, rows = settings, min(settings.micro_batch_size, settings.batch_size)
+    s, batch = settings, settings.batch_size // processes()
     job = Job(
-        s.shape, rows, s.batch_size, s.block_size, s.precision, s.recompute, s.fused_backward,
-        s.lora, s.freeze_layers,
+        s.shape, min(s.micro_batch_size, batch), batch, s.block_size, s.precision, s.recompute,
+        s.fused_backward, s.lora, s.freeze_layers,
     )  # fmt: skip
     if device is None:
         return replace(job, compiled_update=True)

@@ -35,9 +35,9 @@ class Clock:
         self.began = time.perf_counter()
         self.tokens = self.padding = self.supervised = self.steps = 0
 
-    def count(self, batch: Batch) -> None:
-        """One step's batch."""
-        self.tokens += batch.tokens.numel() - batch.padding
+    def count(self, tokens: int, batch: Batch) -> None:
+        """One step's `tokens` over all processes; `batch` knows which of them are which."""
+        self.tokens += tokens - batch.padding
         self.padding += batch.padding
         self.supervised += batch.supervised
         self.steps += 1
@@ -55,7 +55,19 @@ class Clock:
         return speeds
 
 
-class Reporter:
+class Silent:
+    """The reporter of a process that another one reports for."""
+
+    def step(self) -> None: ...
+
+    def log(self, record: Dict[str, Any]) -> None: ...
+
+    def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Reporter(Silent):
     """Takes records (a dictionary with "step") and shows them: file, terminal, TensorBoard."""
 
     def __init__(

@@ -32,6 +32,7 @@ from minigpt.planning.memory import Job
 from minigpt.training.claim import require_startable
 from minigpt.training.config import TrainConfig, check_block
 from minigpt.training.job import job_of
+from minigpt.training.parallel import processes
 from minigpt.training.settings import Settings
 from minigpt.training.shape import require_own_shape, shape_of
 
@@ -117,6 +118,7 @@ def _check_sizes(values: Dict[str, Any], shape: GPTConfig) -> None:
     if values["batch_size"] * values["block_size"] > _STEP_TOKENS:
         what = f"--batch-size {values['batch_size']} makes steps of more than two billion tokens"
         raise UsageError(what, "choose a smaller one")
+    _check_share(values["batch_size"], values["fused_backward"])
     if values["min_lr"] > values["lr"]:
         raise UsageError(
             f"--min-lr {values['min_lr']} is above --lr {values['lr']}, from which the rate falls",
@@ -125,6 +127,18 @@ def _check_sizes(values: Dict[str, Any], shape: GPTConfig) -> None:
     frozen = values["freeze_layers"]
     if frozen is not None and frozen > shape.n_layer:
         raise UsageError(f"--freeze-layers is {frozen}", f"the model has {shape.n_layer} layers")
+
+
+def _check_share(batch: int, fused: bool) -> None:
+    """Whether the batch can be divided among the processes that torchrun started."""
+    size = processes()
+    if batch % size:
+        nearest_sizes = f"{max(1, batch // size) * size} or {(batch // size + 1) * size}"
+        what = f"--batch-size {batch} does not divide among {size} processes"
+        raise UsageError(what, f"use {nearest_sizes}")
+    if size > 1 and fused:
+        what = "--fused-backward steps before the other processes' gradients are there"
+        raise UsageError(what, "leave it out under torchrun")
 
 
 def _micro_batch(
@@ -153,8 +167,8 @@ def _rows_for_a_gpu(settings: Settings, job: Job, room: Optional[int]) -> Settin
     most = max(1, _BUSY // settings.block_size)
     if room is not None:
         most = max(1, min(most, largest_rows(job, room)))
-    parts = math.ceil(settings.batch_size / most)
-    return replace(settings, micro_batch_size=math.ceil(settings.batch_size / parts))
+    parts = math.ceil(job.batch / most)
+    return replace(settings, micro_batch_size=math.ceil(job.batch / parts))
 
 
 def _run_directory(config: TrainConfig) -> Path:

@@ -30,8 +30,9 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
 from minigpt.training.interrupt import Interrupt
-from minigpt.training.metrics import Clock, Reporter
+from minigpt.training.metrics import Clock, Reporter, Silent
 from minigpt.training.objective import Objective
+from minigpt.training.parallel import World
 from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation, validate
 
@@ -45,6 +46,7 @@ class Trainer:
     device: Device
     model: GPT
     objective: Objective  # of the model, with all that is put on from outside
+    world: World  # the processes that train it together
     tokenizer: Tokenizer
     optimizer: AdamW
     update: Update  # how gradients become a step of the optimizer
@@ -59,6 +61,7 @@ class Trainer:
     adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
     notes: List[str] = field(default_factory=list)  # about the data
     latest: Optional[Validation] = None
+    saved: Optional[int] = None  # the step of the newest checkpoint that this process knows of
 
     def train(self) -> int:
         """Runs to the last step, or to the end of the step in which a signal comes that ends it;
@@ -67,17 +70,20 @@ class Trainer:
         self.reporter = Reporter(
             self.run, self.settings.steps, self.state.step, self.settings.tensorboard,
             self.device.loss_format,
-        )  # fmt: skip
+        ) if self.world.first else Silent()  # fmt: skip
         self.clock, self.unlogged = Clock(), 0
+        self.forward = self.world.wrap(self.objective)
         self.loss_total = torch.zeros((), device=self.device.torch_device)
         self.grad_norm = torch.zeros((), device=self.device.torch_device)
         first = self.state.step + 1
         self._point_at_best()
         try:
             with Interrupt() as interrupt:
-                while not self.finished() and interrupt.signal is None:
+                stopping = self._stops(interrupt)
+                while not (self.finished() or stopping):
                     self.step()
-                    self._every_so_often(first, stopping=interrupt.signal is not None)
+                    stopping = self._stops(interrupt)
+                    self._every_so_often(first, stopping)
             return interrupt.exit_code
         except OSError as error:
             raise storage_error(error, self.run) from error
@@ -95,22 +101,33 @@ class Trainer:
         patience = self.settings.patience
         return self.state.step >= self.settings.steps or 0 < patience <= self.state.worse
 
+    def _stops(self, interrupt: Interrupt) -> bool:
+        """Whether a signal has come to any process: all stop after the same step."""
+        interrupt.signal = self.world.largest(interrupt.signal or 0) or None
+        return interrupt.signal is not None
+
     def step(self) -> None:
         """One optimizer step on one global batch."""
         batch = next(self.loader)
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
         self.optimizer.set_lr(self.lr())
-        for micro in batch.micro_batches(self.settings.micro_batch_size):
-            loss = self.objective(micro) / batch.supervised
-            self.update.backward(loss)
+        seed, step = self.settings.seed, self.state.step
+        self.world.draw_apart(seed, step)
+        parts = list(batch.micro_batches(self.settings.micro_batch_size))
+        for part in parts:
+            with self.world.adding(self.forward, last=part is parts[-1]):
+                loss = self.forward(part) / batch.supervised
+                self.update.backward(loss)
             self.loss_total += loss.detach()
+        self.world.draw_alike(seed, step)
         self.grad_norm = self.update.finish()
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
-        self.state.tokens_seen += batch.tokens.numel() - batch.padding
+        tokens = batch.tokens.numel() * self.world.size
+        self.state.tokens_seen += tokens - batch.padding
         self.unlogged += 1
-        self.clock.count(batch)
+        self.clock.count(tokens, batch)
         self.reporter.step()
 
     def lr(self) -> float:
@@ -153,6 +170,9 @@ class Trainer:
         record.update(tokens=state.tokens_seen, **speeds)
         if self.peak and "tokens_per_second" in speeds:
             record["mfu"] = speeds["tokens_per_second"] / self.peak
+        if self.world.size > 1 and "tokens_per_second" in speeds:
+            each = speeds["tokens_per_second"] / self.world.size
+            record["tokens_per_second_per_device"] = each
         record["data_wait_seconds"] = round(self.loader.waited, 4)
         if self.device.peak_memory() is not None:
             record["peak_memory"] = self.device.peak_memory()
@@ -160,7 +180,8 @@ class Trainer:
 
     def _pull(self) -> Tuple[float, float]:
         """The mean loss since the last pull, and the last gradient norm, in one transfer."""
-        loss, norm = torch.stack([self.loss_total, self.grad_norm]).tolist()
+        loss_total = self.world.sum(self.loss_total)
+        loss, norm = torch.stack([loss_total, self.grad_norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss or its gradient stopped being a number by step {self.state.step}"
             raise TrainingError(what, "resume from the last checkpoint with a lower --lr")
@@ -173,7 +194,7 @@ class Trainer:
         """The model's loss on the validation set."""
         return validate(
             self.objective, self.validation, self.tokenizer.byte_lengths(),
-            self.settings.micro_batch_size, self.settings.eval_tokens,
+            self.settings.micro_batch_size, self.settings.eval_tokens, self.world,
         )  # fmt: skip
 
     def _validate(self) -> None:
@@ -193,13 +214,15 @@ class Trainer:
 
     def _point_at_best(self) -> None:
         """Also when a run goes on that was killed after saving its best and before saying so."""
-        if self.state.best_step is not None:
+        if self.state.best_step is not None and self.world.first:
             best = run_files.step_directory(self.run, self.state.best_step)
             if best.is_dir():
                 run_files.point(self.run, run_files.BEST, best)
 
     def _sample(self) -> None:
         """Appends a sample to samples.md."""
+        if not self.world.first:
+            return
         text = self.sample(200, 0.8)
         with (self.run / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## step {self.state.step}\n\n```\n{text}\n```\n\n")
@@ -215,7 +238,9 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of this step, unless there is one, and points `latest` at it."""
         directory = run_files.step_directory(self.run, self.state.step)
-        if run_files.pointed(self.run, run_files.LATEST) != directory:
+        if self.saved == self.state.step:
+            return directory
+        if self.world.first and run_files.pointed(self.run, run_files.LATEST) != directory:
             self.state.keep_rng(self.device.rng_state())
             vars(self.state).update(self.update.saved())
             save_checkpoint(
@@ -224,6 +249,8 @@ class Trainer:
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.settings.keep)
+        self.world.wait()
+        self.saved = self.state.step
         return directory
 
 

@@ -23,6 +23,7 @@ from minigpt.base.errors import DataError
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.loader import Dataset
 from minigpt.training.objective import Objective
+from minigpt.training.parallel import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    objective: Objective, dataset: Dataset, byte_lengths: np.ndarray, rows: int, max_tokens: int = 0
-) -> Validation:
+    objective: Objective, dataset: Dataset, byte_lengths: np.ndarray, rows: int,
+    max_tokens: int = 0, world: World = ALONE,
+) -> Validation:  # fmt: skip
     """The losses of `dataset` added up, `rows` windows at a time, with the model in eval mode.
 
     At most `max_tokens` of it are used (0: all), evenly spread. `byte_lengths` (V,) are the bytes
@@ -72,16 +74,19 @@ def validate(
     training = objective.training
     objective.eval()
     sums, tokens, size = [], 0, 0
-    for indices in _batches(len(dataset), dataset.block_size, rows, max_tokens):
+    batches = _batches(len(dataset), dataset.block_size, rows, max_tokens)
+    for indices in batches[world.rank :: world.size]:
         batch = dataset.batch(indices)
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
         sums.append(objective(_filled_up(batch, rows) if objective.same_shapes else batch))
     objective.train(training)
-    if tokens == 0:
+    nats = math.fsum(torch.stack(sums).tolist()) if sums else 0.0
+    all_nats, all_tokens, all_bytes = world.total(nats, tokens, size)
+    if all_tokens == 0:
         raise DataError("the validation set has no supervised token", "give --data more text")
-    return Validation(math.fsum(torch.stack(sums).tolist()), tokens, size)
+    return Validation(all_nats, int(all_tokens), int(all_bytes))
 
 
 def _filled_up(batch: Batch, rows: int) -> Batch:

@@ -1,0 +1,196 @@
+"""One run in several processes: torchrun starts them, torch.distributed joins them.
+
+    rank 0        prints, writes, and decides; the others compute, and are told
+    every rank    has a copy of the model and its share of each batch; torch's
+                  DistributedDataParallel adds up the gradients while the backward pass goes on
+
+`World` is all that the rest of minigpt knows of it. Alone (size 1) it does nothing, and there is
+no process group. Gradients are added and not averaged: the loss of a step is divided by the tokens
+of the whole step already, and not every rank has equally many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ContextManager, Iterator, List, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from minigpt.base.errors import DeviceError, MinigptError, TrainingError
+from minigpt.devices.device import Device
+
+# How long a rank is waited for. Torch's own 10 to 30 minutes are long for a process that died.
+_PATIENCE = timedelta(minutes=5)
+_SAID = "minigpt/said"  # in the store: how many ranks have had something to say
+
+
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this command again, after a process of it had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, as one of them sees them."""
+
+    rank: int = 0
+    size: int = 1
+    host_group: Any = None  # for what lies on the host, where the device has a group of its own
+    store: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints, writes and decides."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' `tensor`, in its place."""
+        if self.size > 1:
+            group = self.host_group if tensor.device.type == "cpu" else None
+            dist.all_reduce(tensor, group=group)
+        return tensor
+
+    def total(self, *numbers: float) -> Sequence[float]:
+        """Each of the numbers, added up over all ranks."""
+        if self.size == 1:
+            return numbers
+        sums: List[float] = self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return sums
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.host_group)
+        return int(found)
+
+    def told(self, text: str) -> str:
+        """What rank 0 says, whatever the others do."""
+        if self.size == 1:
+            return text
+        length = self.largest(len(text.encode()) if self.first else 0)
+        letters = torch.zeros(length, dtype=torch.uint8)
+        if self.first:
+            letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        dist.broadcast(letters, 0, group=self.host_group)
+        return bytes(letters.tolist()).decode()
+
+    def wait(self) -> None:
+        """Goes on when all ranks are here."""
+        if self.size > 1:
+            dist.barrier(group=self.host_group)
+
+    @contextlib.contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Of each machine one process first, then the others: what that one makes, they find."""
+        early = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not early:
+            self.wait()
+        yield
+        if early:
+            self.wait()
+        self.wait()
+
+    def speaks(self) -> bool:
+        """Whether this process is the first to report an error: one is enough for all."""
+        return self.store is None or int(self.store.add(_SAID, 1)) == 1
+
+    # Training
+
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """The objective, whose gradients are those of all ranks together after a backward pass."""
+        if self.size == 1:
+            return objective
+        try:
+            together = DistributedDataParallel(objective)
+        except RuntimeError as error:
+            if "Invalid scalar type" not in str(error):
+                raise
+            what = f"PyTorch {torch.__version__} cannot send bfloat16 between processes on CPUs"
+            raise DeviceError(what, "use --precision bf16-mixed, or a newer PyTorch") from None
+        # A lambda, as torch takes no hook whose annotations are text.
+        together.register_comm_hook(None, lambda _, bucket: _summed(bucket))
+        return together
+
+    def adding(self, wrapped: nn.Module, last: bool) -> ContextManager[object]:
+        """Around a micro-batch: only after the `last` one are gradients added up over ranks."""
+        if isinstance(wrapped, DistributedDataParallel) and not last:
+            return wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        """From here to `draw_alike`, every rank has random numbers of its own (dropout)."""
+        if self.size > 1:
+            torch.manual_seed(_mixed(seed, step, 1 + self.rank))
+
+    def draw_alike(self, seed: int, step: int) -> None:
+        """From here on all ranks have the same (rounding, or the copies would drift apart)."""
+        if self.size > 1:
+            torch.manual_seed(_mixed(seed, step, 0))
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined(device: Device) -> Iterator[World]:
+    """The world that torchrun has made; ALONE without it. What rank 0 does not do is not shown.
+    TrainingError, in one process, when another has gone.
+    """
+    if processes() == 1:
+        yield ALONE
+        return
+    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    backend = "nccl" if device.is_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    host_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if device.is_gpu else None
+    world = World(rank, size, host_group, store)
+    with contextlib.ExitStack() as silence:
+        if not world.first:
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            yield world
+        except MinigptError as error:
+            if not world.speaks():
+                sys.exit(error.exit_code)
+            raise
+        except RuntimeError as error:
+            if not _is_of_a_lost_rank(error):
+                raise
+            if not world.speaks():
+                sys.exit(1)
+            what = f"one of the {size} processes has ended, or did not answer in time"
+            raise TrainingError(what, "go on with --resume once it is known why") from None
+    world.wait()
+    dist.destroy_process_group()
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step * 65_537 + rank) % 2**63
+
+
+def _is_of_a_lost_rank(error: RuntimeError) -> bool:
+    words = ("connection", "gloo", "nccl", "timed out", "socket", "broken pipe")
+    return any(word in str(error).lower() for word in words)
+
+
+def _summed(bucket: Any) -> Any:
+    """The sum over ranks of a bucket of gradients, added up in float32 whatever they are."""
+    gradients = bucket.buffer()
+    done = dist.all_reduce(gradients.float(), async_op=True).get_future()
+    return done.then(lambda reduced: gradients.copy_(reduced.value()[0]))

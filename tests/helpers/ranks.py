@@ -1,0 +1,37 @@
+"""What several processes of torchrun run for tests/training/test_parallel.py: trains each case of
+the JSON file given, all in one group of processes, as starting them takes longer than the steps.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from minigpt.commands.flags import parse_settings
+from minigpt.data.tokenizer import load_tokenizer
+from minigpt.devices.device import find_device
+from minigpt.training.build import build, create_run, open_data
+from minigpt.training.config import TrainConfig
+from minigpt.training.config_file import flag_words
+from minigpt.training.parallel import ALONE, joined
+from minigpt.training.resolve import resolve
+
+
+def train(flags, world=ALONE):
+    """Trains with these flags as one process of `world`."""
+    config = parse_settings(TrainConfig, "train.py", flag_words(flags))
+    device = find_device(config.device)
+    with world.one_by_one():
+        settings = resolve(config, device)
+        tokenizer = load_tokenizer(settings.vocabulary)
+        data = open_data(settings, tokenizer)
+        settings = resolve(config, device, data)
+    trainer = build(settings, device, tokenizer, data, world)
+    create_run(trainer)
+    assert trainer.train() == 0
+    return trainer
+
+
+if __name__ == "__main__":
+    with joined(find_device("cpu")) as world:
+        for flags in json.loads(Path(sys.argv[1]).read_text()):
+            train(flags, world)
