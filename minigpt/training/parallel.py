@@ -21,6 +21,7 @@ from typing import Any, ContextManager, Iterator, List, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,7 +40,11 @@ def processes() -> int:
 
 def restarted() -> bool:
     """Whether torchrun has started this command again, after a process of it had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return _attempt() != "0"
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ def joined(device: Device) -> Iterator[World]:
         yield ALONE
         return
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    # Of a first attempt that failed, addresses are left in it that nobody answers at.
+    store = PrefixStore(f"attempt {_attempt()}", store)
     backend = "nccl" if device.is_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     host_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if device.is_gpu else None
