@@ -17,6 +17,7 @@ from minigpt.base.errors import CheckpointError
 from minigpt.base.files import MANIFEST, write_text
 from minigpt.data import tokenizer
 from minigpt.data.tokenizer import Tokenizer
+from minigpt.model.zoo import ZOO
 
 LATEST, BEST = "latest", "best"
 
@@ -92,12 +93,19 @@ def _complete(run: Path) -> List[Path]:
 
 def _why_not(path: Path) -> Tuple[str, str]:
     if not os.path.exists(path):
-        return f"there is no {path}", "name a checkpoint or run directory, such as runs/NAME"
+        here = [place for place in (Path("runs", path), Path("checkpoints", path)) if find(place)]
+        fix = f"did you mean {here[0]}?" if here else "name a checkpoint or run, such as runs/NAME"
+        fetched = not here and str(path) in ZOO
+        return (
+            f"there is no {path}",
+            f"get it with: python convert_hf.py {path}" if fetched else fix,
+        )
     if not path.is_dir():
         return f"{path} is a file", "name the checkpoint directory it is in"
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
         what = f"{path} has weights but no {MANIFEST} of ours"
         return what, f"convert it with: python convert_hf.py {path}"
     if (path / "config.toml").is_file():
-        return f"the run {path} has no complete checkpoint yet", "start it again"
+        again = f"start it again: python train.py --config {path / 'config.toml'} --out {path}"
+        return f"the run {path} has no complete checkpoint yet", again
     return f"{path} is no checkpoint: it has no {MANIFEST}", "name a checkpoint or run directory"

@@ -7,6 +7,7 @@ mistyped flag or value and 1 for another error of the user's.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -20,9 +21,41 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import MinigptError, UsageError, flag
-from minigpt.base.text import nearest
 
 Config = TypeVar("Config")
+# What other tools call them: Hugging Face's, nanoGPT, Megatron, llama.cpp, vLLM.
+_ELSEWHERE = {
+    "init": "model-name-or-path pretrained-model base-model init-from from-pretrained",
+    "data": "dataset dataset-name train-file train-data data-path input input-file corpus",
+    "out": "output-dir out-dir output save-dir outdir", "resume": "resume-from-checkpoint",
+    "lr": "learning-rate max-lr peak-lr", "min_lr": "min-learning-rate lr-min",
+    "warmup_steps": "warmup-iters num-warmup-steps lr-warmup-iters", "weight_decay": "wd",
+    "schedule": "lr-scheduler-type lr-scheduler lr-decay-style scheduler",
+    "steps": "max-steps max-iters num-steps train-steps train-iters iterations",
+    "epochs": "num-train-epochs num-epochs max-epochs", "seed": "random-seed manual-seed",
+    "batch_size": "train-batch-size global-batch-size gradient-accumulation-steps",
+    "micro_batch_size": "per-device-train-batch-size per-gpu-train-batch-size",
+    "block_size": "max-seq-length max-seq-len seq-len seq-length sequence-length max-length"
+    " context-length cutoff-len",
+    "grad_clip": "max-grad-norm clip-grad gradient-clipping clip-grad-norm",
+    "beta1": "adam-beta1", "beta2": "adam-beta2", "eps": "adam-epsilon adam-eps epsilon",
+    "precision": "bf16 fp16 fp32 amp dtype torch-dtype mixed-precision half",
+    "recompute": "gradient-checkpointing activation-checkpointing recompute-activations",
+    "device": "gpu cpu cuda use-cuda no-cuda gpus device-map", "compile": "torch-compile",
+    "log_every": "logging-steps log-interval log-steps", "keep": "save-total-limit",
+    "eval_every": "eval-steps eval-interval", "save_every": "save-steps save-interval",
+    "eval_tokens": "eval-iters", "tensorboard": "report-to wandb wandb-log logging-dir",
+    "lora_rank": "lora-r rank use-lora", "lora_targets": "lora-target-modules target-modules",
+    "n_layer": "num-layers num-hidden-layers layers depth", "n_head": "num-heads heads"
+    " num-attention-heads", "n_embd": "hidden-size d-model embed-dim embedding-dim width dim",
+    "n_inner": "intermediate-size ffn-hidden-size d-ff mlp-dim", "activation": "hidden-act"
+    " activation-function", "n_positions": "max-position-embeddings n-ctx context-size",
+    "dropout": "resid-pdrop attn-pdrop embd-pdrop hidden-dropout", "tied_head": "tie-weights"
+    " tie-word-embeddings", "checkpoint": "model model-path model-name-or-path ckpt model-dir",
+    "max_new_tokens": "max-tokens num-tokens n-predict max-length length max-gen-len",
+    "samples": "num-samples num-return-sequences n-samples", "temperature": "temp do-sample",
+    "workers": "num-workers num-proc processes", "tokenizer": "vocab-size vocab",
+}  # fmt: skip
 _HIDDEN = Annotated[Any, tyro.conf.Suppress]
 
 
@@ -33,7 +66,7 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            words = list(arguments)
+            words = list(_plain(kind, arguments))
             config, unknown = tyro.cli(kind, prog=prog, args=words, return_unknown_args=True)
     except SystemExit:
         raise _explain(kind, prog, arguments, said.getvalue()) from None
@@ -41,8 +74,28 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
         return config
     word = unknown[0]
     if word.startswith("-"):
-        raise UsageError(f"there is no flag {word.split('=')[0]}", nearest(word, _flags(kind)))
+        raise UsageError(f"there is no flag {word.split('=')[0]}", _nearest(word, kind, prog))
     raise UsageError(f"{word!r} belongs to no flag", "see --help")
+
+
+def _plain(kind: Type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """`arguments`, with what is true or false as tyro takes it: --packing false as --no-packing,
+    --no-tied-head as --tied-head=False.
+    """
+    types = {flag(f.name): str(f.type) for f in fields(kind) if "bool" in str(f.type).lower()}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.replace("--no-", "--", 1).partition("=")
+        name = name.replace("_", "-")
+        if name in types and not value and rest and rest[0].lower() in ("true", "false"):
+            value = rest.pop(0)
+        if name in types and value.lower() in ("", "true", "false"):
+            yes = (value.lower() != "false") != word.startswith("--no-")
+            word = f"{name}={yes}"
+            if types[name] == "bool":
+                word = name if yes else "--no-" + name[2:]
+        yield word
 
 
 def _grouped(kind: Type[Any]) -> Type[Any]:
@@ -122,6 +175,16 @@ def going_on_unread() -> Iterator[None]:
     err: Any = _Unread(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
+
+
+def _nearest(word: str, kind: Type[Any], prog: str) -> str:
+    """The flag that is meant by `word`, which may be another tool's for it."""
+    ours = {name: name for name in _flags(kind)}
+    for name in kind.__dataclass_fields__:
+        ours.update(("--" + other, flag(name)) for other in _ELSEWHERE.get(name, "").split())
+    said = word.split("=")[0].lower().replace("_", "-")
+    close = difflib.get_close_matches(said, sorted(ours, key=len), 1, 0.7)
+    return f"did you mean {ours[close[0]]}?" if close else f"see {prog} --help"
 
 
 def _flags(kind: Type[Any]) -> List[str]:

@@ -32,7 +32,9 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
         return parse(kind, prog, arguments)
     path = Path(source.resume) / CONFIG if source.resume else Path(source.config)
     if source.resume and not path.is_file():
-        raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", "name a run directory")
+        above = path.parent.parent.parent  # of a run's checkpoint
+        fix = f"say --resume {above}" if (above / CONFIG).is_file() else "name a run directory"
+        raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", fix)
     values = read_values(path, kind)
     config = _parse_both(kind, prog, path, values, arguments, bool(source.resume))
     if source.resume:

@@ -33,6 +33,7 @@ from minigpt.training.resolve import resolve
 from minigpt.training.settings import Settings
 
 
+@going_on_unread()
 def train_command(arguments: List[str]) -> int:
     """Trains as `arguments` say; returns the exit code."""
     began = time.perf_counter()
@@ -54,7 +55,7 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
     if config.dry_run:
         _open(config, settings, device)
         return 0
-    with _place(settings, config, world) as run, going_on_unread():
+    with _place(settings, config, world) as run:
         if world.first and not config.resume:
             config = replace(config, out=str(run))
         with world.one_by_one():
@@ -102,7 +103,8 @@ def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
     print(plan.line, flush=True)
     if plan.fits or config.force:
         return
-    fix = f"use {plan.advice or 'a smaller model'}, or start all the same with --force"
+    fix = f"use {plan.advice or 'a smaller model'}, see what python -m minigpt plan says of it"
+    fix += ", or start all the same with --force"
     if not config.dry_run:
         raise DeviceError(f"this run does not fit into what is free on the {device}", fix)
     print(f"         {fix}")
@@ -131,10 +133,11 @@ def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[
     """How many steps are to be done, at which rate, and how long that takes."""
     s, left = settings, max(0, settings.steps - step)
     epochs, whole = (steps * s.batch_size / len(data.train) for steps in (left, s.steps))
-    after = f" after step {step}, {s.resumes}" if s.resumes else ""
+    after = f" after step {step}" if step else ""
     time, seconds = _time(job_of(s, device), left, device)
     tokens = left * s.batch_size * s.block_size
     return [
+        *([f"go on    from {s.resumes}"] if s.resumes else []),
         _rate(s, step),
         f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}",
         *too_long(whole, seconds),

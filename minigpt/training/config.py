@@ -284,8 +284,8 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} is {value}", f"it must be {what}")
 
 
-def check_block(block_size: int, n_positions: int) -> None:
+def check_block(block_size: int, n_positions: int, longer: str = "") -> None:
     """UsageError when a row of `block_size` tokens has more than there are positions."""
     if block_size > n_positions:
         what = f"--block-size {block_size} is more than the model's {n_positions} positions"
-        raise UsageError(what, f"use --block-size {n_positions}")
+        raise UsageError(what, f"use --block-size {n_positions}{longer}")

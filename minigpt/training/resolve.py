@@ -114,7 +114,8 @@ def _of_the_recipe(config: TrainConfig, start: Start) -> Dict[str, Any]:
 
 
 def _check_sizes(values: Dict[str, Any], shape: GPTConfig) -> None:
-    check_block(values["block_size"], shape.n_positions)
+    longer = f", or --n-positions {values['block_size']}" if values["start"] is None else ""
+    check_block(values["block_size"], shape.n_positions, longer)
     if values["batch_size"] * values["block_size"] > _STEP_TOKENS:
         what = f"--batch-size {values['batch_size']} makes steps of more than two billion tokens"
         raise UsageError(what, "choose a smaller one")

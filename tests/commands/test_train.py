@@ -47,8 +47,7 @@ def no_weights(*_, **__):
 def weightless(monkeypatch):
     """Any look at a weight fails."""
     monkeypatch.setattr(GPT, "__init__", no_weights)
-    monkeypatch.setattr("minigpt.checkpoint.model_files.open_safetensors", no_weights)
-    monkeypatch.setattr("minigpt.checkpoint.resume.open_safetensors", no_weights)
+    monkeypatch.setattr("minigpt.checkpoint.safetensors.open_safetensors", no_weights)
 
 
 def test_what_does_not_fit_starts_by_force_alone(said, tmp_path, monkeypatch):
