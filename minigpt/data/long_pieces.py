@@ -24,7 +24,9 @@ _HALF_RUN = re.compile(r"[^\W_]{%d}|[\W_]{%d}" % (_HALF, _HALF))
 _PATTERN = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[a-zA]+| ?0+| ?['!]+|[ \t]+(?![^ \t])|[ \t]+")
 _TOLD_APART = " 'sdmtlver"
 # What \s is in Unicode and in Rust; Python's has the separators U+001C to U+001F too.
-_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 @lru_cache(maxsize=None)
@@ -33,23 +35,27 @@ def _kind(character: str) -> str:
         return character
     if character.isalnum():
         return "A" if character.isalpha() else "0"
-    return "\t" if _SPACE.match(character) else "!"
+    return "\t" if character in SPACES else "!"
 
 
-def pieces(text: str) -> Iterator[Tuple[str, bool]]:
-    """`text` as it is, or, where it may have long pieces in it, cut where GPT-2's pattern cuts it;
-    with each part, whether it is a long piece.
+def pieces(text: str, always: bool = False) -> Iterator[Tuple[str, bool]]:
+    """`text` as it is, or, where it may have long pieces in it, or `always`, cut where GPT-2's
+    pattern cuts it; with each part, whether it is a long piece.
     """
-    if text and not any(_HALF_RUN.match(text, i) for i in range(0, len(text), _HALF)):
+    long = always or any(_HALF_RUN.match(text, i) for i in range(0, len(text), _HALF))
+    if text and not long:
         yield text, False
         return
     for found in _PATTERN.finditer("".join(map(_kind, text))):
         yield text[found.start() : found.end()], found.end() - found.start() >= LONG
 
 
-def merge(piece: bytes, ranks: Dict[bytes, int]) -> List[int]:
-    """The ids of one piece: of all pairs of neighbours that make a token, the one of the lowest
-    rank is merged, of several the leftmost, until there are none. Time: n log n of the length.
+def merge(
+    piece: bytes, ranks: Dict[bytes, int], pairs: Optional[Dict[Tuple[bytes, bytes], int]] = None
+) -> List[int]:
+    """The ranks of one piece: of all pairs of neighbours that make a token (or are in `pairs`), the
+    one of the lowest rank is merged, of several the leftmost, until there are none. Time: n log n
+    of the length.
     """
     end = len(piece)
     after = array("i", range(1, end + 1))  # where the token that begins here ends; `end` if none
@@ -58,7 +64,11 @@ def merge(piece: bytes, ranks: Dict[bytes, int]) -> List[int]:
     def rank_of(start: int) -> Optional[int]:
         """Of the token that begins here and the next one together."""
         middle = after[start]
-        return ranks.get(piece[start : after[middle]]) if middle < end else None
+        if middle == end:
+            return None
+        if pairs is None:
+            return ranks.get(piece[start : after[middle]])
+        return pairs.get((piece[start:middle], piece[middle : after[middle]]))
 
     found = ((rank_of(start), start) for start in range(end))
     waiting = [rank << 40 | start for rank, start in found if rank is not None]  # less than pairs

@@ -13,24 +13,22 @@ import tempfile
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
-from minigpt.base.files import parse_object
 from minigpt.data.long_pieces import merge, pieces
+from minigpt.data.vocabulary import BPE_SHA256, ENCODER_SHA256, read_rules, read_vocabulary
 
 MARKER = "bytes_tokenizer.json"
-VOCAB, MERGES = "vocab.json", "merges.txt"
+VOCAB, MERGES, RULES = "vocab.json", "merges.txt", "tokenizer_rules.json"
+_KNOWN = 1 << 16  # pieces of text whose tokens are kept, where tiktoken cannot find them
 
 # GPT-2's rule for where words end (Radford et al. 2019, encoder.py).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# Of OpenAI's encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by
-# tiktoken; and the names under which it caches the two: sha1 of the address it has them from.
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+# The names under which tiktoken caches GPT-2's two files: sha1 of the address it has them from.
 _CACHED = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
 
 Files = Tuple[bytes, bytes]
@@ -43,13 +41,22 @@ class Tokenizer:
     vocab_size: int
     eos_id: int
     fingerprint: str
+    begin: Tuple[int, ...] = ()  # what its rules put before a text, and behind it: in GPT-2 nothing
+    end: Tuple[int, ...] = ()
 
     def encode(self, text: str) -> List[int]:
-        """The ids of `text`, without an EOS; "<|endoftext|>" in it is text like any other."""
-        return self.encode_array(text).tolist()
+        """The ids of a text as a whole: as in Hugging Face's tokenizers, with what the rules put
+        around it, so of GPT-2 without an EOS. "<|endoftext|>" in it is text like any other, and an
+        added token is one.
+        """
+        return [*self.begin, *self.encode_array(text).tolist(), *self.end]
+
+    def prompt(self, text: str) -> List[int]:
+        """`encode` without what ends a text: at least one id, to go on from."""
+        return [*self.begin, *self.encode_array(text).tolist()] or [self.eos_id]
 
     def encode_array(self, text: str) -> np.ndarray:
-        """`encode` as uint16 (uint32 for more than 65,536 ids)."""
+        """The ids of a part of a text, as uint16 (uint32 for more than 65,536 ids)."""
         raise NotImplementedError
 
     def token_bytes(self, token: int) -> bytes:
@@ -61,8 +68,11 @@ class Tokenizer:
         raise NotImplementedError
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+        """The text of `tokens`, also of a 1-d tensor or array; bytes that are no UTF-8 become
+        U+FFFD.
+        """
+        ids = map(int, tokens)  # an element of a tensor is no int, and equal to none in a dict
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def byte_lengths(self) -> np.ndarray:
         """int64 (V,): how many bytes each token stands for."""
@@ -88,34 +98,60 @@ class BytesTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), by the two published files."""
+    """Byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), by the two published files and,
+    where a vocabulary is not as GPT-2's, by `rules`: a JSON object, see `Rules`.
+    """
 
     name = "gpt2"
 
-    def __init__(self, vocab_json: bytes, merges: bytes) -> None:
-        import tiktoken
-
+    def __init__(self, vocab_json: bytes, merges: bytes, rules: bytes = b"") -> None:
         self.vocab_json, self.merges = vocab_json, merges
-        ranks, special = read_vocabulary(vocab_json, merges)
-        self.vocab_size = len(ranks) + len(special)
-        self.eos_id = special["<|endoftext|>"]
-        self.fingerprint = hashlib.sha256(vocab_json + b"\0" + merges).hexdigest()
-        self._ranks, self._bytes = ranks, {rank: token for token, rank in ranks.items()}
+        self.words = words = read_vocabulary(vocab_json, merges)
+        self.rules = read_rules(rules, words.vocabulary)
+        self.vocab_size, self.eos_id = len(words.vocabulary), words.vocabulary[self.rules.eos]
+        parts = [vocab_json, merges, rules] if rules else [vocab_json, merges]
+        self.fingerprint = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        self.begin = tuple(words.vocabulary[token] for token in self.rules.begin)
+        self.end = tuple(words.vocabulary[token] for token in self.rules.end)
         self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        with no_panic("vocab.json and merges.txt"):
-            self._encoding = tiktoken.Encoding(
-                "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
-            )
+        self._ids = np.array(words.ids, dtype=self._dtype)
+        self._bytes = {words.ids[rank]: token for token, rank in words.ranks.items()}
+        for token, flags in self.rules.added.items():
+            self._bytes[words.vocabulary[token]] = b"" if "special" in flags else token.encode()
+        self._rules_json = rules
+        self._known: Dict[str, List[int]] = {}
+        self._encoding = _tiktoken(words.ranks) if words.by_rank else None
 
     def encode_array(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids: List[int] = []
-        for piece, long in pieces(text):
+        parts = [np.zeros(0, self._dtype)]
+        for part, token in self.rules.cut(text):
+            ids = [self.words.vocabulary[token]] if token else self._ids[self._ranks(part)]
+            parts.append(np.array(ids, dtype=self._dtype))
+        return np.concatenate(parts)
+
+    def _ranks(self, text: str) -> List[int]:
+        """Of a text without added tokens, its words', found by tiktoken where that does as they."""
+        if self.rules.prefix_space and not text.startswith(" "):
+            text = " " + text
+        ranks: List[int] = []
+        for piece, long in pieces(text, always=self._encoding is None):
+            if self._encoding is None:
+                ranks += self._by_pairs(piece)
+                continue
             with no_panic("a text of %d characters that begins with %.40a" % (len(piece), piece)):
                 ordinary = self._encoding.encode_ordinary
-                ids += merge(piece.encode(), self._ranks) if long else ordinary(piece)
-        return np.array(ids, dtype=self._dtype)
+                ranks += merge(piece.encode(), self.words.ranks) if long else ordinary(piece)
+        return ranks
+
+    def _by_pairs(self, piece: str) -> List[int]:
+        if piece not in self._known:
+            if len(self._known) > _KNOWN:
+                self._known.clear()
+            data = piece.encode().translate(None, self.words.missing)
+            self._known[piece] = merge(data, self.words.ranks, self.words.pairs)
+        return self._known[piece]
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
@@ -123,6 +159,17 @@ class GPT2Tokenizer(Tokenizer):
     def save(self, directory: Path) -> None:
         (directory / VOCAB).write_bytes(self.vocab_json)
         (directory / MERGES).write_bytes(self.merges)
+        if self._rules_json:
+            (directory / RULES).write_bytes(self._rules_json)
+
+
+def _tiktoken(ranks: Dict[bytes, int]) -> Any:
+    import tiktoken
+
+    with no_panic("vocab.json and merges.txt"):
+        return tiktoken.Encoding(
+            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
 
 
 @contextmanager
@@ -134,52 +181,6 @@ def no_panic(what: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise DataError(f"tiktoken gives up on {what}", "leave that out") from None
-
-
-def read_vocabulary(vocab_json: bytes, merges: bytes) -> Tuple[Dict[bytes, int], Dict[str, int]]:
-    """(bytes of a token -> id, special token -> id). A token's id is the rank of its merge: where
-    it is not, that is a DataError, as merging by rank would give other ids than are meant. Tokens
-    added behind these count as special.
-    """
-    try:
-        vocabulary: Dict[str, int] = parse_object(vocab_json)
-        byte_of = {character: byte for byte, character in _byte_characters().items()}
-        ranks = {bytes([byte]): rank for rank, byte in enumerate(_byte_characters())}
-        for line in merges.decode("utf-8").splitlines():
-            if line and not line.startswith("#version"):
-                token = bytes(byte_of[character] for character in line.replace(" ", "", 1))
-                if token in ranks:
-                    raise ValueError("the merge %.40a comes twice" % line)
-                ranks[token] = len(ranks)
-        if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
-            raise ValueError(f"the ids are not 0 to {len(vocabulary) - 1}")
-        special = {t: i for t, i in vocabulary.items() if i >= len(ranks)}
-        lost = [token for token in special if "\u0120" in token]  # begins with a blank: a word
-        if lost:
-            raise ValueError("no merge makes %.40a" % lost[0])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"vocab.json or merges.txt cannot be read: {error}", _AGAIN) from None
-    ordinary = {
-        bytes(byte_of.get(character, 0) for character in token): i
-        for token, i in vocabulary.items()
-        if token not in special
-    }
-    if ordinary != ranks or "<|endoftext|>" not in special:
-        raise DataError("vocab.json and merges.txt do not belong together as in GPT-2", _AGAIN)
-    return ranks, special
-
-
-_AGAIN = "get both files again from where the model came from"
-
-
-def _byte_characters() -> Dict[int, str]:
-    """GPT-2 writes each byte as a printable character: itself where it is one, else one from
-    U+0100 on. The order is that of the first 256 ids.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    codes = [*printable, *range(256, 256 + len(rest))]
-    return dict(zip([*printable, *rest], map(chr, codes)))
 
 
 def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
@@ -195,10 +196,11 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
         if (directory / MARKER).is_file():
             return BytesTokenizer()
         files = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
+        rules = (directory / RULES).read_bytes() if (directory / RULES).is_file() else b""
     except (OSError, ValueError):  # ValueError: a name that no file can have
         what = f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with"
         raise UsageError(f"{what} {VOCAB} and {MERGES}", "use bytes or gpt2") from None
-    return GPT2Tokenizer(*files)
+    return GPT2Tokenizer(*files, rules)
 
 
 def find_gpt2() -> Files:

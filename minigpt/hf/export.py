@@ -22,11 +22,11 @@ from minigpt.checkpoint.model_files import SHARD_BYTES, open_weights, read_confi
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import LazyTensor, write_sharded
 from minigpt.data.template import Template, load_template, save_template
-from minigpt.data.tokenizer import MARKER, VOCAB, GPT2Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import MARKER, MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.chat_template import chat_template
-from minigpt.hf.vocabulary import FAST, SETTINGS, fast
+from minigpt.hf.vocabulary import FAST, SETTINGS, fast, settings
 from minigpt.model.gpt import GPTConfig
 
 
@@ -75,18 +75,14 @@ def _write_tokenizer(
     """The vocabulary's files, the settings and, of a tuned model, its chats; returns the EOS."""
     tokenizer = load_tokenizer(directory)
     assert isinstance(tokenizer, GPT2Tokenizer)
-    tokenizer.save(out)
+    (out / VOCAB).write_bytes(tokenizer.vocab_json)
+    (out / MERGES).write_bytes(tokenizer.merges)
     write_json(out / FAST, fast(tokenizer))
-    settings = {
-        "tokenizer_class": "GPT2Tokenizer",
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-        **dict.fromkeys(("add_prefix_space", "add_bos_token"), False),
-        "model_max_length": n_positions,
-    }
+    values = settings(tokenizer, n_positions)
     if template is not None:  # in the settings for readers from before 2025
-        jinja = settings["chat_template"] = chat_template(template)
+        jinja = values["chat_template"] = chat_template(template)
         write_text(out / "chat_template.jinja", jinja)
-    write_json(out / SETTINGS, settings)
+    write_json(out / SETTINGS, values)
     return tokenizer.eos_id
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,12 @@ def test_gpt2_round_trip(text):
     tokenizer = GPT2
     text = text.encode("utf-8", "replace").decode()
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_in_a_tensor_or_an_array_are_decoded(gpt2):
+    for ids in (torch.tensor([15496, 995]), np.array([15496, 995], dtype=np.uint16)):
+        assert gpt2.decode(ids) == "Hello world"
+    assert BytesTokenizer().decode(torch.tensor([104, 105])) == "hi"
 
 
 def test_known_ids(gpt2):
@@ -139,10 +146,16 @@ def swapped(gpt2):
     return json.dumps(values).encode(), gpt2.merges
 
 
+def test_ids_in_another_order_than_the_merges(gpt2):
+    other = GPT2Tokenizer(*swapped(gpt2))
+    the, a = gpt2.encode(" the a")
+    assert other.encode(" the a") == [a, the] and other.decode([a, the]) == " the a"
+    assert other.byte_lengths()[[a, the]].tolist() == [4, 2]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
-        swapped,
         lambda t: (t.vocab_json[:-10], t.merges),
         lambda t: (t.vocab_json, t.merges[:-5000]),
         lambda t: (t.vocab_json, b"\xff\xfe"),

@@ -153,7 +153,6 @@ def digits(values):
 OTHERS = {
     "WordPiece": change("model", "type", to="WordPiece"),
     "Unigram": change("model", to={"type": "Unigram", "vocab": [["a", -1.0]]}),
-    "a prefix space": change("pre_tokenizer", "add_prefix_space", to=True),
     "no pattern": change("pre_tokenizer", "use_regex", to=False),
     "no pre_tokenizer": change("pre_tokenizer", to=None),
     "Metaspace": change("pre_tokenizer", to={"type": "Metaspace"}),
@@ -167,10 +166,7 @@ OTHERS = {
     "dropout": change("model", "dropout", to=0.1),
     "whole words": change("model", "ignore_merges", to=True),
     "an end of words": change("model", "end_of_word_suffix", to="</w>"),
-    "swapped ids": swap,
-    "special tokens first": special_first,
     "an added word": lambda values: added(values, 50257, "foo", special=False),
-    "an added word that is one": lambda values: added(values, 21943, "foo"),
     "two ids": lambda values: added(values, 50257, "<|endoftext|>"),
     "a gap": lambda values: added(values, 50300, "<|pad|>"),
     "a number": lambda values: added(values, 50257.0, "<|pad|>"),
@@ -199,11 +195,45 @@ def test_a_broken_one_is_a_sentence(tmp_path, data):
         vocabulary_of(tmp_path)
 
 
+READ = {
+    "a prefix space": change("pre_tokenizer", "add_prefix_space", to=True),
+    "swapped ids": swap,
+    "special tokens first": special_first,
+    "an added word that is one": lambda values: added(values, 21943, "foo"),
+}
+
+
+def whole():
+    """`fast` with the fields that tokenizers insists on."""
+    values = {**fast(), "post_processor": None}
+    values["decoder"] = values["pre_tokenizer"]
+    values["added_tokens"][0].update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    return values
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("alter", READ.values(), ids=READ.keys())
+def test_what_means_other_ids_gives_them(tmp_path, alter):
+    transformers = pytest.importorskip("transformers")
+    values = whole()
+    alter(values)
+    values["added_tokens"] = [{**values["added_tokens"][0], **t} for t in values["added_tokens"]]
+    ours = vocabulary_of(write(tmp_path, values))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in ["the a foo", " the food", "", "\n", "def f(x):\n    return a the"]:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("flag", ["add_prefix_space", "add_bos_token"])
-def test_settings_beside_it_count(tmp_path, flag):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({flag: True}))
-    with pytest.raises(MinigptError, match=flag):
-        vocabulary_of(write(tmp_path, fast()))
+def test_settings_beside_it_count_as_in_transformers(tmp_path, flag):
+    transformers = pytest.importorskip("transformers")
+    settings = {flag: True, "tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = vocabulary_of(write(tmp_path, whole()))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), tokenizer_type="gpt2")
+    for text in ["hello", " hello", "x\ny"]:
+        assert ours.encode(text) == theirs(text)["input_ids"]
 
 
 @pytest.mark.parametrize(
