@@ -22,7 +22,7 @@ from minigpt.checkpoint.safetensors import FileRecord, in_memory, write_safetens
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import LoRAConfig, adapter_tensors
 
-FILE, WEIGHTS = "adapter.json", "adapter.safetensors"
+FILE, WEIGHTS, _KEPT = "adapter.json", "adapter.safetensors", "base"
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,23 @@ def keep_base(adapter: Adapter, run: Path) -> Adapter:
     """The adapter on a base that stays: another run's checkpoint is linked or copied into `run`."""
     if adapter.base.parent.name != "checkpoints" or not adapter.base.name.startswith("step_"):
         return adapter
-    kept = run.resolve() / "base"
+    kept = run.resolve() / _KEPT
     with atomic_directory(kept) as partial:
-        for path in adapter.base.iterdir():
-            try:
-                os.link(str(path), str(partial / path.name))
-            except OSError:
-                shutil.copy2(str(path), str(partial / path.name))
+        _link(adapter.base, partial)
     return replace(adapter, base=kept)
+
+
+def _link(base: Path, place: Path) -> None:
+    """The files of a checkpoint in `place`, and with them those of the one it is an adapter for."""
+    place.mkdir(exist_ok=True)
+    for path in filter(Path.is_file, base.iterdir()):
+        try:
+            os.link(str(path), str(place / path.name))
+        except OSError:
+            shutil.copy2(str(path), str(place / path.name))
+    below = read_adapter(base)
+    if below is not None:
+        _link(below.base, place / _KEPT)
 
 
 def read_adapter(directory: Path) -> Optional[Adapter]:
@@ -68,7 +77,7 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         return None
     values = manifest.read_json(directory / FILE)
     try:
-        places = [(directory / place).resolve() for place in values.pop("base")]
+        places = [(directory / place).resolve() for place in (_KEPT, *values.pop("base"))]
         digest = str(values.pop("base_sha256"))
         lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
     except (KeyError, TypeError, UsageError) as error:

@@ -17,10 +17,10 @@ from minigpt.base.errors import CheckpointError, UsageError, require_known
 from minigpt.base.files import require_free
 from minigpt.checkpoint.model_files import DTYPES, load_model
 from minigpt.commands.cli import parse
-from minigpt.data.tokenizer import VOCAB, Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import MERGES, VOCAB, Tokenizer, load_tokenizer
 from minigpt.decoding.generate import generate
 from minigpt.hf import published
-from minigpt.hf.convert import USE_IT, convert
+from minigpt.hf.convert import HF, KINDS, NANOGPT, USE_IT, convert
 from minigpt.hf.export import export
 from minigpt.hf.vocabulary import BESIDE, CHOICES
 from minigpt.model.gpt import GPT
@@ -33,15 +33,17 @@ _PROSE = (
     " the sea, where everybody knew everybody else and nothing ever happened."
 )
 # What a conversion back does not do.
-_ONLY_IN = ("dtype", "weights", "tokenizer", "revision", "verify")
+_ONLY_IN = ("dtype", "weights", "tokenizer", "revision", "verify", "kind")
 
 
 @dataclass
 class ConvertConfig:
-    """Converts a Hugging Face GPT-2 or Cerebras-GPT checkpoint to minigpt's format, or back."""
+    """Converts a Hugging Face GPT-2 or Cerebras-GPT, or a nanoGPT, to minigpt's format, or back."""
 
     source: Annotated[str, tyro.conf.Positional] = ""
     """A directory in Hugging Face's layout, or a published model's name to download first."""
+    kind: Annotated[str, tyro.conf.arg(name="from")] = HF
+    """hf, or nanogpt: then SOURCE is its ckpt.pt."""
     out: Annotated[Optional[str], left_open("DIR", "checkpoints/NAME")] = None
     """The directory to write."""
     to_hf: Annotated[Optional[str], left_open("DIR", "the other direction")] = None
@@ -66,6 +68,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         require_known("dtype", self.dtype, DTYPES)
         require_known("tokenizer", self.tokenizer, CHOICES)
+        require_known("from", self.kind, KINDS)
         self.shard_bytes = parse_size(self.shard_size)
 
 
@@ -89,7 +92,7 @@ def convert_command(arguments: List[str]) -> None:
     elif config.out is None or config.source:
         raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
     elif any(getattr(config, name) != getattr(ConvertConfig, name) for name in _ONLY_IN):
-        names = ", ".join(f"--{name}" for name in _ONLY_IN)
+        names = ", ".join(f"--{name}" for name in _ONLY_IN[:-1]) + ", --from"
         raise UsageError(f"--to-hf takes none of {names}", "convert back without them")
     else:
         source, out = Path(config.to_hf), Path(config.out)
@@ -99,8 +102,14 @@ def convert_command(arguments: List[str]) -> None:
 def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
-    directory, name = Path(config.source), Path(config.source).resolve().name
-    to_fetch = not directory.is_dir()
+    directory, to_fetch = Path(config.source), not Path(config.source).exists()
+    name = directory.resolve().stem if directory.is_file() else directory.resolve().name
+    if config.kind == NANOGPT and not directory.is_file():
+        raise UsageError(f"{directory} is no file", "name nanoGPT's ckpt.pt")
+    if config.kind == HF and directory.is_file():
+        what = f"{directory} is a file"
+        fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
+        raise UsageError(what, fix)
     if to_fetch:
         published.find(config.source)
         name = published.local_name(config.source, config.revision)
@@ -115,17 +124,19 @@ def _convert(config: ConvertConfig) -> None:
             bar.update(written)
 
         lines = convert(
-            directory, out, config.dtype, config.shard_bytes, config.weights, tell, config.tokenizer
-        )
+            directory, out, config.dtype, config.shard_bytes, config.weights, tell,
+            config.tokenizer, config.kind,
+        )  # fmt: skip
     print("\n".join(lines))
     if config.verify:
         found = _verify(out, directory)
         print("\n".join(found))
         if any(NOT_EQUAL in line for line in found):
             raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
-    print(
-        f"next     python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
-    )
+    next_ = f"python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
+    if not (out / VOCAB).exists():
+        next_ = f"put the {VOCAB} and {MERGES} of its vocabulary into {out}, to train or generate"
+    print(f"next     {next_}")
 
 
 @torch.no_grad()
@@ -138,7 +149,7 @@ def _verify(checkpoint: Path, source: Path) -> List[str]:
         tokenizer = load_tokenizer(checkpoint)
         tokens = torch.tensor([tokenizer.encode(_PROSE)[: model.config.n_positions]])
         lines = _spoken(model, tokenizer, tokens)
-    return [*lines, _compared(model, source, tokens)]
+    return [*lines, _compared(model, source, tokens)] if source.is_dir() else lines
 
 
 def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]:

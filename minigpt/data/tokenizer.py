@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.base.files import MANIFEST
 from minigpt.data.long_pieces import merge, pieces
 from minigpt.data.vocabulary import BPE_SHA256, ENCODER_SHA256, read_rules, read_vocabulary
 
@@ -199,7 +200,10 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
         rules = (directory / RULES).read_bytes() if (directory / RULES).is_file() else b""
     except (OSError, ValueError):  # ValueError: a name that no file can have
         what = f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with"
-        raise UsageError(f"{what} {VOCAB} and {MERGES}", "use bytes or gpt2") from None
+        fix = "use bytes or gpt2"
+        if (directory / MANIFEST).is_file():  # no flag gives a checkpoint another one
+            fix = f"put {VOCAB} and {MERGES} there, or convert it again with --tokenizer gpt2"
+        raise UsageError(f"{what} {VOCAB} and {MERGES}", fix) from None
     return GPT2Tokenizer(*files, rules)
 
 

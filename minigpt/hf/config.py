@@ -9,8 +9,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from minigpt.base.errors import CheckpointError
 from minigpt.model.gpt import GPTConfig
 
-_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-_ACTIVATIONS = {"gelu": "gelu", **dict.fromkeys(_TANH, "gelu_tanh")}
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
+_ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", **dict.fromkeys(_TANH, "gelu_tanh")}
 
 # Our name of a setting: theirs, and what it is for transformers where a file does not say it.
 _FIELDS: Dict[str, Tuple[str, Any]] = {

@@ -7,6 +7,7 @@ Only then is the first byte written; the result appears when it is whole.
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,30 +24,34 @@ from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
 from minigpt.hf import config as hf_config
-from minigpt.hf import layout
+from minigpt.hf import layout, nanogpt
 from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
+HF, NANOGPT = KINDS = ("hf", "nanogpt")
 USE_IT = "use it, remove it, or name another with --out"
 Progress = Callable[[int, int], object]  # bytes just written, bytes in all
+_ADAPTER = "adapter_config.json"
 _OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
 def convert(
     directory: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES,
     weights: Optional[str] = None, progress: Progress = lambda written, total: None,
-    tokenizer: str = BESIDE,
+    tokenizer: str = BESIDE, kind: str = HF,
 ) -> List[str]:  # fmt: skip
-    """Writes the minigpt checkpoint of `directory` to `out`; returns the lines of a short summary.
+    """Writes the minigpt checkpoint of `directory`, of nanoGPT's `kind` a file, to `out`; returns
+    the lines of a short summary.
 
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
     written; `tokenizer` is beside (the weights), gpt2 (its own) or none.
     """
     require_free(out, USE_IT, directory)
     with ExitStack() as stack:
-        config, theirs, said = check_source(directory, stack, weights)
-        vocabulary, notes = find_vocabulary(directory, config.vocab_size, tokenizer)
-        tensors = _as_ours(theirs, DTYPES[dtype], progress)
+        config, theirs, said = check_source(directory, stack, weights, kind)
+        find = find_vocabulary if kind == HF else nanogpt.find_tokenizer
+        vocabulary, notes = find(directory, config.vocab_size, tokenizer)
+        tensors = _as_ours(theirs, DTYPES[dtype], progress, notes)
         write = partial(write_model, config=config, tensors=tensors, shard_bytes=shard_bytes)
         template = load_template(directory)  # of a tuned model that was exported
         write_checkpoint(out, write, vocabulary, template)
@@ -55,14 +60,21 @@ def convert(
 
 
 def check_source(
-    directory: Path, stack: ExitStack, weights: Optional[str] = None
+    directory: Path, stack: ExitStack, weights: Optional[str] = None, kind: str = HF
 ) -> Tuple[GPTConfig, Dict[str, LazyTensor], List[str]]:
     """(config, their tensors by our name in the model's order, what there is to say of them), from
     config and headers alone; CheckpointError for what does not fit together.
     """
-    path = directory / "config.json"
-    config, notes = hf_config.read(layout.read_json(path), str(path))
-    theirs = layout.open_weights(directory, stack, weights)
+    if (directory / _ADAPTER).is_file():
+        what = f"{directory} has an adapter of PEFT ({_ADAPTER}), which is not a whole model"
+        fix = "merge it into its base first (merge_and_unload and save_pretrained), or move it away"
+        raise CheckpointError(what, fix)
+    if kind == HF:
+        where = directory / "config.json"
+        values, theirs = layout.read_json(where), layout.open_weights(directory, stack, weights)
+    else:
+        where, (values, theirs) = directory, nanogpt.open_checkpoint(directory)
+    config, notes = hf_config.read(values, str(where))
     kept = [name for name in theirs if not layout.is_buffer(name)]
     named: Dict[str, LazyTensor] = {}
     for name in kept:
@@ -120,15 +132,22 @@ def _in_order(
 
 
 def _as_ours(
-    theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Progress
+    theirs: Dict[str, LazyTensor],
+    dtype: Optional[torch.dtype],
+    progress: Progress,
+    notes: List[str],
 ) -> Dict[str, LazyTensor]:
-    """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read."""
+    """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read;
+    `notes` are told of what is in them.
+    """
     sizes = {name: tensor.to(dtype).nbytes for name, tensor in theirs.items()}
     # For one tensor after the other: new pages cost more than the copying itself.
     room, total = torch.empty(max(sizes.values()), dtype=torch.uint8), sum(sizes.values())
 
     def read(name: str, wanted: torch.dtype) -> Tensor:
         tensor = _converted(name, theirs[name].read(), wanted, room[: sizes[name]])
+        if not _is_finite(tensor):
+            notes.append(f"{layout.to_theirs(name)} has numbers that are nan or infinite")
         progress(sizes[name], total)
         return tensor
 
@@ -146,8 +165,13 @@ def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> T
         return source
     tensor = room.view(dtype).view(source.shape)
     tensor.copy_(source)  # transposes and casts in one pass
-    narrowed = dtype == torch.float16 and source.dtype != torch.float16
-    if narrowed and not torch.isfinite(tensor).all():
-        what = f"{name} has numbers beyond what fp16 can hold (65504)"
-        raise CheckpointError(what, "use --dtype bf16")
+    if not _is_finite(tensor) and _is_finite(source):
+        what = f"{name} has numbers beyond what {dtype} can hold"
+        raise CheckpointError(what, "use --dtype keep, or bf16 for fp16")
     return tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """By its ends, which a nan would be: without another tensor of its size."""
+    ends = [tensor.max(), tensor.min()] if tensor.numel() else []
+    return all(math.isfinite(end.item()) for end in ends)

@@ -47,6 +47,12 @@ EMBEDDING = "token_embedding.weight"
 _BUFFER = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
 
 
+# What wrappers of a model put into the names of its tensors.
+_WRAPPED = re.compile(
+    r"^(?:(?:module|model)\.)+|_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
+)
+
+
 def is_buffer(theirs: str) -> bool:
     """Whether a tensor of theirs is a mask, which is no weight."""
     return _BUFFER.search(theirs) is not None
@@ -96,19 +102,44 @@ def open_weights(
     directory: Path, stack: ExitStack, weights: Optional[str] = None
 ) -> Dict[str, LazyTensor]:
     """Every tensor by its name, none read yet; the files stay open as long as `stack`. `weights`
-    names a single file that is called otherwise. CheckpointError for one that cannot be read, and
-    for a name that comes twice.
+    names a single file that is called otherwise, in the directory or from here. CheckpointError
+    for one that cannot be read, and for a name that comes twice.
     """
-    names = _weight_files(directory) if weights is None else [_beside(weights, directory)]
+    if weights is None:
+        paths = [directory / name for name in _weight_files(directory)]
+    else:
+        paths = [path for path in (directory / weights, Path(weights)) if path.is_file()][:1]
+        if not paths:
+            raise CheckpointError(
+                f"there is no {directory / weights}", "name a file with --weights"
+            )
     tensors: Dict[str, LazyTensor] = {}
-    for path in [directory / name for name in names]:
+    for path in paths:
+        require_content(path)
         safe = path.suffix == ".safetensors"
-        opened = open_safetensors(path, stack) if safe else open_torch_file(path)
+        found = open_safetensors(path, stack) if safe else open_torch_file(path)
+        opened = {unwrapped(name): tensor for name, tensor in found.items()}
         twice = sorted(tensors.keys() & opened.keys())
         if twice:
             raise CheckpointError(f"{path}: {twice[0]} comes twice", "get the shards again")
         tensors.update(opened)
     return tensors
+
+
+def unwrapped(theirs: str) -> str:
+    """module._orig_mod.transformer.wte.weight -> transformer.wte.weight"""
+    name = _WRAPPED.sub("", theirs)
+    return name if name == theirs else unwrapped(name)
+
+
+def require_content(path: Path) -> None:
+    """CheckpointError for what git leaves in the place of a large file."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            what = f"{path} is git-lfs's pointer to the file, and not the file"
+            raise CheckpointError(what, "get it with: git lfs pull")
 
 
 def _weight_files(directory: Path) -> List[str]:
@@ -138,4 +169,5 @@ def _beside(name: str, where: Path) -> str:
 
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object of theirs; CheckpointError when it is none."""
+    require_content(path)
     return read_object(path, CheckpointError, "get it again, from where the weights are")

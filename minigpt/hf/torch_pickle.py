@@ -1,9 +1,9 @@
 """PyTorch's .bin files, read without running them.
 
 A pickle is a program. torch.save's programs need only a handful of instructions and build only
-dictionaries of tensors; so here is an interpreter for those instructions, which knows no others
-and can call nothing but the three functions in `_GLOBALS`. A tensor becomes a `View`: its shape
-and strides over a storage. It is given out once it is known to lie inside that storage, and its
+dictionaries of tensors, numbers and texts; so here is an interpreter for those instructions, which
+knows no others and can call nothing but the few functions in `_GLOBALS`. A tensor becomes a `View`:
+its shape and strides over a storage. It is given out once it is known to lie inside that, and its
 bytes are read when asked for. Both formats are known: the zip archive (since PyTorch 1.6) and the
 older sequence of pickles followed by raw storages.
 """
@@ -29,6 +29,8 @@ from minigpt.checkpoint.safetensors import LazyTensor, width
 
 _PICKLE_BYTES = 64 << 20  # more than any state_dict of a language model needs
 _MOST, _DIMENSIONS = 1 << 62, 64  # of a size, a stride or an offset; of a tensor's dimensions
+# Where trainers keep the model in what they save, from outside in.
+_WRAPPERS = ("checkpoint", "model", "module", "model_state_dict", "state_dict")
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _DTYPES = {
@@ -58,19 +60,28 @@ class View(NamedTuple):
 
 
 def open_torch_file(path: Path) -> Dict[str, LazyTensor]:
-    """The tensors of a state_dict saved by torch.save; CheckpointError for anything else."""
+    """The tensors of a state_dict saved by torch.save, alone or with other things by a trainer;
+    CheckpointError for anything else.
+    """
+    return open_trainers_file(path, "")[0]
+
+
+def open_trainers_file(path: Path, name: str) -> Tuple[Dict[str, LazyTensor], Any]:
+    """`open_torch_file`, and what is called `name` beside the state_dict, None if nothing is."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         zipped = zipfile.is_zipfile(str(path))
-        views, places = _read_zip(path, data) if zipped else _read_legacy(data)
-        return {name: _lazy(path, name, view, places) for name, view in views.items()}
+        value, places = _read_zip(path, data) if zipped else _read_legacy(data)
+        views = _state_dict(value)
+        tensors = {key: _lazy(path, key, view, places) for key, view in views.items()}
+        return tensors, value.get(name)
     except Exception as error:  # whatever a file that is none of torch.save's may cause
         what = f"{path} cannot be read as a file of torch.save: {error!s:.200}"
         raise CheckpointError(what, "get it again from a source you trust") from None
 
 
-def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Dict[str, View], Places]:
+def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Any, Places]:
     """(what the pickle builds, where each storage is)"""
     places: Places = {}
     with zipfile.ZipFile(str(path)) as archive:
@@ -90,21 +101,21 @@ def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Dict[str, View], Places]:
     order = places.get("byteorder", (0, 0))[0]
     if order and data[order : order + 6] != b"little":
         raise ValueError("it was saved on a big-endian machine")
-    views = _views(io.BytesIO(data[place : place + min(size, _PICKLE_BYTES)]))
-    return views, {n[len("data/") :]: at for n, at in places.items() if n.startswith("data/")}
+    value, _ = _run(io.BytesIO(data[place : place + min(size, _PICKLE_BYTES)]))
+    return value, {n[len("data/") :]: at for n, at in places.items() if n.startswith("data/")}
 
 
-def _read_legacy(data: mmap.mmap) -> Tuple[Dict[str, View], Places]:
+def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
     """As `_read_zip`: four pickles, a list of keys, and for each its storage behind its length."""
     # In memory a length that lies is found out before anything of that size is made.
     head = io.BytesIO(data[:_PICKLE_BYTES])
-    magic, protocol, system = (_run(head) for _ in range(3))
+    magic, protocol, system = (_run(head)[0] for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise ValueError("it does not begin as one")
     if not system.get("little_endian", True):
         raise ValueError("it was saved on a big-endian machine")
-    views, keys = _views(head), _run(head)
-    dtypes = {view.key: view.dtype for view in views.values()}
+    (value, views), (keys, _) = _run(head), _run(head)
+    dtypes = {view.key: view.dtype for view in views}
     places: Places = {}
     place = head.tell()
     for key in keys:
@@ -116,7 +127,7 @@ def _read_legacy(data: mmap.mmap) -> Tuple[Dict[str, View], Places]:
             raise ValueError("a storage reaches beyond its end")
         places[key] = place, size
         place += size
-    return views, places
+    return value, places
 
 
 def _lazy(path: Path, name: str, view: View, places: Places) -> LazyTensor:
@@ -143,22 +154,28 @@ def _read(path: Path, view: View, place: int) -> Tensor:
     return torch.from_numpy(data).view(view.dtype).as_strided(view.shape, view.stride)
 
 
-def _views(file: IO[bytes]) -> Dict[str, View]:
-    """The tensors that one pickle builds."""
-    value = _run(file)
+def _state_dict(value: Any) -> Dict[str, View]:
+    """The tensors, by name, of a state_dict, or of the one that a trainer has saved with other
+    things, such as its optimizer, its settings and how far it was.
+    """
+    for name in _WRAPPERS:
+        if type(value) is dict and type(value.get(name)) is dict:
+            value = value[name]
     if type(value) is not dict:
         raise ValueError("it holds no dictionary of tensors")
-    for name, view in value.items():
-        if not isinstance(view, View):
-            raise ValueError(f"it holds something that is no tensor: {name!r:.80}")
-    return value
+    views = {name: view for name, view in value.items() if isinstance(view, View)}
+    if not views:
+        raise ValueError(f"it holds no tensors, but {', '.join(map(repr, [*value][:5]))!s:.80}")
+    return views
 
 
-def _run(file: IO[bytes]) -> Any:
-    """What one pickle builds. Its stack and memo hold plain data and what `_GLOBALS` names, so
-    nothing else can be called; an instruction that is not known here ends it.
+def _run(file: IO[bytes]) -> Tuple[Any, List[View]]:
+    """What one pickle builds, and all tensors that it made for it. Its stack and memo hold plain
+    data and what `_GLOBALS` names, so nothing else can be called; an instruction that is not known
+    here ends it.
     """
     stack: List[Any] = []
+    views: List[View] = []
     memo: Dict[Any, Any] = {}
     for instruction, argument, _ in pickletools.genops(file):  # as far as STOP
         name = instruction.name
@@ -169,9 +186,10 @@ def _run(file: IO[bytes]) -> Any:
         elif name in _INSTRUCTIONS:
             given = [] if instruction.arg is None else [argument]
             stack.append(_INSTRUCTIONS[name](*given, *_taken(stack, instruction)))
+            views += [stack[-1]] if isinstance(stack[-1], View) else []
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError(f"the pickle uses {name}")
-    return stack.pop()
+    return stack.pop(), views
 
 
 _MARK = object()
@@ -203,8 +221,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View
 
 
 def _dictionary(items: Any = ()) -> Dict[str, Any]:
-    """Of text keys only: to hash another, a tuple of a million tuples, could take for ever."""
-    if not all(type(key) is str for key, _ in items):
+    """Of texts and small numbers as keys: to hash a tuple of a million tuples could take for
+    ever.
+    """
+    if not all(type(key) is str or (type(key) is int and 0 <= key < _MOST) for key, _ in items):
         raise ValueError("the pickle has a dictionary whose keys are no text")
     return dict(items)
 
@@ -218,9 +238,33 @@ def _extended(target: Any, items: List[Any]) -> Any:
     return target
 
 
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _new(kind: Any, arguments: Any) -> None:
+    if kind is not _nothing:
+        raise ValueError("the pickle makes an object")
+
+
 # What the names in a pickle mean here. No name is looked up anywhere else.
 _GLOBALS: Dict[str, Any] = {
     "collections OrderedDict": _dictionary,
+    # What a trainer may keep beside, and is not needed, comes to nothing.
+    **dict.fromkeys(
+        (
+            "argparse Namespace",
+            "pathlib PosixPath",
+            "torch device",
+            "torch Size",
+            "_codecs encode",
+            "numpy dtype",
+            "numpy.core.multiarray scalar",
+            "numpy._core.multiarray scalar",
+            *(f"torch {kind}" for kind in ("float32", "float16", "bfloat16")),
+        ),
+        _nothing,
+    ),
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda data, *_: data,
     **{f"torch {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
@@ -230,8 +274,8 @@ _GLOBALS: Dict[str, Any] = {
 # What an instruction makes of what stands behind it, or of what it takes from the stack.
 _INSTRUCTIONS: Dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINUNICODE", "SHORT_BINUNICODE",
-         "BINSTRING", "SHORT_BINSTRING", "BINPERSID"),
+        ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE",
+         "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING", "BINPERSID"),
         lambda value: value,
     ),
     "NONE": lambda: None,
@@ -246,6 +290,7 @@ _INSTRUCTIONS: Dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("APPENDS", "SETITEMS"), _extended),
     **dict.fromkeys(("APPEND", "SETITEM"), lambda target, *items: _extended(target, [*items])),
     **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), _named),
+    "NEWOBJ": _new,
     "REDUCE": lambda function, arguments: function(*arguments),
     "BUILD": lambda value, attributes: value,  # of no use here, such as a state_dict's _metadata
 }  # fmt: skip

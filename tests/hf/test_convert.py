@@ -102,6 +102,73 @@ def test_an_odd_file_name_by_argument(tmp_path, theirs):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("place", ["{}", "./{}", "../hf/{}", "{here}/{}", "from here"])
+def test_an_odd_file_by_any_path(tmp_path, theirs, place, monkeypatch):
+    source = write(tmp_path / "hf", weights(theirs), name="x.bin")
+    monkeypatch.chdir(tmp_path)
+    named = "hf/x.bin" if place == "from here" else place.format("x.bin", here=source)
+    convert(source, tmp_path / "ours", weights=named)
+    assert load_model(tmp_path / "ours")
+    with pytest.raises(MinigptError, match="there is no "):
+        convert(source, tmp_path / "no", weights="y.bin")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_the_names_of_wrappers_are_seen_through(tmp_path, theirs, prefix, kind):
+    state = {prefix + name: tensor for name, tensor in weights(theirs).items()}
+    if prefix == "_orig_mod.":  # each block was compiled
+        state = {name.replace("h.1.", "h.1._orig_mod."): t for name, t in state.items()}
+    convert(write(tmp_path / "hf", state, kind=kind), tmp_path / "ours")
+    ids = tokens()
+    assert_close(load_model(tmp_path / "ours")(ids), theirs(ids).logits)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", ["keep", "fp16", "bf16"])
+def test_weights_that_are_no_numbers_are_named(tmp_path, theirs, number, dtype):
+    state = {name: tensor.half() for name, tensor in weights(theirs).items()}
+    state["transformer.h.2.mlp.c_fc.weight"][3, 4] = number
+    state["transformer.ln_f.bias"][0] = number
+    said = convert(write(tmp_path / "hf", state), tmp_path / "ours", dtype=dtype)
+    found = [line for line in said if "nan or infinite" in line]
+    assert len(found) == 2 and "transformer.h.2.mlp.c_fc.weight" in found[0]
+    assert load_model(tmp_path / "ours")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "config.json", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, theirs, name):
+    source = write(tmp_path / "hf", weights(theirs))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (source / name).write_text(pointer)
+    with pytest.raises(MinigptError, match=rf"{name} is git-lfs's pointer.*git lfs pull"):
+        convert(source, tmp_path / "ours")
+
+
+@pytest.mark.oracle
+def test_an_adapter_of_peft_is_named(tmp_path, theirs):
+    source = write(tmp_path / "hf", weights(theirs))
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for _ in range(2):  # beside its base, and alone
+        with pytest.raises(MinigptError, match="has an adapter of PEFT"):
+            convert(source, tmp_path / "ours")
+        for path in (source / "config.json", source / "pytorch_model.bin"):
+            path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "name, ours",
+    [("gelu_python", "gelu"), ("gelu_accurate", "gelu_tanh"), ("gelu_fast", "gelu_tanh")],
+)
+def test_names_of_the_two_activations(name, ours):
+    values = converter_config(activation_function=name)
+    assert hf_config.read(values, "config.json")[0].activation == ours
+
+
+@pytest.mark.oracle
 def test_an_untied_head_stays_untied(tmp_path):
     theirs = oracle(SHAPE, tied=False)
     source = write(

@@ -1,13 +1,16 @@
 """PyTorch's files read without running them: what torch.save writes, and what an attacker might."""
 
+import argparse
 import collections
 import io
 import os
+import pathlib
 import pickle
 import random
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +47,28 @@ def test_a_modules_state_dict_with_its_metadata(tmp_path):
     torch.save(module.state_dict(), str(tmp_path / "x.bin"))
     file = open_torch_file(tmp_path / "x.bin")
     assert torch.equal(file["1.weight"].read(), module[1].weight)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["model", "state_dict", "model_state_dict", "module"])
+def test_what_a_trainer_saves_is_read_for_its_model(tmp_path, name, zipped):
+    """With an epoch, floats, its arguments and its optimizer, whose keys are numbers."""
+    module = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    beside = {
+        "epoch": 3, "loss": 1.5, "optimizer": optimizer.state_dict(), "none": None, "yes": True,
+        "args": argparse.Namespace(lr=1e-3), "out": pathlib.PurePosixPath("x").name,
+        "best": np.float64(0.5), "dtype": torch.bfloat16, "shape": torch.Size([3, 4]),
+        "device": torch.device("cpu"),
+    }  # fmt: skip
+    path = tmp_path / "x.bin"
+    saved = {**beside, name: module.state_dict()}
+    torch.save(saved, str(path), _use_new_zipfile_serialization=zipped)
+    file = open_torch_file(path)
+    assert file.keys() == {"weight", "bias"}
+    assert torch.equal(file["weight"].read(), module.weight)
 
 
 def test_reading_one_tensor_reads_only_its_bytes(tmp_path):

@@ -246,6 +246,19 @@ def test_an_adapter_outlives_the_run_it_was_started_from_and_a_move(tmp_path):
     assert resumed(tmp_path / "elsewhere", steps=4).train() == 0
 
 
+def test_an_adapter_on_an_adapter_outlives_all_that_it_was_started_from(tmp_path):
+    first = run_to_the_end(tuning(tmp_path, "first", lora_rank=2, steps=2))
+    second = run_to_the_end(tuning(tmp_path, "second", init=str(first), lora_rank=2, steps=2))
+    third = run_to_the_end(tuning(tmp_path, "third", init=str(second), lora_rank=3, steps=2))
+    expected = [p.clone() for p in load_model(third).parameters()]
+    for gone in (first, second, tmp_path / "base"):
+        shutil.rmtree(gone)
+    third.rename(tmp_path / "elsewhere")
+    found = list(load_model(tmp_path / "elsewhere").parameters())
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected))
+    assert resumed(tmp_path / "elsewhere", steps=4).train() == 0
+
+
 def test_a_base_of_16_bits_is_merged_in_32_when_asked(tmp_path):
     """Merged into bfloat16 the sum is rounded; in float32 it is what was trained."""
     start = base(tmp_path / "base")
