@@ -194,4 +194,7 @@ def _compiles(settings: Settings, device: Device) -> bool:
     elif settings.fused_backward and not COMPILES_BLOCKS:
         # The compiled backward pass of a whole model hands out all gradients together, at its end.
         print("--compile: the optimizer alone, for the sake of --fused-backward", flush=True)
-    return not missing and (COMPILES_BLOCKS or not settings.fused_backward)
+    compiles = not missing and (COMPILES_BLOCKS or not settings.fused_backward)
+    if compiles:
+        print("compiling: the first step takes from seconds to minutes", flush=True)
+    return compiles

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +24,8 @@ from minigpt.base.text import duration
 from minigpt.data.batch import Batch
 
 METRICS = "metrics.jsonl"
-_SECONDS = 5.0  # between the lines printed where there is no terminal to refresh
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own ETA
+_KEPT = 0.9  # of what is known of the pace, from line to line
 
 
 class Clock:
@@ -78,11 +81,14 @@ class Reporter(Silent):
             kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= done]
             write_text(path, "".join(kept))
         self.file = path.open("a", encoding="utf-8")
-        self.events = _summary_writer(run) if tensorboard else None
-        self.live = sys.stderr.isatty()
-        shown = {"disable": not self.live, "unit": "step", "dynamic_ncols": True}
+        self.events = _summary_writer(run, done) if tensorboard else None
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.lines = not (self.live and sys.stdout.isatty())  # a log has all of them
+        shown = {"disable": not self.live, "bar_format": _BAR, "dynamic_ncols": True}
         self.bar = tqdm(total=steps, initial=done, **shown)
-        self.steps, self.printed, self.loss_format = steps, 0.0, loss
+        self.steps, self.loss_format = steps, loss
+        self.paced_steps, self.paced_seconds = 0.0, 0.0
+        self.printed = done, time.perf_counter()
 
     def step(self) -> None:
         """One step is done; moves the bar and nothing else."""
@@ -91,17 +97,22 @@ class Reporter(Silent):
     def log(self, record: Dict[str, Any]) -> None:
         """Writes a training record and refreshes the line on the terminal."""
         self._write(record)
-        left = (self.steps - record["step"]) * record.get("step_seconds", 0.0)
         text = "loss " + self.loss_format % record["loss"]
         if "tokens_per_second" in record:
-            text += f"  {_speed(record)}  ETA {duration(left)}"
+            text += f"  {_speed(record)}  ETA {duration(self._left(record['step']))}"
         else:
             text += f"  warm-up {record['warmup_seconds']:.1f} s"
-        if self.live:
-            self.bar.set_postfix_str(text, refresh=True)
-        elif time.monotonic() - self.printed > _SECONDS or record["step"] == self.steps:
-            self.printed = time.monotonic()
+            self.printed = record["step"], time.perf_counter()
+        self.bar.set_postfix_str(text)
+        if self.lines:
             print(f"step {record['step']}/{self.steps}  {text}", flush=True)
+
+    def _left(self, step: int) -> float:
+        """Seconds to the end at the pace of the last lines, validation and saving included."""
+        before, self.printed = self.printed, (step, time.perf_counter())
+        self.paced_steps = _KEPT * self.paced_steps + step - before[0]
+        self.paced_seconds = _KEPT * self.paced_seconds + self.printed[1] - before[1]
+        return (self.steps - step) * self.paced_seconds / self.paced_steps
 
     def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:
         """A line that stays on the terminal, with its record for the file."""
@@ -137,18 +148,20 @@ def _speed(record: Dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The records of a metrics.jsonl; a line that is none, as when a crash cut it, is left out."""
     records = []
-    with contextlib.suppress(ValueError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            records.append(parse_object(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            record = parse_object(line)
+            if isinstance(record.get("step"), int) and all(map(math.isfinite, record.values())):
+                records.append(record)
     return records
 
 
-def _summary_writer(run: Path) -> Any:
+def _summary_writer(run: Path, done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         what = "--tensorboard needs the tensorboard package"
         raise UsageError(what, "pip install tensorboard") from None
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)

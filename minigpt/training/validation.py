@@ -48,7 +48,8 @@ class Validation:
 
     def text(self, loss_format: str = "%.4f") -> str:
         """The three numbers, the loss with the digits that `loss_format` gives it."""
-        text = "loss " + loss_format + "  perplexity %.4g  bits per byte %.3f"
+        text = f"loss {loss_format}  perplexity {'%.2f' if self.loss < 20 else '%.4g'}"
+        text += "  bits per byte %.3f"
         return text % (self.loss, self.perplexity, self.bits_per_byte)
 
     def record(self) -> Dict[str, float]:
