@@ -15,13 +15,14 @@ from minigpt.commands.cli import parse, run
 _COMMANDS = {
     "train": "train a GPT; the same as python train.py",
     "generate": "continue a prompt",
+    "chat": "talk with a model tuned on instructions",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint, or HumanEval",
     "prepare": "turn text or records into token shards",
     "inspect": "print a batch in colour: what is prompt, what is learned, what is padding",
     "merge": "make a whole checkpoint of a LoRA adapter and its base",
     "plan": "memory, what fits, and time of a step, before anything is loaded",
     "devices": "what this machine computes on, and why not on something else",
-    "report": "summary and plot of a run",
+    "report": "summary and plot of a run, several compared, or a list of all",
 }
 _PARSE_THEMSELVES = ("train", "plan")  # since --config and --resume name more flags
 

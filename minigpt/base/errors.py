@@ -7,7 +7,10 @@ exception is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import errno
-from typing import Iterable, Optional
+import math
+import operator
+from numbers import Integral, Real
+from typing import Any, Iterable, List, Optional
 
 from minigpt.base.text import nearest
 
@@ -38,6 +41,39 @@ def at_least(least: int, **flags: int) -> None:
     for name, value in flags.items():
         if value < least:
             raise UsageError(f"{flag(name)} is {value}", f"it must be at least {least}")
+
+
+def require_number(
+    name: str, value: object, least: float = -math.inf, above: float = -math.inf,
+    most: float = math.inf, whole: bool = False, optional: bool = False,
+) -> None:  # fmt: skip
+    """UsageError unless `value` is a finite number in these limits, `whole` if it must be, or None
+    if it may.
+    """
+    if value is None and optional:
+        return
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if right and least <= value <= most and above < value < math.inf:  # type: ignore[operator]
+        return
+    limits = [("at least", least), ("above", above), ("at most", most)]
+    said = " and ".join(f"{word} {limit}" for word, limit in limits if abs(limit) < math.inf)
+    shown = f"{value!a:.40}" if isinstance(value, str) else f"{value!s:.40}"
+    raise UsageError(f"the {name} is {shown}", f"it must be a {'whole ' * whole}number, {said}")
+
+
+def as_ids(ids: Any, name: str, vocab_size: float = math.inf) -> List[int]:
+    """`ids`, any sequence or tensor of integers, as a list; UsageError for what is none."""
+    try:
+        found = [*map(operator.index, ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError:
+        what = f"the {name} is no list of ids but a {type(ids).__name__}"
+        what += f" of shape {tuple(ids.shape)}" if hasattr(ids, "shape") else ""
+        raise UsageError(what, "give whole numbers, such as tokenizer.encode(text)") from None
+    for token in found:
+        if not 0 <= token < vocab_size:
+            what = f"the {name} has the id {token}, and the model's are 0 to {vocab_size - 1}"
+            raise UsageError(what, "use the tokenizer of its own checkpoint")
+    return found
 
 
 def require_known(name: str, value: Optional[str], known: Iterable[str]) -> None:

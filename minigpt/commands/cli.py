@@ -18,11 +18,12 @@ from itertools import takewhile
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Type, TypeVar
 
 import tyro
-from typing_extensions import Annotated
+from typing_extensions import Annotated, get_type_hints
 
 from minigpt.base.errors import MinigptError, UsageError, flag
 
 Config = TypeVar("Config")
+_FLAG = re.compile(r"--\w[\w-]*(=|$)")
 # What other tools call them: Hugging Face's, nanoGPT, Megatron, llama.cpp, vLLM.
 _ELSEWHERE = {
     "init": "model-name-or-path pretrained-model base-model init-from from-pretrained",
@@ -61,12 +62,13 @@ _HIDDEN = Annotated[Any, tyro.conf.Suppress]
 
 def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
-    if "-h" in arguments or "--help" in arguments:
+    words = _joined(kind, arguments)
+    if "-h" in words or "--help" in words:
         tyro.cli(_grouped(kind), prog=prog, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            words = list(_plain(kind, arguments))
+            words = list(_plain(kind, words))
             config, unknown = tyro.cli(kind, prog=prog, args=words, return_unknown_args=True)
     except SystemExit:
         raise _explain(kind, prog, arguments, said.getvalue()) from None
@@ -119,7 +121,7 @@ def _grouped(kind: Type[Any]) -> Type[Any]:
 def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str]) -> int:
     """Runs `command(arguments)`; returns the exit code. `--debug` lets tracebacks through."""
     debug = "--debug" in arguments
-    for name in ("stdout", "stderr"):  # what a terminal has no character for is spelled out
+    for name in ("stdin", "stdout", "stderr"):  # what has no character is spelled out
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -175,6 +177,25 @@ def going_on_unread() -> Iterator[None]:
     err: Any = _Unread(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
+
+
+def _joined(kind: Type[Any], arguments: Sequence[str]) -> List[str]:
+    """The arguments, with a text joined by = to the flag before it, since it may begin with a dash;
+    each to the flag where that takes several.
+    """
+    hints = get_type_hints(kind)
+    words: List[str] = []
+    taker, several = "", False  # the flag that takes the next word
+    for word in arguments:
+        first = bool(words) and words[-1] == taker
+        if taker and not _FLAG.match(word) and (first or (several and word != "-h")):
+            words[len(words) - first :] = [f"{taker}={word}"]
+        else:
+            hint = hints.get(word[2:].replace("-", "_")) if word.startswith("--") else None
+            several = getattr(hint, "__origin__", None) is tuple
+            taker = word if several or hint in (str, Optional[str]) else ""
+            words.append(word)
+    return words
 
 
 def _nearest(word: str, kind: Type[Any], prog: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m minigpt generate`: continues a prompt on the terminal, as the text is made."""
+"""`python -m minigpt generate`: continues prompts on the terminal, as the text is made."""
 
 from __future__ import annotations
 
@@ -6,93 +6,189 @@ import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
+import tyro
 from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError, at_least
+from minigpt.base.errors import DataError, UsageError, at_least, require_number
+from minigpt.base.text import size
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.decoding.generate import Sampling, notes, step_for, stream
+from minigpt.decoding.generate import Sampling, step_for, stream
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
 from minigpt.training.config import left_open
 
 _NONE = left_open("NUMBER", "no limit")
+_Texts = tyro.conf.UseAppendAction[Tuple[str, ...]]
+_BYTES = 1 << 24  # more than any prompt has
+_USUAL = 256
 
 
 @dataclass
-class GenerateConfig:
-    """Continues a prompt with a checkpoint's model."""
+class DecodingConfig:
+    """What generate and chat have in common."""
 
     checkpoint: str
     """A checkpoint, or a run (its best checkpoint)."""
-    prompt: str = ""
-    """The text to continue; empty: the beginning of a document."""
-    instruct: bool = False
-    """The prompt is an instruction to a tuned model: put it as in training, print the answer."""
-    max_new_tokens: int = 256
-    """Tokens to add at most, in each sample."""
+    max_new_tokens: Annotated[Optional[int], left_open("INT", "256, or what fits")] = None
+    """Tokens to add at most, in each sample or answer."""
     temperature: float = 0.8
     """Randomness: 0 always takes the likeliest token, 1 draws from the model's distribution."""
     top_k: Annotated[Optional[int], _NONE] = None
     """Draw from the K likeliest tokens only."""
     top_p: Annotated[Optional[float], _NONE] = None
     """Draw from the likeliest tokens that together have probability P."""
-    samples: int = 1
-    """How many continuations to make, from one reading of the prompt."""
+    repetition_penalty: float = 1.0
+    """Above 1: makes what is there already less likely, as in CTRL (Keskar et al. 2019)."""
     seed: Annotated[Optional[int], left_open("INT", "another each time")] = None
     """The same seed gives the same text."""
-    stop: Tuple[str, ...] = ()
-    """Texts at which a sample ends; they are not printed."""
+    stop: _Texts = ()
+    r"""Texts at which a sample ends, not printed; \n is a line's end, \t a tab, \\ a backslash."""
     compile: bool = False
     """Compile first, for half a minute, then decode faster: how much depends on the processor."""
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
 
     def __post_init__(self) -> None:
-        at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples)
-        self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        at_least(1, max_new_tokens=_USUAL if self.max_new_tokens is None else self.max_new_tokens)
+        require_number("seed", self.seed, least=0, most=2**63 - 1, whole=True, optional=True)
+        penalty = self.repetition_penalty
+        self.sampling = Sampling(self.temperature, self.top_k, self.top_p, penalty)
+        self.stops = tuple(map(unescaped, self.stop))
+
+
+@dataclass
+class GenerateConfig(DecodingConfig):
+    """Continues prompts with a checkpoint's model."""
+
+    prompt: _Texts = ()
+    """Texts to continue, - for standard input; without any, the beginning of a document."""
+    prompt_file: _Texts = ()
+    """The same from files, each without the end of its last line."""
+    instruct: bool = False
+    """A prompt is an instruction to a tuned model: put it as in training, print the answer."""
+    samples: int = 1
+    """How many continuations to make of each prompt, from one reading of it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, samples=self.samples)
+        if (self.prompt + self.prompt_file).count("-") > 1:
+            raise UsageError("standard input has one prompt", "give - once")
+
+
+class Writer:
+    """A checkpoint's model, which continues texts as the flags say."""
+
+    def __init__(self, config: DecodingConfig) -> None:
+        device, self.config = find_device(config.device), config
+        if config.compile and device.compiler_missing():
+            raise UsageError(device.compiler_missing(), "leave out --compile")
+        self.directory = resolve(config.checkpoint)
+        self.tokenizer = load_tokenizer(self.directory)
+        self.model = load_model(self.directory, device.torch_device)
+        self.positions = self.model.config.n_positions
+        self.step = step_for(self.model, config.compile)
+        if config.compile:
+            note("compiling: the first token takes half a minute")
+
+    def write(
+        self, prompts: Sequence[List[int]], stop: Tuple[str, ...], samples: int = 1, turn: int = 0
+    ) -> Iterator[List[str]]:
+        """The text of each continuation as it becomes certain, a piece of each at a time."""
+        config, eos = self.config, self.tokenizer.eos_id
+        seed = None if config.seed is None else config.seed + turn
+        longest = max(map(len, prompts))
+        new = config.max_new_tokens
+        if new is None:
+            new = min(_USUAL, max(self.positions - longest + 1, self.positions // 2))
+        for line in notes(longest, new, self.positions):
+            note(line)
+        ended = [False] * len(prompts) * samples
+        steps = stream(self.model, prompts, new, ended, config.sampling, eos, seed, self.step)
+        return pieces(steps, ended, config.stops + stop, self.tokenizer)
 
 
 def generate_command(config: GenerateConfig) -> None:
-    """Prints the prompt and its continuation, as it comes; several samples one below the other."""
-    directory = resolve(config.checkpoint)
-    tokenizer = load_tokenizer(directory)
-    device = find_device(config.device)
-    model = load_model(directory, device.torch_device)
-    if config.compile and device.compiler_missing():
-        raise UsageError(device.compiler_missing(), "leave out --compile")
-    shown, text, stop = config.prompt, config.prompt, config.stop
+    """Prints each prompt and its continuation; several one below the other, when all are done."""
+    prompts = [read_prompt("-") if text == "-" else text for text in config.prompt]
+    prompts = [*prompts, *map(read_prompt, config.prompt_file)] or [""]
+    writer = Writer(config)
+    shown, texts, stop = prompts, prompts, ()  # type: Sequence[str], Sequence[str], Tuple[str, ...]
     if config.instruct:
-        template = tuned_template(directory)
-        shown, text, stop = "", template.prompt(config.prompt), config.stop + template.stop
-    prompt = tokenizer.encode(text) or [tokenizer.eos_id]
-    for line in notes(len(prompt), config.max_new_tokens, model.config.n_positions):
-        print(f"note: {line}", file=sys.stderr)
-    ended, step = [False] * config.samples, step_for(model, config.compile)
-    steps = stream(
-        model, [prompt], config.max_new_tokens, ended, config.sampling, tokenizer.eos_id,
-        config.seed, step,
-    )  # fmt: skip
-    rows = pieces(steps, ended, stop, tokenizer)
-    if config.samples > 1:
-        for number, row in enumerate(zip(*rows), 1):
-            print(f"--- sample {number} of {config.samples}\n{shown}{''.join(row)}")
+        template = tuned_template(writer.directory)
+        shown, texts, stop = [""] * len(prompts), [*map(template.prompt, prompts)], template.stop
+    ids = [writer.tokenizer.encode(text) or [writer.tokenizer.eos_id] for text in texts]
+    rows = writer.write(ids, stop, config.samples)
+    if len(ids) * config.samples > 1:
+        _print_all(rows, shown, config.samples)
         return
     try:  # each piece of the one text at once; the line ends however that ends
-        for piece in chain([shown], chain.from_iterable(rows)):
+        for piece in chain(shown, chain.from_iterable(rows)):
             print(piece, end="", flush=True)
     finally:
         print(flush=True)
 
 
-def tuned_template(directory: Path) -> Template:
-    """The template that a checkpoint was tuned with, for --instruct; UsageError if it was not."""
+def _print_all(rows: Iterator[List[str]], shown: Sequence[str], samples: int) -> None:
+    """Prints all texts under headings, as far as they are there when Ctrl-C comes."""
+    texts = [text for text in shown for _ in range(samples)]
+    try:
+        for row in rows:
+            texts = [text + piece for text, piece in zip(texts, row)]
+    finally:
+        for number, text in enumerate(texts):
+            place = [f"prompt {number // samples + 1} of {len(shown)}"] * (len(shown) > 1)
+            place += [f"sample {number % samples + 1} of {samples}"] * (samples > 1)
+            print(f"--- {', '.join(place)}\n{text}", flush=True)
+
+
+def read_prompt(name: str) -> str:
+    """The text in a file, or standard input for -, without the end of its last line."""
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read(_BYTES + 1)
+        if len(data) > _BYTES:
+            raise ValueError(f"it has more than {size(_BYTES)}")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        what = f"no prompt can be read from {name}: {getattr(error, 'strerror', None) or error}"
+        raise DataError(what, "name a file of UTF-8 text, or - for standard input") from None
+    return text[:-1] if text.endswith("\n") else text
+
+
+def unescaped(text: str) -> str:
+    r"""What Python's literals mean by \n, \t, \x41, \u20ac or \\ in `text`."""
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--stop {text}: {error.reason}", r"write a backslash as \\") from None
+
+
+def notes(tokens: int, new: int, positions: int) -> List[str]:
+    """What is unusual about a prompt of `tokens` continued by `new`, given the positions."""
+    lines = []
+    if tokens > positions:
+        long = f"the prompt has {tokens} tokens and the model {positions} positions"
+        lines.append(f"{long}: its last {positions} are used")
+    if min(tokens, positions) + new - 1 > positions:
+        long = f"the text will outgrow the model's {positions} positions: each time it does,"
+        lines.append(f"{long} only its last {positions // 2} tokens are remembered")
+    return lines
+
+
+def note(text: str) -> None:
+    """A line for the person, apart from the text."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def tuned_template(directory: Path, fix: str = "leave out --instruct, or tune it") -> Template:
+    """The template that a checkpoint was tuned with; UsageError if it was not."""
     template = load_template(directory)
     if template is None:
-        what = f"{directory} was not tuned on instructions"
-        raise UsageError(what, "leave out --instruct, or tune it")
+        raise UsageError(f"{directory} was not tuned on instructions", fix)
     return template

@@ -2,20 +2,21 @@
 
     prefill(prompt) -> logits;  repeat:  token ~ logits;  decode(token) -> logits
 
-A token is drawn by temperature, top-k and top-p (Holtzman et al. 2020). A model has learned a fixed
-number of positions. When they are used up, the newer half of the text stays, takes the first
-positions, and generation goes on from there. Letters: B rows, V vocabulary.
+A token is drawn by temperature, top-k and top-p (Holtzman et al. 2020), after a penalty on what is
+there already (Keskar et al. 2019). A model has learned a fixed number of positions. When they are
+used up, the newer half of the text stays, takes the first positions, and generation goes on from
+there. Letters: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import CheckpointError, UsageError, as_ids, require_number
 from minigpt.decoding.fast_rows import fast_rows
 from minigpt.decoding.graphs import GraphedStep
 from minigpt.devices.device import device_of
@@ -26,6 +27,7 @@ Prompts = Sequence[Sequence[int]]
 Layers = List[Tuple[Tensor, Tensor]]
 Step = Callable[[GPT, Tensor, Layers, int, Optional[Tensor]], Tensor]
 Steps = Iterator[List[Optional[int]]]
+Stop = Union[None, int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -35,29 +37,44 @@ class Sampling:
     temperature: float = 1.0
     top_k: Optional[int] = None
     top_p: Optional[float] = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"the temperature is {self.temperature}", "it must be 0 or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top-k is {self.top_k}", "it must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p is {self.top_p}", "it must be above 0 and at most 1")
+        require_number("temperature", self.temperature, least=0)
+        require_number("top-k", self.top_k, least=1, whole=True, optional=True)
+        require_number("top-p", self.top_p, above=0, most=1, optional=True)
+        require_number("repetition penalty", self.repetition_penalty, least=0.01, most=100)
 
-    def draw(self, logits: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
-        """logits (B, V) -> tokens (B,) int64, drawn with `generator`, on the logits' device."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        logits = logits.float() / self.temperature
+    def draw(
+        self, logits: Tensor, generator: Optional[torch.Generator] = None,
+        seen: Optional[Tensor] = None,
+    ) -> Tensor:  # fmt: skip
+        """logits (B, V) -> tokens (B,) int64, drawn with `generator`, on the logits' device; -1 in
+        a row whose logits are no numbers. `seen` (B, V) bool is penalized, and gets what is drawn.
+        """
+        broken = ~logits.amax(-1).isfinite()
+        if seen is not None and self.repetition_penalty != 1:
+            logits, penalty = logits.float(), self.repetition_penalty
+            lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(seen, lower, logits)
+        if self.temperature > 0:
+            logits = self._race(logits, generator)
+        tokens = logits.argmax(-1, keepdim=True)
+        if seen is not None:
+            seen.scatter_(1, tokens, True)
+        return tokens[:, 0].masked_fill(broken, -1)
+
+    def _race(self, logits: Tensor, generator: Optional[torch.Generator]) -> Tensor:
+        """Numbers (B, V) of which the largest is at a token drawn from the distribution."""
+        logits = logits.float() / max(self.temperature, 1e-30)  # no quotient may overflow
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
         probabilities = torch.softmax(logits, -1)
-        # A race: the first of exponential arrival times with rates p is token i with probability
-        # p_i. torch.multinomial runs the same race, but first has the host check its input, twice.
-        times = torch.empty_like(probabilities).exponential_(generator=generator)
-        return (probabilities / times).argmax(-1)
+        # The first of exponential arrival times with rates p is token i with probability p_i.
+        # torch.multinomial runs the same race, but first has the host check its input, twice.
+        return probabilities / torch.empty_like(probabilities).exponential_(generator=generator)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -110,11 +127,12 @@ class Decoder:
         self, model: GPT, prompts: Prompts, room: int, samples: int = 1, step: Step = decode_step
     ) -> None:
         """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
-        if not all(map(len, prompts)):
+        checked = [as_ids(ids, "prompt", model.config.vocab_size) for ids in prompts]
+        if not all(checked):
             raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
         self.model, self.positions = model, model.config.n_positions
         self.room, self.step = room, step
-        self._read([list(prompt)[-self.positions :] for prompt in prompts], samples)
+        self._read([prompt[-self.positions :] for prompt in checked], samples)
 
     @torch.inference_mode()
     def _read(self, rows: Sequence[List[int]], samples: int = 1) -> None:
@@ -149,9 +167,9 @@ class Decoder:
 
 def stream(
     model: GPT, prompts: Prompts, max_new_tokens: int, ended: List[bool], sampling: Sampling,
-    stop_id: Optional[int] = None, seed: Optional[int] = None, step: Optional[Step] = None,
+    stop_id: Stop = None, seed: Optional[int] = None, step: Optional[Step] = None,
 ) -> Steps:  # fmt: skip
-    """Yields, one after the other, the next token of each row; None for a row that has met
+    """Yields, one after the other, the next token of each row; None for a row that has met a
     `stop_id` (which is not yielded itself). Ends when all rows have, or after `max_new_tokens`.
 
     `ended` has a False for each row, as many for each prompt as it is to have continuations. It is
@@ -160,7 +178,10 @@ def stream(
     at its beginning. The draws come from a generator of its own: the same seed gives the same
     tokens. `step` computes a token's logits; None: `step_for(model)`.
     """
-    training = model.training
+    require_number("number of new tokens", max_new_tokens, least=0, whole=True)
+    require_number("seed", seed, least=0, most=2**63 - 1, whole=True, optional=True)
+    stops = [stop_id] if isinstance(stop_id, int) else () if stop_id is None else stop_id
+    stops, training = as_ids(stops, "stop_id"), model.training
     model.eval()
     try:
         with fast_rows(model):
@@ -170,10 +191,16 @@ def stream(
             place = device_of(device).generator_device
             generator = torch.Generator(device=place)
             generator.manual_seed(seed) if seed is not None else generator.seed()
+            seen = torch.zeros(decoder.logits.shape, dtype=torch.bool, device=place)
+            for number, ids in enumerate(decoder.read):
+                seen[number, ids] = True
             for left in reversed(range(max_new_tokens)):
-                tokens = sampling.draw(decoder.logits.to(place), generator)
+                tokens = sampling.draw(decoder.logits.to(place), generator, seen)
                 row = tokens.tolist()  # the one transfer a token needs
-                ended[:] = [done or token == stop_id for done, token in zip(ended, row)]
+                if min(row) < 0:
+                    fix = "train or convert it again; fp16 is too small for some: --dtype fp32"
+                    raise CheckpointError("the model's logits are not numbers", fix)
+                ended[:] = [done or token in stops for done, token in zip(ended, row)]
                 if all(ended):
                     return
                 yield [None if done else token for done, token in zip(ended, row)]
@@ -186,22 +213,12 @@ def stream(
 
 def generate(
     model: GPT, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 1.0,
-    top_k: Optional[int] = None, top_p: Optional[float] = None, stop_id: Optional[int] = None,
-    seed: Optional[int] = None,
+    top_k: Optional[int] = None, top_p: Optional[float] = None, stop_id: Stop = None,
+    seed: Optional[int] = None, repetition_penalty: float = 1.0,
 ) -> List[int]:  # fmt: skip
-    """The ids that continue `prompt_ids`, at most `max_new_tokens`, up to but without `stop_id`."""
-    sampling = Sampling(temperature, top_k, top_p)
+    """The ids that continue `prompt_ids`, at most `max_new_tokens`, up to but without a `stop_id`,
+    which may be several. UsageError for what is no id of the model's, or out of range.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     steps = stream(model, [prompt_ids], max_new_tokens, [False], sampling, stop_id, seed)
     return [token for (token,) in steps if token is not None]
-
-
-def notes(tokens: int, new: int, positions: int) -> List[str]:
-    """What is unusual about a prompt of `tokens` continued by `new`, given the positions."""
-    lines = []
-    if tokens > positions:
-        long = f"the prompt has {tokens} tokens and the model {positions} positions"
-        lines.append(f"{long}: its last {positions} are used")
-    if min(tokens, positions) + new - 1 > positions:
-        long = f"the text will outgrow the model's {positions} positions: each time it does,"
-        lines.append(f"{long} only its last {positions // 2} tokens are remembered")
-    return lines

@@ -5,10 +5,12 @@ before.
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from minigpt.commands.generate import unescaped
 from tests.helpers.runs import ROOT, environment, train
 
 
@@ -19,12 +21,13 @@ def run(tmp_path_factory):
     return path / "run"
 
 
-def minigpt(run, *words, code=0):
+def minigpt(run, *words, code=0, text=None):
     done = subprocess.run(
         [sys.executable, "-m", "minigpt", *map(str, words)],
         capture_output=True,
         cwd=str(ROOT),
         env=environment(run.parent),
+        input=text,
     )
     assert done.returncode == code, done.stderr.decode()
     return done.stdout.decode(), done.stderr.decode()
@@ -56,17 +59,22 @@ def test_a_text_longer_than_the_context_is_announced(run):
     assert "the prompt has 300 tokens and the model 96 positions" in said
 
 
-def test_text_comes_while_it_is_made_and_ctrl_c_ends_the_line(run):
-    """Far more tokens than there is time for: what is read can only have been streamed."""
-    words = ("generate", "--checkpoint", run, "--prompt", "def ", "--max-new-tokens", 10**6)
-    process = subprocess.Popen(
+def started(run, *words):
+    return subprocess.Popen(
         [sys.executable, "-m", "minigpt", *map(str, words)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=str(ROOT),
         env=environment(run.parent),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def test_text_comes_while_it_is_made_and_ctrl_c_ends_the_line(run):
+    """Far more tokens than there is time for: what is read can only have been streamed."""
+    words = ("generate", "--checkpoint", run, "--prompt", "def ", "--max-new-tokens", 10**6)
+    process = started(run, *words)
     begun = process.stdout.read(40)
     process.send_signal(signal.SIGINT)
     rest, said = process.communicate(timeout=30)
@@ -80,10 +88,100 @@ def test_a_stop_string_is_not_printed(run):
     assert not set("ea") & set(text[4:])
 
 
+def test_a_stop_string_may_be_typed_with_escapes(run):
+    text, _ = generate(run, "--max-new-tokens", 400, "--seed", 3, "--stop", r"\n", r"\x20")
+    assert not set("\n ") & set(text[4:-1])
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        (r"\n", "\n"), (r"\t\"", '\t"'), (r"\\n", "\\n"), (r"\u20ac€é", "€€é"), ("끝🙂", "끝🙂"),
+        ("\n", "\n"), ("</s>", "</s>"), (r"\d", r"\d"), ("", ""), ("\udce9", "\udce9"),
+    ],
+)  # fmt: skip
+def test_escapes_are_those_of_python(typed, meant):
+    assert unescaped(typed) == meant
+
+
+def prompted(run, *words, code=0, text=None):
+    words = ("generate", "--checkpoint", run, "--seed", 1, "--max-new-tokens", 9, *words)
+    return minigpt(run, *words, code=code, text=text)
+
+
+def test_a_prompt_from_a_file_or_standard_input_is_the_prompt(run, tmp_path):
+    expected = prompted(run, "--prompt", "def f():\n    €")
+    for text in ("def f():\n    €", "def f():\n    €\n", "\ufeffdef f():\r\n    €\r\n"):
+        (tmp_path / "값 1.py").write_bytes(text.encode())
+        assert prompted(run, "--prompt-file", tmp_path / "값 1.py") == expected
+        assert prompted(run, "--prompt-file", "-", text=text.encode()) == expected
+        assert prompted(run, "--prompt", "-", text=text.encode()) == expected
+
+
+def test_several_prompts_stand_under_headings_each_as_alone(run, tmp_path):
+    (tmp_path / "third").write_text("class A")
+    words = ("--prompt", "def ", "-h", "--prompt-file", tmp_path / "third", "--temperature", 0)
+    text, _ = prompted(run, *words[:2], "--prompt", *words[2:])
+    alone = [prompted(run, "--prompt", p, "--temperature", 0)[0] for p in ("def ", "-h", "class A")]
+    expected = [f"--- prompt {n} of 3\n{one}" for n, one in enumerate(alone, 1)]
+    assert text == "".join(expected)
+    text, _ = prompted(run, "--prompt", "a", "b", "--samples", 2)
+    assert "--- prompt 2 of 2, sample 1 of 2\nb" in text
+
+
+@pytest.mark.parametrize(
+    "prompt", ["-h", "-x y", "- item", "--", "---", "-1", "-", "=", "", "--a b"]
+)
+def test_a_prompt_may_look_like_a_flag(run, prompt):
+    text, _ = prompted(run, "--prompt", prompt, text=b"-")
+    assert text.startswith(prompt)
+
+
+@pytest.mark.parametrize(
+    "name, data, expected",
+    [
+        ("none", None, "No such file"),
+        ("bad", b"\xff", "can't decode"),
+        (".", None, "directory"),
+        ("big", b"x" * (1 << 24) + b"y", "more than 16.8 MB"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_one_sentence(run, tmp_path, name, data, expected):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    _, said = prompted(run, "--prompt-file", tmp_path / name, code=1)
+    assert expected in said and str(tmp_path / name) in said and len(said.splitlines()) == 1
+
+
+def test_what_is_there_already_can_be_made_less_likely(run):
+    words = ("--prompt", "a", "--temperature", 0, "--max-new-tokens", 30)
+    plain, varied = (prompted(run, *words, "--repetition-penalty", p)[0] for p in (1, 50))
+    assert len(set(varied)) > len(set(plain))
+
+
+def test_ctrl_c_shows_what_several_samples_have_become(run):
+    """Far more tokens than there is time for; the notes say that the samples have begun."""
+    words = ("generate", "--checkpoint", run, "--prompt", "def ", "--samples", 2)
+    process = started(run, *words, "--max-new-tokens", 10**6)
+    assert b"will outgrow" in process.stderr.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    text, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"Traceback" not in said
+    assert all(b"--- sample %d of 2\ndef " % n in text for n in (1, 2))
+    assert len(text) > 100
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
         (["--temperature", "-1"], "temperature is -1.0"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--repetition-penalty", "0"], "repetition penalty is 0.0"),
+        (["--seed", "9" * 20], "seed is 99999999999999999999"),
+        (["--stop", "\\x"], "--stop \\x: truncated"),
+        (["--stop", "a\\"], "write a backslash as"),
+        (["--prompt-file", "-", "--prompt", "-"], "give - once"),
         (["--samples", "0"], "--samples is 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["--top-p", "2"], "top-p is 2.0"),

@@ -234,3 +234,10 @@ def test_the_package_alone_has_it(tmp_path, monkeypatch):
 def test_what_is_no_tokenizer_is_said(tmp_path):
     with pytest.raises(MinigptError, match="is no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_ids_are_decoded_from_a_tensor_too(gpt2):
+    ids = gpt2.encode("def f(x):")
+    for held in (torch.tensor(ids), np.array(ids), [torch.tensor(i) for i in ids], tuple(ids)):
+        assert gpt2.decode(held) == "def f(x):"
+        assert BytesTokenizer().decode(torch.tensor([97, 98])) == "ab"

@@ -1,11 +1,13 @@
 """Generation: equal to the plain loop without a cache, seeded, and beyond the context."""
 
+import numpy as np
 import pytest
 import torch
 
 import minigpt
-from minigpt.base.errors import UsageError
-from minigpt.decoding.generate import Decoder, Sampling, compiled_step, decode_step, notes, stream
+from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.commands.generate import notes
+from minigpt.decoding.generate import Decoder, Sampling, compiled_step, decode_step, stream
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
 from tests.helpers.reference import assert_close
@@ -142,6 +144,77 @@ def test_side_by_side_the_same_seed_gives_the_same(model):
         list(stream(model, PROMPTS, 9, [False] * 4, Sampling(), seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_side_by_side_what_is_drawn_does_not_depend_on_the_other_rows(model):
+    """Shorter or longer than the others, or ended: the row's own draws stay."""
+    other = [[7, 7, 7], [1], [2], [9] * 30]
+    penalized = Sampling(1.0, repetition_penalty=1.5)
+    for sampling in (Sampling(), Sampling(0.9, 20, 0.95), penalized):
+        first = [row[1] for row in stream(model, PROMPTS, 30, [False] * 4, sampling, seed=2)]
+        again = [row[1] for row in stream(model, other, 30, [False] * 4, sampling, seed=2)]
+        ended = [True, False, False, True]
+        alone = [row[1] for row in stream(model, other, 30, ended, sampling, seed=2)]
+        assert first == again == alone and len(set(first)) > 7
+
+
+def test_what_is_there_is_penalized(model):
+    plain = minigpt.generate(model, [3], 40, temperature=0)
+    varied = minigpt.generate(model, [3], 40, temperature=0, repetition_penalty=20.0)
+    assert len(set(varied)) == 40 > len(set(plain)) and 3 not in varied
+
+
+@pytest.mark.parametrize(
+    "prompt", [torch.tensor([3, 1, 4]), np.array([3, 1, 4]), (3, 1, 4), [np.int64(3), 1, 4]]
+)
+def test_ids_are_taken_from_anything_that_holds_integers(model, prompt):
+    expected = minigpt.generate(model, [3, 1, 4], 15, temperature=0)
+    assert minigpt.generate(model, prompt, 15, temperature=0) == expected
+    stops = torch.tensor([60, expected[9]])
+    found = minigpt.generate(model, prompt, 15, temperature=0, stop_id=stops)
+    assert found == expected[: expected.index(expected[9])]
+    stops = [expected[9], expected[4]]
+    first = min(map(expected.index, stops))
+    assert minigpt.generate(model, prompt, 15, 0, stop_id=stops) == expected[:first]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"prompt_ids": torch.tensor([[1], [2]])}, r"a Tensor of shape \(2, 1\)"),
+        ({"prompt_ids": torch.tensor([1.0])}, "no list of ids but a Tensor"),
+        ({"prompt_ids": torch.tensor(1)}, "no list of ids but a Tensor"),
+        ({"prompt_ids": "text"}, "no list of ids but a str"),
+        ({"prompt_ids": 5}, "no list of ids but a int"),
+        ({"prompt_ids": None}, "no list of ids but a NoneType"),
+        ({"prompt_ids": [[1, 2]]}, "no list of ids but a list"),
+        ({"prompt_ids": [1, 61]}, "has the id 61, and the model's are 0 to 60"),
+        ({"prompt_ids": [-1]}, "has the id -1"),
+        ({"prompt_ids": []}, "no tokens"),
+        ({"stop_id": "</s>"}, "the stop_id is no list of ids but a str"),
+        ({"stop_id": 1.5}, "the stop_id is no list of ids"),
+        ({"max_new_tokens": -1}, "number of new tokens is -1; it must be a whole number"),
+        ({"max_new_tokens": 2.0}, "number of new tokens is 2.0"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"seed": 10**20}, "the seed is 100000000000000000000"),
+        ({"seed": "1"}, "the seed is '1'"),
+        ({"top_k": 0}, "top-k is 0"),
+    ],
+)
+def test_what_is_no_prompt_or_out_of_range_is_refused_in_a_sentence(model, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        minigpt.generate(model, **{"prompt_ids": [1], "max_new_tokens": 3, **wrong})
+
+
+def test_no_new_tokens_are_none(model):
+    assert minigpt.generate(model, [1], 0) == []
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_model_whose_weights_are_no_numbers_says_so(model, temperature):
+    model.blocks[1].mlp.up.bias.data[3] = float("nan")
+    with pytest.raises(CheckpointError, match="logits are not numbers"):
+        minigpt.generate(model, [1], 3, temperature)
 
 
 def test_what_is_unusual_is_said():

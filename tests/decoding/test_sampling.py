@@ -65,9 +65,50 @@ def test_what_is_impossible_is_never_drawn():
     assert set(drawn.tolist()) == set(logits[0].topk(7).indices.tolist())
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-20])
+def test_a_temperature_next_to_nothing_is_the_likeliest(temperature):
+    logits = torch.randn(5, 33) * 100
+    assert torch.equal(Sampling(temperature).draw(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7, top_k=3, top_p=0.9)])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_give_no_token(sampling, broken):
+    logits = torch.randn(3, 9)
+    logits[1, 4] = broken
+    first, second, third = sampling.draw(logits).tolist()
+    assert second == -1 and first >= 0 and third >= 0
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7, 20.0])
+def test_the_penalty_is_that_of_transformers(penalty):
+    oracle = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor(penalty)
+    sampling, rows = Sampling(0.0, repetition_penalty=penalty), [[1, 2, 1], [0, 7, 30]]
+    logits = torch.randn(2, 33)
+    taken = torch.tensor(rows)
+    seen = torch.zeros(2, 33, dtype=torch.bool).scatter_(1, taken, True)
+    for _ in range(20):
+        expected = oracle(taken, logits).argmax(-1)
+        assert torch.equal(sampling.draw(logits, seen=seen), expected)
+        taken, logits = torch.cat((taken, expected[:, None]), 1), torch.randn(2, 33)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "wrong, said",
+    [
+        ({"temperature": -0.1}, "the temperature is -0.1; it must be a number, at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "0,8"}, "temperature is '0,8'"),
+        ({"temperature": None}, "temperature is None"),
+        ({"top_k": 0}, "top-k is 0; it must be a whole number, at least 1"),
+        ({"top_k": 2.5}, "top-k is 2.5"),
+        ({"top_k": True}, "top-k is True"),
+        ({"top_p": 0.0}, "top-p is 0.0; it must be a number, above 0 and at most 1"),
+        ({"top_p": 1.1}, "top-p is 1.1"),
+        ({"repetition_penalty": 0}, "repetition penalty is 0"),
+    ],
 )
-def test_numbers_out_of_range_are_refused(wrong):
-    with pytest.raises(UsageError):
+def test_numbers_out_of_range_are_refused(wrong, said):
+    with pytest.raises(UsageError, match=said):
         Sampling(**wrong)

@@ -1,0 +1,74 @@
+"""`python -m minigpt chat`: a conversation with a tuned model, an answer to each line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import Iterator, List, Tuple
+
+from minigpt.commands.generate import DecodingConfig, Writer, note, tuned_template
+from minigpt.data.template import Template
+from minigpt.data.tokenizer import Tokenizer
+
+
+@dataclass
+class ChatConfig(DecodingConfig):
+    """Talks with a model that was tuned on instructions: an answer to each line, until Ctrl-D."""
+
+
+def chat_command(config: ChatConfig) -> None:
+    """Answers each line of standard input. Ctrl-C ends the answer, or forgets the line."""
+    writer = Writer(config)
+    fix = "use generate, or tune it: python train.py --init CHECKPOINT --data RECORDS.jsonl"
+    template = tuned_template(writer.directory, fix)
+    turns: List[Tuple[str, str]] = []
+    for number, text in enumerate(_lines()):
+        ids = conversation(writer.tokenizer, template, turns, text)
+        room = min(config.max_new_tokens or writer.positions, writer.positions // 2)
+        before = len(turns)
+        while turns and len(ids) + room > writer.positions:
+            del turns[0]
+            ids = conversation(writer.tokenizer, template, turns, text)
+        if len(turns) < before:
+            text_of = f"the model has {writer.positions} positions: before this line, it sees"
+            note(f"{text_of} the last {len(turns)} turns")
+        answer = ""
+        with contextlib.suppress(KeyboardInterrupt):
+            for (piece,) in writer.write([ids], template.stop, turn=number):
+                answer += piece
+                print(piece, end="", flush=True)
+        print(flush=True)
+        turns.append((text, answer))
+
+
+def conversation(
+    tokenizer: Tokenizer, template: Template, turns: List[Tuple[str, str]], text: str
+) -> List[int]:
+    """The ids of what has been said and of `text`, as in training: an answer is to follow."""
+    if template.whole:
+        said = (template.prompt(one) + answer + template.after for one, answer in turns)
+        return tokenizer.encode("".join(said) + template.prompt(text))
+    return template.render(tokenizer, turns)[0] + tokenizer.encode(template.prompt(text))
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or comes through a pipe, line by line; blank lines are left out."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (from here on, input() knows the arrow keys)
+        note("Ctrl-C ends an answer, Ctrl-D the conversation")
+    while True:
+        try:
+            line = input("> " if terminal else "")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            print()
+            continue
+        if line.strip():
+            yield line
