@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shlex
+import textwrap
 from functools import partial
 from typing import Callable, List, Tuple
 
+from minigpt.base.text import visible
 from minigpt.data.corpus import validation_documents
-from minigpt.training.report import plot
+from minigpt.training.report import plot, shown
 from minigpt.training.trainer import Trainer
 
 Compress = Callable[[bytes], bytes]
@@ -23,27 +26,21 @@ _YARDSTICK_BYTES = 20_000_000  # compressing more says nothing new and takes lon
 
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
-    prompting = '--instruct --prompt "..."' if trainer.answers else '--prompt "def "'
+    text = trainer.settings.sample_prompt if trainer.settings.sample_prompt.strip() else "..."
+    prompting = '--instruct --prompt "..."' if trainer.answers else f"--prompt {shlex.quote(text)}"
     saved = trainer.save()
-    lines = ["", *_quality(trainer), *_shown("gzip, xz", lambda: _yardsticks(trainer))]
-    lines += ["", *_shown("sample  ", lambda: [_sample(trainer)]), "", f"saved    {saved}"]
-    lines += _shown("plot    ", lambda: [plot(trainer.run)])
+    lines = ["", *_quality(trainer), *shown("gzip, xz", lambda: _yardsticks(trainer))]
+    lines += ["", *shown("sample", lambda: _sample(trainer)), f"saved    {saved}"]
+    lines += shown("plot", lambda: plot([trainer.run]))
     lines += [f"next     python -m minigpt generate --checkpoint {trainer.run} {prompting}"]
     return "\n".join(lines)
 
 
-def _shown(what: str, lines: Callable[[], List[str]]) -> List[str]:
-    """The lines, or one that says why not: the run is done and saved, and no longer fails."""
-    try:
-        return lines()
-    except Exception as error:
-        reason = str(error).splitlines() or [repr(error)]
-        return [f"{what} not shown: {reason[0]}"]
-
-
 def _quality(trainer: Trainer) -> List[str]:
     result, state = trainer.latest or trainer.validate(), trainer.state
-    digits, what = trainer.device.loss_format, "tokens" + (" of answers" if trainer.answers else "")
+    digits, what = trainer.device.loss_format, "tokens"
+    if trainer.answers and trainer.template is not None:
+        what += " of prompt and answer" if trainer.template.whole else " of answers"
     lines = [f"held out {result.text(digits)} ({result.tokens:,} {what})"]
     if state.best_step != state.step:
         assert state.best_loss is not None and state.best_step is not None
@@ -72,8 +69,11 @@ def bits_per_byte(documents: List[bytes], compress: Compress) -> Tuple[float, fl
     return 8 * each / total, 8 * len(compress(b"".join(documents))) / total
 
 
-def _sample(trainer: Trainer) -> str:
+def _sample(trainer: Trainer) -> List[str]:
     if trainer.device.static_shapes:
-        return "sample   none here: it would be a new graph for every token"
-    text = trainer.sample(300, 0.7)
-    return "sample\n" + "\n".join("    " + line for line in text.splitlines())
+        return ["sample   none here: it would be a new graph for every token", ""]
+    if not trainer.settings.sample_every:
+        return []
+    lines = trainer.sample(300, 0.7).splitlines()
+    cut = [textwrap.wrap(visible(line), 92, drop_whitespace=False) or [""] for line in lines]
+    return ["sample", *("    " + part for parts in cut for part in parts), ""]

@@ -146,7 +146,8 @@ class Trainer:
         last = step >= settings.steps
         validating = last or _due(step, settings.eval_every)
         # A text that grows is a new shape with every token.
-        sampling = not self.device.static_shapes and (last or _due(step, settings.sample_every))
+        sampling = not self.device.static_shapes and settings.sample_every > 0
+        sampling = sampling and (last or _due(step, settings.sample_every))
         saving = last or stopping or _due(step, settings.save_every)
         pausing = validating or sampling or saving
         if pausing or step == first or _due(step, settings.log_every):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from minigpt.training import closing
+from minigpt.training.report import plot, table
 from tests.helpers.runs import corpus, train
 from tests.helpers.tuning import run_to_the_end, trainer_of
 
@@ -41,3 +42,46 @@ def test_data_that_went_away(tmp_path, monkeypatch):
     run_to_the_end(run)
     shutil.rmtree(str(data))
     assert "gzip, xz not shown: there is no " in closing.closing_report(run)
+
+
+def test_no_sample_where_none_was_asked_for(tmp_path):
+    done = train(tmp_path, "--steps", 2, "--sample-every", 0, "--out", tmp_path / "run")
+    assert "\nsample" not in done.stdout and not (tmp_path / "run" / "samples.md").exists()
+    assert "next     python -m minigpt generate" in done.stdout
+
+
+def test_a_sample_is_cut_into_lines_that_a_screen_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = trainer_of(
+        data=str(corpus(tmp_path / "corpus")), out=str(tmp_path / "r"), steps=1, batch_size=2,
+        block_size=8, eval_tokens=64, sample_prompt="값 = ",
+    )  # fmt: skip
+    run_to_the_end(run)
+    monkeypatch.setattr(run, "sample", lambda *_: "a" * 2000 + "\n\n    return \x1b[2J b")
+    report = closing.closing_report(run)
+    assert max(map(len, report.split("sample\n")[1].split("saved")[0].splitlines())) <= 96
+    assert "\n        return \\x1b[2J b\n" in report
+    assert "--prompt '값 = '\n" in report + "\n"
+
+
+def history(run, losses):
+    run.mkdir(parents=True)
+    lines = [f'{{"step": {n}, "loss": {v}, "val_loss": {v}}}\n' for n, v in enumerate(losses, 1)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    return run
+
+
+@pytest.mark.parametrize("name", ["lr$x^$", "한글 실행", "a_b{", "模型"])
+def test_a_picture_of_a_run_of_any_name(tmp_path, name, capfd, recwarn):
+    pytest.importorskip("matplotlib")
+    run, other = history(tmp_path / name, [3.0, 2.0]), history(tmp_path / "o" / name, [3.0, 1.0])
+    assert plot([run]) == [f"plot     {run / 'loss.png'}"]
+    assert plot([run, other]) == [f"plot     {run / 'compared.png'}"]
+    assert (
+        (run / "loss.png").read_bytes()[:4] == (run / "compared.png").read_bytes()[:4] == b"\x89PNG"
+    )
+    assert capfd.readouterr().err == "" and not recwarn.list
+
+
+def test_a_table_has_its_columns_one_below_the_other():
+    assert table([["", "a", "b"], ["long", "1", "2"]]) == ["      a  b", "long  1  2"]
