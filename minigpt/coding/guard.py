@@ -38,6 +38,8 @@ PARENT_DEATH_SIGNAL, DROP_BOUNDING, NO_NEW_PRIVILEGES = 1, 24, 38
 
 SCRATCH = "/tmp"
 PROGRAM = "/program.py"
+# Not as __main__: what a model wrote for when its file is run as a script is no part of it.
+START = f"import runpy; runpy.run_path({PROGRAM!r}, run_name='program')"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 DISK = 16 << 20  # bytes for files, and for what is printed
 PROCESSES = 8  # threads count
@@ -163,7 +165,8 @@ def become(orders: Orders, user: int, lifeline: int) -> None:
     os.dup2(2, 1)
     environment = {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH}
     environment.update(LANG="C.UTF-8", OMP_NUM_THREADS="1")
-    os.execve(sys.executable, [sys.executable, "-I", "-u", "-B", PROGRAM], environment)
+    program = [sys.executable, "-I", "-u", "-B", "-c", START]
+    os.execve(sys.executable, program, environment)
 
 
 def guard(orders: Orders) -> int:

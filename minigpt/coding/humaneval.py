@@ -17,24 +17,28 @@ import json
 import math
 import os
 import re
+import textwrap
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
 from minigpt.base.errors import DataError, UsageError, storage_error
 from minigpt.base.files import fsync, parse_object, read_object, write_json
+from minigpt.coding import answers
 from minigpt.coding.sandbox import Limits, run_program
 
-# What begins the next thing at the left margin, and so ends a function (Chen et al. 2021).
-STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint")
-_FENCE = re.compile(r"^```[^\n]*\n(.*?)(?:^```|\Z)", re.M | re.S)
+# What begins the next thing at the left margin, and so ends a function (Chen et al. 2021), and a
+# decorator and a fence, which tuned models write.
+STOPS = ("\nclass ", "\ndef ", "\n#", "\nif", "\nprint", "\n@", "\n```")
 _AT_A_TIME = 2  # programs; more would disturb each other's clocks
 _ELSEWHERE = "name another file with --out"
+_KNOWN_BY_SHA256 = {"checkpoint": "that of another checkpoint", "problems": "with other problems"}
 
 
 class Problem(NamedTuple):
@@ -47,19 +51,12 @@ class Problem(NamedTuple):
 
     def program(self, completion: str) -> str:
         """What has to run to its end."""
-        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})"
+        lines = f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})".split("\n")
+        return "\n".join(sorted(lines, key=lambda line: not line.startswith("from __future__ ")))
 
     def completion(self, answer: str) -> str:
-        """The completion in an answer to the prompt as an instruction: the code in its first fence
-        if it has one; the whole function, if it is that, or else its body.
-        """
-        fenced = _FENCE.search(answer)
-        code = fenced.group(1) if fenced else answer
-        if re.search(f"^(async )?def {self.entry_point}\\b", code, re.M):
-            return "\n" + code  # below the prompt, it takes the place of what that begins
-        ends = [place for place in map(code.find, STOPS) if place >= 0]
-        code = code[: min(ends)] if ends else code
-        return code if self.prompt.endswith("\n") else "\n" + code
+        """The completion in an answer to the prompt as an instruction."""
+        return answers.completion(answer, self.prompt, self.entry_point, STOPS)
 
 
 # (the problem of each row, the number of the first row) -> a completion for each
@@ -77,35 +74,76 @@ def humaneval_file() -> Path:
 
 
 def read_problems(path: Path) -> List[Problem]:
-    """The problems in a .jsonl or .jsonl.gz file; DataError names the line that is not one."""
+    """The problems in a file of HumanEval's format or MBPP's: JSON lines or an array, compressed
+    where its name ends in .gz. DataError names the one that is none.
+    """
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", "name another file") from None
     problems: Dict[str, Problem] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            problem = _problem(line, f"{path}:{number}")
-            if problem.task_id in problems:
-                raise DataError(f"{path}:{number}: {problem.task_id} again", "remove one")
-            problems[problem.task_id] = problem
+    for where, value in _entries(text, path):
+        problem = _problem(value, where)
+        if problem.task_id in problems:
+            raise DataError(f"{where}: {problem.task_id} again", "remove one")
+        problems[problem.task_id] = problem
     if not problems:
         raise DataError(f"{path} has no problems", "name a file in HumanEval's format")
     return list(problems.values())
 
 
-def _problem(line: str, where: str) -> Problem:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        raise DataError(f"{where} is no JSON", "mend it, or get the file again") from None
+def _entries(text: str, path: Path) -> Iterator[Tuple[str, Any]]:
+    whole = text.lstrip().startswith("[")
+    for number, line in enumerate([text] if whole else text.split("\n"), 1):
+        if line.strip():
+            where = str(path) if whole else f"{path}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError(f"{where} is no JSON", "mend it, or get the file again") from None
+            if not whole:
+                yield where, value
+            else:
+                yield from ((f"{path}, problem {at}", one) for at, one in enumerate(value, 1))
+
+
+def _problem(value: Any, where: str) -> Problem:
+    value = dict(value) if isinstance(value, dict) else {}
+    if isinstance(value.get("test_list"), list):
+        value = {**value, **_of_mbpp(value, where)}
+    if isinstance(value.get("task_id"), int):
+        value["task_id"] = str(value["task_id"])
     for key in Problem._fields:
-        if not isinstance(value, dict) or not isinstance(value.get(key), str):
+        if not isinstance(value.get(key), str):
             raise DataError(f"{where}: no text under {key!r}", "see HumanEval's format")
-    if not value["entry_point"].isidentifier():
-        raise DataError(f"{where}: entry_point is no name of a function", "mend it")
+    name = value["entry_point"]
+    if not name.isidentifier() or name == "check":
+        what = "is no name of a function" if name != "check" else "is what the tests are called"
+        raise DataError(f"{where}: entry_point {what}", "mend it")
+    if not re.search(r"^(async )?def check\b", value["test"], re.M):
+        raise DataError(f"{where}: its test defines no check(candidate)", "see HumanEval's format")
     return Problem(*(value[key] for key in Problem._fields))
+
+
+def _of_mbpp(value: Dict[str, Any], where: str) -> Dict[str, str]:
+    """A problem of MBPP (Austin et al. 2021), a sentence with assertions, as HumanEval has them.
+    What the function is called, and what it takes, is known from the solution.
+    """
+    tests = [str(test) for test in value["test_list"]]
+    heads = re.findall(r"^(def (\w+)\(.*\).*:)", str(value.get("code")), re.M)
+    heads = [(head, name) for head, name in heads if re.search(rf"\b{name}\b", "".join(tests))]
+    if not heads:
+        what = f"{where}: no function of its code is in its test_list"
+        raise DataError(what, "see the format of MBPP or HumanEval")
+    before = [*map(str, value.get("test_imports", ())), str(value.get("test_setup_code", ""))]
+    text = "\n".join([str(value.get("text") or value.get("prompt")), *tests]).replace('"""', "'''")
+    head, name = heads[-1]
+    return {
+        "prompt": f'{head}\n    r"""' + textwrap.indent(text, "    ").strip() + '\n    """\n',
+        "entry_point": name,
+        "test": "\n".join([*before, "def check(candidate):", *(f"    {test}" for test in tests)]),
+    }
 
 
 class Completion(NamedTuple):
@@ -162,8 +200,8 @@ class Results:
         for name in {**found, **self.settings}:
             was, wanted = found.get(name), self.settings.get(name)
             if was != wanted:
-                what = f"{self.path} holds another evaluation: its {name} is {was} and not {wanted}"
-                raise UsageError(what, _ELSEWHERE)
+                its = _KNOWN_BY_SHA256.get(name, f"its {name} is {was} and not {wanted}")
+                raise UsageError(f"{self.path} holds another evaluation: {its}", _ELSEWHERE)
 
     def _keep(self, tasks: Sequence[str], samples: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)

@@ -29,6 +29,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")  # where Python's libraries are
 _LAST_LINE = "\n__import__('os').write(2, b'%s')\n"
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Iteration))\b", re.M)
+_PRINTED = 15 << 20  # characters; guard.py lets no file have more than 16 MB
 _KILLED = 137  # by SIGKILL, with which the kernel ends what has used up its CPU time
 
 
@@ -49,7 +50,8 @@ class Limits:
 
 class Verdict(NamedTuple):
     """Whether a program ran to its last line. `reason` is "passed", "timed out", "ended early"
-    (before its last line, with no error to be seen), "killed", or the name of an exception.
+    (before its last line, with no error to be seen), "printed too much", "killed", or the name of
+    an exception.
     """
 
     passed: bool
@@ -110,6 +112,8 @@ def _verdict(code: int, output: str, token: str) -> Verdict:
         return Verdict(False, "timed out")
     if code == 0 and token in output:
         return Verdict(True, "passed")
+    if len(output) >= _PRINTED:
+        return Verdict(False, "printed too much")
     if code < 0 or code > 128:
         return Verdict(False, "killed")
     raised = _EXCEPTION.findall(output[-4000:])

@@ -74,7 +74,7 @@ class EvaluateConfig:
     """Seconds that a program may run."""
     memory: int = 1024
     """Megabytes that each process of a program may use."""
-    out: str = "humaneval.jsonl"
+    out: Annotated[Optional[str], left_open("FILE", "beside the checkpoint")] = None
     """Every completion goes here, and an evaluation that was stopped goes on from here."""
     batch_size: int = 8
     """Windows or completions at a time; the loss is the same."""
@@ -146,12 +146,14 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
         print(f"{note} positions: their ends are used", file=sys.stderr)
     settings: Dict[str, Any] = {name: getattr(config, name) for name in _SETTINGS}
     settings["checkpoint"] = manifest.sha256(directory / manifest.NAME)
-    results = Results(Path(config.out), {**settings, "problems": manifest.sha256(file)})
+    place = directory if directory.name else directory.resolve()
+    out = Path(config.out or f"{place}.{file.name.split('.')[0].lower()}.jsonl")
+    results = Results(out, {**settings, "problems": manifest.sha256(file)})
     complete = completer(model, tokenizer, template, config)
     humaneval.measure(problems, complete, results, config.samples, config.batch_size, config.limits)
     for line in humaneval.summary(results.completions, config.samples):
         print(line)
-    print(f"every completion: {config.out}")
+    print(f"every completion: {out}")
 
 
 def completer(

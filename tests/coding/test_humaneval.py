@@ -107,6 +107,10 @@ def test_problems_are_read_compressed_or_not(tmp_path):
         (json.dumps({**PROBLEM, "test": None}), "p.jsonl:2: no text under 'test'"),
         (json.dumps({**PROBLEM, "entry_point": "a b"}), "p.jsonl:2: entry_point is no name"),
         (json.dumps(PROBLEM), "p.jsonl:2: Own/0 again"),
+        (json.dumps({**PROBLEM, "entry_point": "check"}), "is what the tests are called"),
+        (json.dumps({**PROBLEM, "test": "assert add(1, 2) == 3"}), "test defines no check"),
+        (json.dumps({"task_id": 1, "test_list": ["assert f(1)"]}), "no function of its code"),
+        ("[" * 100_000, "p.jsonl:2 is no JSON"),
     ],
 )
 def test_malformed_problems_are_named_by_their_line(tmp_path, text, expected):
@@ -203,6 +207,13 @@ def test_other_settings_are_refused(tmp_path):
     with pytest.raises(UsageError, match="its seed is 1 and not 2; name another file with --out"):
         evaluate(tmp_path / "out.jsonl", solver(), {"seed": 2})
     (tmp_path / "own.jsonl").write_text("mine\n")
+    for name, said in (
+        ("checkpoint", "that of another checkpoint"),
+        ("problems", "with other prob"),
+    ):
+        evaluate(tmp_path / name, solver(), {name: "0" * 64})
+        with pytest.raises(UsageError, match=said):
+            evaluate(tmp_path / name, solver(), {name: "1" * 64})
     with pytest.raises(UsageError, match=r"has no own\.jsonl\.settings\.json beside it"):
         evaluate(tmp_path / "own.jsonl", solver())
     assert (tmp_path / "own.jsonl").read_text() == "mine\n"
@@ -217,23 +228,130 @@ def test_other_settings_are_refused(tmp_path):
 
 BODY = "    return a + b"
 WHOLE = "def add(a, b):\n    return a + b\n"
+TEST = "def check(f):\n    assert f(1, 2) == 3"
+MAIN = '\n\nif __name__ == "__main__":\n    '
+PROMPTS = {
+    "docstring": 'def add(a, b):\n    """Adds."""\n',
+    "no docstring": "def add(a, b):\n",
+    "no line": "def add(a, b):",
+    "two blanks": "def add(a, b):\n  # adds\n",
+    "a helper": "import math\n\ndef one():\n    return 1\n\n\ndef add(a, b):\n    'adds'\n",
+}
+ANSWERS = {
+    "body": BODY,
+    "body, example": BODY + "\n\nprint(add(1, 2))",
+    "whole": WHOLE,
+    "import, whole": "from typing import List\n\n" + WHOLE,
+    "fence": "```python\n%s```" % WHOLE,
+    "prose, fenced body": "Here it is:\n\n```\n%s\n```\nIt adds." % BODY,
+    "open fence": "```python\n%s" % WHOLE,
+    "main block": WHOLE + MAIN + "print(add(int(input()), 2))\n",
+    "argv": WHOLE + MAIN + "import sys\n    print(add(sys.argv[1], sys.argv[2]))\n",
+    "unittest": WHOLE + "import unittest\n" + MAIN + "unittest.main()\n",
+    "unittest without a block": "import unittest\n" + WHOLE + "unittest.main()\n",
+    "input": WHOLE + "\nn = int(input())\nprint(add(n, n))\n",
+    "wrong example": WHOLE + "\nassert add(1, 1) == 3\nprint(add(None, 1))\n",
+    "prose before": "Sure! Here is the function:\n\n" + WHOLE,
+    "a word before": "Sure\n\n" + WHOLE,
+    "prose after": WHOLE + "\nThis function adds two numbers, doesn't it?\n",
+    "prose around, no blank line": "You'll import nothing.\n" + WHOLE + "It's done.",
+    "prose like an import": "from the two numbers it makes one:\n" + WHOLE,
+    "shell first": "```bash\npip install numpy\n```\n```python\n%s```" % WHOLE,
+    "example first": "```python\n>>> add(1, 2)\n3\n```\nSo:\n```py\n%s```" % WHOLE,
+    "usage first": "```python\nprint(add(1, 2))\n```\n\n```python\n%s```" % WHOLE,
+    "indented fence": "1. Write:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n",
+    "tildes": "~~~python\n%s~~~\n" % WHOLE,
+    "long fence": "````python\n%s````\n" % WHOLE,
+    "future": "from __future__ import annotations\n\ndef add(a: X, b: Y):\n    return a + b\n",
+    "fenced future": "```python\nfrom __future__ import annotations\nimport re\n%s```" % WHOLE,
+    "decorator": "import functools\n\n@functools.lru_cache(None)\n" + WHOLE,
+    "carriage returns": "Here:\r\n```python\r\ndef add(a, b):\r\n    return a + b\r\n```\r\n",
+    "constant": "ZERO = 0\n\ndef add(a, b):\n    return a + b + ZERO\n",
+    "setting": "import sys\nsys.setrecursionlimit(5000)\n" + WHOLE,
+    "helper after": "def add(a, b):\n    return plus(a, b)\n\n\ndef plus(x, y):\n    return x + y",
+    "lambda": "add = lambda a, b: a + b\n",
+    "annotated": "add: object = lambda a, b: a + b\n",
+    "cut short": WHOLE + "\n\ndef test_add():\n    assert add(1, 2) == (3",
+    "semicolon": "import sys; r = sys.stdin.readline\n" + WHOLE,
+    "warning": "import re\nP = re.compile('\\d')\n" + WHOLE,
+    "body at the margin": "```\nreturn a + b\n```",
+    "prose, body": "The body is:\n\n" + BODY + "\n\nIt adds.",
+    "body, fence": BODY + "\n```\n\nIt adds.",
+    "body, decorator": BODY + "\n\n@cache\nclass X:",
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_an_answer_counts_however_it_is_wrapped(prompt):
+    """Run here, as one program each, since all are harmless."""
+    problem = Problem("T/0", PROMPTS[prompt], "add", TEST)
+    wrong = {}
+    for name, answer in ANSWERS.items():
+        program = problem.program(problem.completion(answer))
+        try:
+            exec(compile(program, name, "exec"), {"__name__": "program"})
+        except BaseException as error:
+            wrong[name] = (error, program)
+    assert wrong == {}
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [
-        BODY,
-        BODY + "\n\nprint(add(1, 2))",
-        WHOLE,
-        "from typing import List\n\n" + WHOLE,
-        "```python\n%s```" % WHOLE,
-        "Here it is:\n\n```\n%s\n```\nIt adds." % BODY,
-        "```python\n%s" % WHOLE,
-    ],
+    "answer", ["", "I cannot do that.", "```\n```", "def other():\n    pass\n", "("]
 )
-def test_an_answer_counts_however_it_is_wrapped(answer):
-    problem = Problem("T/0", 'def add(a, b):\n    """Adds."""\n', "add", TEST)
-    assert run_program(problem.program(problem.completion(answer))).passed
+def test_an_answer_without_the_function_fails_and_is_no_error_of_ours(answer):
+    problem = Problem("T/0", PROMPTS["docstring"], "add", TEST)
+    program = problem.program(problem.completion(answer))
+    with pytest.raises((AssertionError, SyntaxError)):
+        exec(compile(program, "answer", "exec"), {"__name__": "program"})
 
 
-TEST = "def check(f):\n    assert f(1, 2) == 3"
+def test_a_wrong_function_stays_wrong():
+    problem = Problem("T/0", PROMPTS["docstring"], "add", TEST)
+    for answer in ("    return a - b\n", "```\ndef add(a, b):\n    return a - b\n```"):
+        with pytest.raises(AssertionError):
+            exec(problem.program(problem.completion(answer)), {"__name__": "program"})
+
+
+@needs_sandbox
+def test_in_the_sandbox_a_program_is_no_script():
+    problem = Problem("T/0", PROMPTS["docstring"], "add", TEST)
+    for answer in (BODY + MAIN + "input()\n", ANSWERS["future"]):
+        verdict = run_program(problem.program(answer if answer[0] == " " else
+                                              problem.completion(answer)), LIMITS)  # fmt: skip
+        assert verdict.passed, verdict
+    loud = "    return a + b\n\nprint('x' * (17 << 20))\n"
+    assert run_program(problem.program(loud), LIMITS).reason == "printed too much"
+
+
+MBPP = {
+    "task_id": 11,
+    "text": 'Write a python function to add two "numbers" \\n.',
+    "code": "import math\r\ndef helper(x):\r\n  return x\r\ndef add(a, b):\r\n  return a + b",
+    "test_list": ["assert set([add(1, 2)]) == {3}", "assert add(2, 2) == 4"],
+    "test_setup_code": "import math",
+    "challenge_test_list": [],
+}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"text": None, "prompt": "Add.", "test_imports": ["import re"]}]
+)
+def test_problems_of_mbpp_are_read(tmp_path, change):
+    (problem,) = read_problems(write(tmp_path / "mbpp.jsonl", {**MBPP, **change}))
+    assert (problem.task_id, problem.entry_point) == ("11", "add")
+    assert (
+        problem.prompt.startswith("def add(a, b):\n") and "assert add(2, 2) == 4" in problem.prompt
+    )
+    for answer in (BODY, WHOLE, "```python\n%s```" % WHOLE):
+        exec(problem.program(problem.completion(answer)), {"__name__": "program"})
+    with pytest.raises(AssertionError):
+        exec(problem.program("    return 3\n"), {"__name__": "program"})
+
+
+def test_problems_may_be_an_array_or_begin_with_a_mark(tmp_path):
+    path = tmp_path / "p.json"
+    values = [PROBLEM, {**PROBLEM, "task_id": 1}]
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8-sig")
+    assert [one.task_id for one in read_problems(path)] == ["Own/0", "1"]
+    path.write_text("\ufeff" + json.dumps(PROBLEM) + "\r\n", encoding="utf-8")
+    assert read_problems(path) == problems(1)

@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from minigpt.commands.generate import unescaped
+from minigpt.commands.cli import parse
+from minigpt.commands.generate import GenerateConfig, unescaped
 from tests.helpers.runs import ROOT, environment, train
 
 
@@ -130,11 +131,29 @@ def test_several_prompts_stand_under_headings_each_as_alone(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["-h", "-x y", "- item", "--", "---", "-1", "-", "=", "", "--a b"]
+    "words, prompts, stops",
+    [
+        (["--prompt", "-h"], ("-h",), ()),
+        (["--prompt=-h"], ("-h",), ()),
+        (["--prompt", "- item"], ("- item",), ()),
+        (["--prompt", "-x", "-y", "--stop", "--", "---"], ("-x", "-y"), ("--", "---")),
+        (["--stop", "-1", "--prompt", "-", "--stop", "="], ("-",), ("-1", "=")),
+        (["--prompt", ""], ("",), ()),
+        (["--prompt", "--a b", "--no = c"], ("--a b", "--no = c"), ()),
+        (["--prompt", "--\n"], ("--\n",), ()),
+        (["--prompt", "x", "--compile", "--stop", "a"], ("x",), ("a",)),
+    ],
 )
-def test_a_prompt_may_look_like_a_flag(run, prompt):
-    text, _ = prompted(run, "--prompt", prompt, text=b"-")
-    assert text.startswith(prompt)
+def test_a_text_may_look_like_a_flag(words, prompts, stops):
+    config = parse(GenerateConfig, "minigpt generate", ["--checkpoint", "-c", *words])
+    assert (config.checkpoint, config.prompt, config.stop) == ("-c", prompts, stops)
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--prompt", "--help"], ["--prompt", "a", "-h"]])
+def test_help_is_still_help(words, capsys):
+    with pytest.raises(SystemExit):
+        parse(GenerateConfig, "minigpt generate", ["--checkpoint", "c", *words])
+    assert "--repetition-penalty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
