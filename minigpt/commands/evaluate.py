@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import torch
 from typing_extensions import Annotated
@@ -19,6 +20,8 @@ from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
+from minigpt.data.records import FUNCTIONS
+from minigpt.data.sources import Names, said
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.decoding.generate import Sampling, stream
@@ -26,9 +29,11 @@ from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
-from minigpt.training.config import check_block, left_open
+from minigpt.training.config import TrainConfig, check_block, left_open
+from minigpt.training.config_file import CONFIG, read_values
 from minigpt.training.validation import validate
 
+_READING = ("record_keys", "text_key", "special_tokens", "validation")  # how --data is read
 # What every completion and verdict depends on, beside the checkpoint and the problems.
 _SETTINGS = (
     "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
@@ -38,14 +43,26 @@ _SETTINGS = (
 
 @dataclass
 class EvaluateConfig:
-    """Measures a checkpoint on the validation part of some data, or on programming problems."""
+    """Measures a checkpoint on data that it was not trained on, or on programming problems."""
 
     checkpoint: str
     """A checkpoint or run directory."""
-    data: Annotated[Optional[str], left_open("NAME", "stdlib")] = None
-    """stdlib, stdlib-functions, a file of text or records, a directory, or a prepared one."""
+    data: Annotated[Optional[Names], left_open("NAME", "stdlib")] = None
+    """stdlib, stdlib-functions, files of text or records, directories of them, or a prepared one.
+    All of it is measured; of what the run was trained on, and of the library, what is held out.
+    """
+    held_out: bool = False
+    """Measure only the part of --data that training holds out."""
+    stride: int = 0
+    """Of a text: tokens from one window of --block-size to the next, which overlap. 0: they do not,
+    and each has one token more.
+    """
     record_keys: Annotated[Optional[str], left_open("A,B", "the usual names")] = None
     """The names of instruction and answer in --data's records."""
+    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
+    """Where the text of a .jsonl, .json or .parquet is."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
     block_size: int = 0
     """Tokens per window of --data, 0 for all the positions the model has."""
     eval_tokens: int = 0
@@ -87,6 +104,7 @@ class EvaluateConfig:
         at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
         at_least(1, batch_size=self.batch_size)
         at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
+        at_least(0, stride=self.stride)
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
@@ -112,11 +130,14 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     dtype = torch.bfloat16 if config.precision == "bf16" else None
     model = load_model(directory, device.torch_device, dtype)
     tokenizer, longest = load_tokenizer(directory), model.config.n_positions
-    name, block = config.data or "stdlib", config.block_size or longest
+    names, block = config.data or "stdlib", config.block_size or longest
     check_block(block, longest)
+    if config.stride > block:
+        what = f"--stride {config.stride} leaves gaps between windows of {block} tokens"
+        raise UsageError(what, f"use --stride {block} or less")
     template = config.template or load_template(directory) or "instruct"
-    keys = config.record_keys
-    found = open_datasets(name, tokenizer, block, template, record_keys=keys, origin=directory)
+    how = _how(config, names, directory)
+    found = open_datasets(names, tokenizer, block, template, origin=directory, **how)
     for line in found.notes:
         print(f"note: {line}", file=sys.stderr)
 
@@ -125,10 +146,31 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     kind = "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
+    total = found.validation.token_count + (0 if how["whole"] else found.train.token_count)
     print(
-        f"{directory} on {name}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f},"
-        f" {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {kind})"
+        f"{directory} on {said(names)}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f},"
+        f" {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {kind}) of {total:,} in all;"
+        f" measured on {found.held_out}"
     )
+
+
+def _how(config: EvaluateConfig, names: Names, directory: Path) -> Dict[str, Any]:
+    """How --data is read: all of it, but what is held out of what the run at `directory` learned
+    from, and then as the run has read it.
+    """
+    how: Dict[str, Any] = {name: getattr(config, name) for name in _READING if name != "validation"}
+    run = directory.parent.parent / CONFIG
+    learned = read_values(run, TrainConfig) if run.is_file() else {}
+    same = _places(learned.get("data", ())) == _places(names)
+    if same:
+        how.update((name, how.get(name) or learned.get(name)) for name in _READING)
+    held_out = same or config.held_out or names in ("stdlib", FUNCTIONS)
+    how["special_tokens"] = bool(how["special_tokens"])
+    return {**how, "whole": not held_out, "stride": config.stride}
+
+
+def _places(names: Names) -> Set[str]:
+    return {os.path.realpath(name) for name in ((names,) if isinstance(names, str) else names)}
 
 
 def _programs(config: EvaluateConfig, directory: Path) -> None:

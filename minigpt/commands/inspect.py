@@ -23,6 +23,7 @@ from minigpt.checkpoint.run_files import load_tokenizer, resolve
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.shuffle import shuffled
+from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.training.config import check_block, left_open
@@ -37,8 +38,14 @@ _BLOCK = 1024  # that of fine-tuning
 class InspectConfig:
     """Prints the first rows that a run would train on: prompt, learned, padding, and counts."""
 
-    data: str = "stdlib-functions"
+    data: Names = "stdlib-functions"
     """What to learn from, as for training."""
+    validation: Annotated[Optional[Names], left_open("SHARE|FILE|DIR", "0.03, or as named")] = None
+    """What is held out, as for training."""
+    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
+    """Where the text of a .jsonl, .json or .parquet is."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
     checkpoint: Annotated[Optional[str], left_open("DIR", "none")] = None
     """A checkpoint or run, for its tokenizer, template and longest row."""
     tokenizer: Annotated[Optional[str], left_open("NAME", "gpt2")] = None
@@ -58,7 +65,7 @@ class InspectConfig:
     record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
     """The names of instruction and answer in the records."""
     strict: bool = False
-    """Stop at the first unusable record."""
+    """Stop at the first unusable text or record."""
     colour: str = "auto"
     """auto (on a terminal, unless NO_COLOR is set), always or never."""
 
@@ -75,7 +82,10 @@ class InspectConfig:
 def inspect_command(config: InspectConfig) -> None:
     """Prints the rows, each document of them apart, and the counts over all of them."""
     tokenizer, template, block = _settings(config)
-    how = (config.packing, config.record_keys, config.strict, config.checkpoint)
+    how = (
+        config.packing, config.record_keys, config.strict, config.checkpoint, config.validation,
+        config.text_key, config.special_tokens,
+    )  # fmt: skip
     found = open_datasets(config.data, tokenizer, block, template, *how)
     count = len(found.train)
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))

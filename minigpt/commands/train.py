@@ -16,6 +16,7 @@ from minigpt.commands.cli import going_on_unread
 from minigpt.commands.flags import parse_settings
 from minigpt.data.datasets import Opened
 from minigpt.data.loader import Loader
+from minigpt.data.sources import said
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
 from minigpt.hf.published import published
@@ -120,8 +121,8 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
         f"model    {whole:,} parameters: {shape.n_layer} layers, {shape.n_head} heads,"
         f" {shape.n_embd} wide; {tokenizer.name} tokenizer",
         *([f"trained  {learned:,} parameters, {what}"] if learned < whole else []),
-        f"data     {s.data}: {data.train.token_count:,} tokens to train on,"
-        f" {data.validation.token_count:,} to validate",
+        f"data     {said(s.data)}: {data.train.token_count:,} tokens to train on,"
+        f" {data.validation.token_count:,} to validate: {data.held_out}",
         *(f"         {note}" for note in data.notes),
         *_processes(s, device),
         f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"

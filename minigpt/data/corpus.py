@@ -1,38 +1,50 @@
-"""What there is to learn from: a SOURCE becomes documents, each for training or validation.
+"""Texts to learn from: a SOURCE becomes documents, each for training or validation.
 
-    stdlib       the source code of the running interpreter's standard library, tests left out
-    FILE         .txt and .py are one document, .jsonl has one in each line ("text" or "content")
-    DIRECTORY    all such files in it
+    .txt .py                  one document
+    .jsonl .json .parquet     one in each value ("text" or "content", or as --text-key says)
 
-Text is read in pieces, so that memory does not grow with the source. A hash of their names decides
-which documents are held out for validation, so that it stays the same when others are added.
+Text is read in pieces, so that memory does not grow with the source. A hash decides which documents
+are held out, of files that of their names, so that it stays the same when others are added. Copies
+stay together, and none is held out that is much more than the share: where all are, as where there
+is one, the end of each is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import sysconfig
 import tokenize
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import IO, Collection, Iterator, List, Tuple
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from minigpt.base.errors import DataError
+from minigpt.data.sources import (
+    HELD_OUT,
+    ROWS,
+    TRAIN,
+    VALIDATION,
+    File,
+    Found,
+    LeftOut,
+    Names,
+    draw,
+    encoding_of,
+    find_files,
+    names_of,
+    rows,
+)  # fmt: skip
+from minigpt.data.tokenizer import END_MARK
 
-TRAIN, VALIDATION = "train", "validation"
-HELD_OUT = 0.03  # the part that is kept for validation
-LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
-SUFFIXES = (".py", ".txt", ".jsonl")
-TEXT_KEYS = ("text", "content")  # what makes a line of .jsonl plain text
+TEXT_KEYS = ("text", "content")  # what makes a value plain text
 
 _PIECE, _LONGEST = 1 << 20, 16 << 20  # characters: a piece is cut from the one on, at the other
-# The library's tests, other people's packages, and pydoc's topics, a 700 kB text in a string.
-_NOT_CODE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}
+_SMALL = 1024  # bytes that are a fair share of any source
+_MANY = 20_000  # values from which on their draws are left to chance
 
 # Where GPT-2's pattern cannot reach across: a line break with no other white space beside it.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
@@ -48,24 +60,38 @@ class Piece:
 
     @property
     def size(self) -> int:
-        return len(self.text.encode("utf-8", "replace"))
+        return _size(self.text)
+
+
+class Unreadable(DataError):
+    """A file that is no text, from a line on."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}", "save it as UTF-8")
+        self.where, self.reason = where, reason
 
 
 @dataclass(frozen=True)
 class Source:
-    """A SOURCE found: its files in order, the split of each, and how much is for validation."""
+    """A SOURCE found: its files in order, and the split of each."""
 
-    name: str
-    files: Tuple[Path, ...]
-    splits: Tuple[str, ...]
-    validation: float
+    found: Found
+    text_key: Optional[str] = None
+
+    @property
+    def name(self) -> str:
+        return self.found.name
+
+    @property
+    def files(self) -> Tuple[Path, ...]:
+        return tuple(file.path for file in self.found.files)
 
     def key(self) -> str:
         """A sha256 that changes when a file is added, removed or written to."""
-        digest = hashlib.sha256(b"%r" % self.validation)
-        for path in self.files:
-            status = path.stat()
-            line = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        digest = hashlib.sha256(f"2 {self.found.share} {self.text_key}".encode())
+        for file in self.found.files:
+            status = file.path.stat()
+            line = f"{file.path.resolve()} {file.split} {status.st_size} {status.st_mtime_ns}"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -73,31 +99,110 @@ class Source:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files)
 
-    def pieces(self) -> Iterator[Piece]:
-        """All text, in a fixed order."""
-        for path, split in zip(self.files, self.splits):
-            if path.suffix == ".jsonl":
-                yield from _text_lines(path, self.validation)
-            elif len(self.files) == 1:
-                yield from _head_and_tail(path, self.validation)
-            else:
-                yield from (Piece(split, text, last) for text, last in _cut(path))
+    @cached_property
+    def splits(self) -> Tuple[Optional[str], ...]:
+        """The split of each file; None where each value, or the end of it, is decided by itself."""
+        files, open_texts = self.found.files, self._open(False)
+        drawn = _draws(open_texts)
+        sizes = {file: file.path.stat().st_size for file in open_texts}
+        fair = _fair(self.found.share, sum(sizes.values()))
+        border = _border([(drawn[f], sizes[f]) for f in open_texts], self.found.share, fair)
+        if border < 0 or (len(open_texts) == 1 and not self._open(True)):
+            return tuple(file.split for file in files)
+        held = {f for f in open_texts if drawn[f] <= border and sizes[f] <= fair}
+        decided = {file: VALIDATION if file in held else TRAIN for file in open_texts}
+        return tuple(decided.get(file, file.split) for file in files)
+
+    def _open(self, of_rows: bool) -> List[File]:
+        """The files, of values or of text, whose split nobody has said."""
+        return [f for f in self.found.files if f.split is None and _has_rows(f) is of_rows]
+
+    @cached_property
+    def _fair_values(self) -> Tuple[float, float]:
+        """(the largest draw of a value that is held out, how many bytes it may have)."""
+        share, passed = self.found.share, LeftOut()
+        texts = (text for file in self._open(True) for _, text in self._texts(file.path, passed))
+        first = [(draw(text), _size(text)) for text in islice(texts, _MANY)]
+        if len(first) == _MANY:
+            return share, _fair(share, self.size())
+        fair = _fair(share, sum(size for _, size in first))
+        return _border(first, share, fair), fair
+
+    @property
+    def held_out(self) -> str:
+        """What is for validation, in words."""
+        part, open_texts = f"{100 * self.found.share:.3g}%", self._open(False)
+        whole = [s for s, file in zip(self.splits, self.found.files) if file in open_texts and s]
+        parts = [self.found.chosen()] if self.found.chosen() else []
+        if whole:
+            parts.append(f"{whole.count(VALIDATION)} of {len(whole)} files")
+        elif open_texts:
+            of = "each text" if len(open_texts) > 1 else open_texts[0].path.name
+            parts.append(f"the last {part} of {of}")
+        return " and ".join(parts + [f"{part} of the documents"] * bool(self._open(True)))
+
+    def pieces(self, left_out: Optional[LeftOut] = None) -> Iterator[Piece]:
+        """All text, in a fixed order. What cannot be read goes to `left_out`; without one it is a
+        DataError.
+        """
+        left_out = left_out or LeftOut(strict=True)
+        left_out.passed, left_out.held_out = [*self.found.notes], self.held_out
+        for file, split in zip(self.found.files, self.splits):
+            last = Piece(TRAIN, "", True)
+            try:
+                for last in self._pieces(file, split, left_out):
+                    left_out.marked += len(END_MARK.findall(last.text))
+                    yield last
+            except Unreadable as error:
+                left_out.add(error.reason, error.where)
+                if not last.ends_document:
+                    yield Piece(last.split, "", True)
+
+    def _pieces(self, file: File, split: Optional[str], left_out: LeftOut) -> Iterator[Piece]:
+        share = self.found.share
+        if _has_rows(file):
+            border, fair = (0.0, 0.0) if split else self._fair_values
+            for number, (_, text) in enumerate(self._texts(file.path, left_out)):
+                size = _size(text)
+                if border < 0 and size > fair:
+                    yield from _head_and_tail([(text, True)], size * (1.0 - share), "utf-8")
+                else:
+                    copies = border < 0 and number % max(2, round(1 / share)) == 0  # all of them
+                    held_out = copies or (size <= fair and draw(text) <= border)
+                    yield Piece(split or (VALIDATION if held_out else TRAIN), text, True)
+        elif split:
+            yield from (Piece(split, text, last) for text, last in _cut(file.path))
+        else:
+            limit, encoding = file.path.stat().st_size * (1.0 - share), encoding_of(file.path)
+            yield from _head_and_tail(_cut(file.path), limit, encoding.replace("-sig", ""))
+
+    def _texts(self, path: Path, left_out: LeftOut) -> Iterator[Tuple[str, str]]:
+        """(where, text) of the values that have one."""
+        keys = (self.text_key,) if self.text_key else TEXT_KEYS
+        try:
+            for where, value in rows(path, left_out, keys.__contains__):
+                key = next((k for k in keys if isinstance(value, dict) and k in value), "")
+                if key and isinstance(value[key], str):
+                    yield where, value[key]
+                else:
+                    no_text = f"no {' or '.join(keys)} among {names_of(value)}"
+                    left_out.add(f"its {key} is no text" if key else no_text, where)
+        except DataError as error:
+            if left_out.strict:
+                raise
+            left_out.add(error.what.replace(f"{path} ", "", 1), str(path))
 
 
-def find_source(name: str, validation: float = HELD_OUT) -> Source:
-    """The Source called `name`; DataError when there is none, or nothing in it."""
-    root = LIBRARY if name == "stdlib" else Path(name)
-    files = library_files() if name == "stdlib" else _files(root)
-    keys = [path.relative_to(root).as_posix() for path in files]
-    source = Source(name, tuple(files), _splits(keys, validation), validation)
+def find_source(
+    names: Names, validation: Union[Names, float] = HELD_OUT, text_key: Optional[str] = None,
+    whole: bool = False,
+) -> Source:  # fmt: skip
+    """The Source called `names`; DataError when there is none, or nothing in it."""
+    source = Source(find_files(names, validation, whole), text_key)
     if not source.size():
-        raise DataError(f"{name} has no text", "name a file or directory with some in it")
+        what = "; ".join([f"{source.name} has no text", *source.found.notes])
+        raise DataError(what, "name a file or directory with some in it")
     return source
-
-
-def library_files() -> List[Path]:
-    """The library's own source files, without tests and other people's packages, in fixed order."""
-    return [path for path in _walk(LIBRARY, _NOT_CODE) if path.suffix == ".py"]
 
 
 def read_text(path: Path) -> str:
@@ -105,12 +210,14 @@ def read_text(path: Path) -> str:
     return "".join(text for text, _ in _cut(path))
 
 
-def validation_documents(name: str, limit: int) -> List[bytes]:
-    """The first held-out documents, about `limit` bytes in all; none for a prepared directory."""
-    if (Path(name) / "dataset.json").exists():
+def validation_documents(names: Names, limit: int, **how: Any) -> List[bytes]:
+    """The first held-out documents, about `limit` bytes in all; none for a prepared directory.
+    `how` is for `find_source`.
+    """
+    if isinstance(names, str) and (Path(names) / "dataset.json").exists():
         return []
     documents, total = [b""], 0
-    for piece in find_source(name).pieces():
+    for piece in find_source(names, **how).pieces(LeftOut()):
         if piece.split == VALIDATION and total < limit:
             documents[-1] += piece.text.encode("utf-8", "replace")
             total += piece.size
@@ -118,68 +225,63 @@ def validation_documents(name: str, limit: int) -> List[bytes]:
     return documents if documents[-1] else documents[:-1]
 
 
-def _files(root: Path) -> List[Path]:
-    if not root.exists():
-        fix = "name a file, a directory or stdlib, or, to train on, stdlib-functions"
-        raise DataError(f"there is no {root}", fix)
-    files = [path for path in (_walk(root) if root.is_dir() else [root]) if path.suffix in SUFFIXES]
-    if not files:
-        what = f"{root} {'has' if root.is_dir() else 'is'} no {', '.join(SUFFIXES)} file"
-        raise DataError(what, "name another, or a file of records: .jsonl, .json or .parquet")
-    return files
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
-def _walk(root: Path, skip: Collection[str] = ()) -> Iterator[Path]:
-    skip = {"__pycache__", *skip}
-    for directory, names, files in os.walk(str(root)):
-        names[:] = sorted(n for n in names if n not in skip and not n.startswith("."))
-        yield from filter(Path.is_file, (Path(directory) / name for name in sorted(files)))
+def _has_rows(file: File) -> bool:
+    return file.path.suffix.lower() in ROWS
 
 
-def draw(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but `key`."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+def _fair(share: float, total: int) -> float:
+    """How many bytes may be held out of `total` for what is meant to be a `share` of them."""
+    return max(_SMALL, min(2 * share, (1 + share) / 2) * total)
 
 
-def _splits(keys: List[str], validation: float) -> Tuple[str, ...]:
-    """The split of each file. Of two or more, each split gets at least one."""
-    draws = [draw(key) for key in keys]
-    splits = [VALIDATION if draw < validation else TRAIN for draw in draws]
-    if len(keys) > 1 and validation > 0:
-        splits[draws.index(min(draws))] = VALIDATION
-        splits[draws.index(max(draws))] = TRAIN
-    return tuple(splits)
+def _border(documents: List[Tuple[float, int]], share: float, fair: float) -> float:
+    """The largest draw of the documents (draw, size) that are held out, of those that are not more
+    than `fair`: at least one, and not all; below 0 where that cannot be.
+    """
+    small = sorted(document for document in documents if document[1] <= fair)
+    last = small[-1][0] if len(small) == len(documents) > 0 else 1.0
+    border, total = -1.0, 0
+    for drawn, size in small:
+        total += size
+        if drawn == last or (border >= 0 and (drawn >= share or total > fair)):
+            break
+        border = drawn
+    return border
 
 
-def _text_lines(path: Path, validation: float) -> Iterator[Piece]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                text = _text_of(line, f"{path}:{number}")
-                held_out = draw(f"{number} {text}") < validation
-                yield Piece(VALIDATION if held_out else TRAIN, text, True)
+def _draws(files: List[File]) -> Dict[File, float]:
+    """The draw of each file: of its name, or of that of its first copy."""
+    sizes: Dict[int, List[File]] = defaultdict(list)
+    for file in files:
+        sizes[file.path.stat().st_size].append(file)
+    first: Dict[Any, File] = {}
+    drawn = {}
+    for size, alike in sizes.items():
+        for file in alike:
+            content = _digest(file.path) if size and len(alike) > 1 else file.key
+            drawn[file] = draw(first.setdefault((size, content), file).key)
+    return drawn if len(first) > 1 else {file: draw(file.key) for file in files}
 
 
-def _text_of(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON: {error}", "mend or remove the line") from None
-    record = record if isinstance(record, dict) else {}
-    for key in TEXT_KEYS:
-        if isinstance(record.get(key), str):
-            return str(record[key])
-    what = f"{where} has no text: its keys are {', '.join(sorted(record)) or 'none'}"
-    raise DataError(what, 'write {"text": "..."}, or train on this file of records alone')
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with suppress(OSError), path.open("rb") as file:
+        for part in iter(partial(file.read, _PIECE), b""):
+            digest.update(part)
+    return digest.digest()
 
 
-def _head_and_tail(path: Path, validation: float) -> Iterator[Piece]:
-    """A single text: its end, from the start of a line on, is for validation."""
-    limit = path.stat().st_size * (1.0 - validation)
+def _head_and_tail(
+    parts: Iterable[Tuple[str, bool]], limit: float, encoding: str
+) -> Iterator[Piece]:
+    """A single text: from the start of a line on, `limit` bytes in, it is for validation."""
     split, seen = TRAIN, 0
-    for text, last in _cut(path):
-        size = len(text.encode("utf-8", "replace"))
+    for text, last in parts:
+        size = len(text.encode(encoding, "replace"))
         if split == TRAIN and seen + size > limit:
             place = _line_start(text, int(len(text) * (limit - seen) / size))
             yield Piece(TRAIN, text[:place], True)
@@ -196,7 +298,7 @@ def _line_start(text: str, place: int) -> int:
 def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
     """(text, whether it is the last) of a file, cut where tokens cannot reach across."""
     lines, length = [""], 0
-    with _open(path) as file:
+    with _opened(path) as file:
         for line in iter(partial(file.readline, _PIECE), ""):
             before = lines[-1][-2:]
             can_cut = length >= _PIECE and _CUT.match(before + line[0], len(before))
@@ -209,28 +311,28 @@ def _cut(path: Path) -> Iterator[Tuple[str, bool]]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[str]]:
-    """The text of a file; DataError also when it cannot be decoded while it is read."""
-    encoding = "utf-8-sig"  # a byte order mark, which some editors write, is no text
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """The text of a file; Unreadable also when it cannot be decoded while it is read."""
     try:
-        if path.suffix == ".py":
+        encoding = encoding_of(path)
+        if path.suffix.lower() == ".py":
             with path.open("rb") as source:
                 encoding = tokenize.detect_encoding(source.readline)[0]
         with path.open(encoding=encoding, newline="") as file:
             yield file
-    except SyntaxError as error:
-        raise DataError(f"{path}: {error}", "save it as UTF-8") from None
     except UnicodeDecodeError as error:
-        raise _undecodable(path, error.encoding) from None
+        raise Unreadable(f"{path}:{_line_of(path, error)}", f"not {error.encoding}") from None
+    except (SyntaxError, LookupError, UnicodeError) as error:
+        raise Unreadable(str(path), str(error)) from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "see who may") from None
+        raise Unreadable(str(path), f"cannot be read: {error.strerror}") from None
 
 
-def _undecodable(path: Path, encoding: str) -> DataError:
+def _line_of(path: Path, error: UnicodeDecodeError) -> int:
     """The codec knows a place in its buffer; people look for a line."""
     number = 1
     with path.open("rb") as file, suppress(UnicodeDecodeError):
         for line in file:
-            line.decode(encoding)
+            line.decode(error.encoding)
             number += 1
-    return DataError(f"{path}:{number} is not {encoding}", "save it as UTF-8")
+    return number

@@ -12,7 +12,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Iterator, List, Set, Tuple, Union
 
-from minigpt.data.corpus import LIBRARY, library_files, read_text
+from minigpt.data.corpus import read_text
+from minigpt.data.sources import LIBRARY, library_files
 
 _SHORTEST = 20  # characters of a docstring that says something
 

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from minigpt.base.errors import DataError, StorageError, UsageError
 from minigpt.base.files import atomic_directory, cache_directory, shorter, write_json
-from minigpt.data.corpus import TRAIN, VALIDATION, Piece, Source, find_source
-from minigpt.data.records import Keys, LeftOut, Record, read_records, render
+from minigpt.data.corpus import Piece, Source, find_source
+from minigpt.data.records import Keys, Record, read_records, render
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
+from minigpt.data.sources import HELD_OUT, TRAIN, VALIDATION, LeftOut, Names, said, share_of
 from minigpt.data.template import Template
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import SpecialTokens, Tokenizer
 from minigpt.data.workers import WorkerLost, in_order
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
@@ -46,11 +47,13 @@ class Work:
     facts: Dict[str, Any]  # for dataset.json
 
 
-def text_work(source: Source, tokenizer: Tokenizer) -> Work:
-    """The documents of `source`, each followed by EOS."""
-    facts = {"format": TEXT, "source": source.name}
+def text_work(source: Source, tokenizer: Tokenizer, left_out: LeftOut) -> Work:
+    """The documents of `source`, each followed by EOS; what cannot be read goes to `left_out`."""
+    # What was left out is written as it is when all is read.
+    facts = {"format": TEXT, "source": source.name, "left_out": vars(left_out)}
     encode = partial(_encode_piece, tokenizer=tokenizer)
-    return Work(source.pieces(), source.size(), encode, (TRAIN, VALIDATION), facts)
+    splits = (VALIDATION,) if source.found.share == 1.0 else (TRAIN, VALIDATION)
+    return Work(source.pieces(left_out), source.size(), encode, splits, facts)
 
 
 def _encode_piece(piece: Piece, tokenizer: Tokenizer) -> Encoded:
@@ -61,36 +64,44 @@ def _encode_piece(piece: Piece, tokenizer: Tokenizer) -> Encoded:
 
 
 def record_work(
-    name: str, keys: Optional[Keys], template: Template, tokenizer: Tokenizer, validation: float,
-    left_out: LeftOut,
+    names: Names, keys: Optional[Keys], template: Template, tokenizer: Tokenizer,
+    validation: Union[Names, float], left_out: LeftOut,
 ) -> Work:  # fmt: skip
-    """The usable records of `name`, rendered; the others are added to `left_out`."""
-    facts = {"format": RECORDS, "source": name, "template": asdict(template)}
-    # What was left out is written as it is when all records are read.
-    facts.update(validation=validation, left_out=vars(left_out))
+    """The usable records of `names`, rendered; the others are added to `left_out`."""
+    facts = {"format": RECORDS, "source": said(names), "template": asdict(template)}
+    facts.update(validation=share_of(validation) or HELD_OUT, left_out=vars(left_out))
     encode = partial(render, template=template, tokenizer=tokenizer)
-    size = os.path.getsize(name) if os.path.isfile(name) else 0
-    return Work(read_records(name, keys, left_out), size, encode, (Record.split,), facts)
+    listed = (names,) if isinstance(names, str) else names
+    size = sum(os.path.getsize(name) for name in listed if os.path.isfile(name))
+    records = read_records(names, keys, left_out, validation, template.whole)
+    return Work(records, size, encode, (Record.split,), facts)
 
 
-def prepared(source: str, tokenizer: Tokenizer) -> Path:
-    """The prepared directory for `source`: itself if it is one, else one kept in the user's
-    cache, made on first use and again when a file of the source has changed.
+def prepared(names: Names, tokenizer: Tokenizer, strict: bool = False, **how: Any) -> Path:
+    """The prepared directory for `names`: itself if it is one, else one kept in the user's cache,
+    made on first use and again when a file of the source has changed. `how` is for `find_source`.
     """
-    if (Path(source) / DATASET).is_file():
-        return Path(source)
-    found = find_source(source)
-    key = hashlib.sha256((found.key() + tokenizer.fingerprint).encode()).hexdigest()[:16]
-    name = shorter(Path(source).resolve().name, 60) or "data"
+    if is_prepared(names):
+        return Path(str(names))
+    found, left_out = find_source(names, **how), LeftOut(strict)
+    left_out.special = isinstance(tokenizer, SpecialTokens)
+    kind = f"{found.key()} {tokenizer.fingerprint} {left_out.special}"
+    key = hashlib.sha256(kind.encode()).hexdigest()[:16]
+    name = shorter(Path(found.name).resolve().name, 60) or "data"
     out = cache_directory("data") / f"{name}-{tokenizer.name}-{key}"
     if not (out / DATASET).is_file():
         try:
-            make(text_work(found, tokenizer), tokenizer, out, 0, SHARD_TOKENS)
+            make(text_work(found, tokenizer, left_out), tokenizer, out, 0, SHARD_TOKENS)
         except (StorageError, UsageError) as error:
             if not (out / DATASET).is_file():  # else another process has made the same meanwhile
                 fix = "free some space, or set XDG_CACHE_HOME to a folder that has some"
                 raise StorageError(error.what, fix) from error
     return out
+
+
+def is_prepared(names: Names) -> bool:
+    """Whether `names` is a prepared directory."""
+    return isinstance(names, str) and os.path.isfile(os.path.join(names, DATASET))
 
 
 def make(work: Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) -> None:
@@ -112,8 +123,10 @@ def make(work: Work, tokenizer: Tokenizer, out: Path, workers: int, shard: int) 
         splits = {split: writer.close() for split, writer in writers.items()}
         for split, content in splits.items():
             if content["tokens"] == 0:
+                lines = LeftOut(**work.facts["left_out"]).lines()
                 what = f"{work.facts['source']} has too few documents: none fell to {split}"
-                raise DataError(what, "give more, or prepare it with a larger --validation")
+                fix = "give more, or name a share or files with --validation"
+                raise DataError("; ".join([what, *lines]), fix)
         tokenizer.save(unfinished)
         made_by = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.fingerprint}
         write_json(unfinished / DATASET, {**work.facts, **made_by, "splits": splits})

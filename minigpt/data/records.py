@@ -2,8 +2,8 @@
 
     stdlib-functions          the library's documented functions: signature and docstring -> body
     .jsonl .json .parquet     a record a line, an element or a row, in one of these forms:
-        instruction, input (optional), output      Alpaca, Evol-Instruct
-        prompt, completion      question, answer   and the like
+        instruction, input (optional), output      Alpaca, Evol-Instruct; with history and system
+        prompt, completion      question, answer   and the like, as texts or as lists of messages
         messages or conversations                  turns with role and content, or from and value
 
 A record that says nothing, or not what it should, is left out, counted and reported by its line;
@@ -13,20 +13,34 @@ under `strict` the first one ends the run.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
 from minigpt.base.errors import DataError, UsageError, flag
-from minigpt.data.corpus import TEXT_KEYS, draw
+from minigpt.data.conversations import NoRecord, add_context, is_learned, joined, read_messages
+from minigpt.data.corpus import TEXT_KEYS
 from minigpt.data.functions import library_functions
 from minigpt.data.shards import Encoded
+from minigpt.data.sources import (
+    HELD_OUT,
+    ROWS,
+    TRAIN,
+    VALIDATION,
+    File,
+    LeftOut,
+    Names,
+    draw,
+    find_files,
+    names_of,
+    rows,
+    said,
+)  # fmt: skip
 from minigpt.data.template import Template, Turns
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import END_MARK, Tokenizer
 
 FUNCTIONS = "stdlib-functions"
 
@@ -37,13 +51,20 @@ _FORMS: Tuple[Keys, ...] = (
     ("prompt", "completion"),
     ("prompt", "response"),
     ("question", "answer"),
+    ("question", "response"),
     ("query", "response"),
     ("problem", "solution"),
+    ("input", "output"),
 )
-_CONVERSATIONS = ("messages", "conversations", "conversation")
-_ANSWERS = ("assistant", "gpt", "chatgpt", "model")  # the roles that are learned from
+_CONVERSATIONS = ("messages", "conversations", "conversation", "contents")
+_CONTEXT = (
+    "system", "system_prompt", "system_message", "systemInstruction", "tools", "functions",
+    "history", "weight", "train", "training",
+)  # fmt: skip
+_KNOWN = {*_CONVERSATIONS, *_CONTEXT, *TEXT_KEYS, *(key for form in _FORMS for key in form)}
+# What decides of records whose split is said.
+_DRAWN: Dict[Optional[str], float] = {TRAIN: 1.0 - 2.0**-53, VALIDATION: 0.0}
 _WRITE = "write instruction and output, or name the keys with --record-keys A,B"
-_PLACES, _REASONS = 3, 8  # what a report of left-out records shows of each
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Record:
     where: str
     key: str
     turns: Turns
+    drawn: Optional[float] = None  # what decides in its place where its split is said
     split = "records"  # one until they are trained on: which are held out depends on which fit
 
     @property
@@ -60,54 +82,47 @@ class Record:
         return sum(len(text.encode("utf-8", "replace")) for turn in self.turns for text in turn)
 
 
-@dataclass
-class LeftOut:
-    """What was left out, and why: of each reason, how often and the first places."""
-
-    strict: bool = False
-    counts: Dict[str, int] = field(default_factory=dict)
-    places: Dict[str, List[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, where: str) -> None:
-        """Counts one; DataError when `strict`."""
-        if self.strict:
-            raise DataError(f"{where}: {reason}", "mend it, or leave out --strict")
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if len(self.places.setdefault(reason, [])) < _PLACES:
-            self.places[reason].append(where)
-
-    def lines(self) -> List[str]:
-        """One line a reason, the commonest first."""
-        lines, rest = [], sum(self.counts.values())
-        for reason, count in Counter(self.counts).most_common(_REASONS):
-            places = ", ".join(self.places[reason]) + (", ..." if count > _PLACES else "")
-            lines.append(f"left out {count:,}: {reason} ({places})")
-            rest -= count
-        return lines + ([f"left out {rest:,}: other reasons"] if rest else [])
-
-
-def holds_records(name: str, keys: Optional[Keys] = None, **flags: object) -> bool:
-    """Whether --data `name` is made of records rather than of text. Of a .jsonl file the first
-    JSON object decides. UsageError when it is not and `keys` or another of the `flags` is given.
+def holds_records(
+    names: Names, keys: Optional[Keys] = None, text_key: Optional[str] = None, **flags: object
+) -> bool:
+    """Whether --data `names` are records rather than text: the first JSON object decides where no
+    text is among them. UsageError when they are not and `keys` or another of the `flags` is given.
     """
-    if _holds_records(name, keys):
+    if text_key is None and _hold_records(names, keys):
         return True
-    said = [flag(one) for one, value in {"record_keys": keys, **flags}.items() if value]
-    if said:
-        raise UsageError(f"{said[0]} is for records, and {name} is no file of them", "leave it out")
+    given = [flag(one) for one, value in {"record_keys": keys, **flags}.items() if value]
+    if given:
+        what = f"{given[0]} is for records, and {said(names)} is no file of them"
+        raise UsageError(what, "leave it out")
     return False
 
 
-def _holds_records(name: str, keys: Optional[Keys]) -> bool:
-    path = Path(name)
-    if path.is_dir():
-        return False
-    if path.suffix != ".jsonl":
-        return name == FUNCTIONS or path.suffix in (".json", ".parquet")
-    if keys is not None or not path.exists():
+def _hold_records(names: Names, keys: Optional[Keys]) -> bool:
+    if names == FUNCTIONS:
         return True
-    first = next((value for _, value in _values(path, LeftOut()) if isinstance(value, dict)), {})
+    if isinstance(names, tuple) and FUNCTIONS in names:
+        raise UsageError(f"{FUNCTIONS} goes with nothing else", "name it alone")
+    try:
+        files = find_files(names, whole=True).files
+    except DataError:
+        if keys is not None:
+            raise
+        return False  # and what opens text says why
+    if any(file.path.suffix.lower() not in ROWS for file in files):
+        return False
+    if keys is not None:
+        return True
+    first = _first_object(files)
     return _form(first) is not None or not any(key in first for key in TEXT_KEYS)
+
+
+def _first_object(files: Tuple[File, ...]) -> Dict[str, Any]:
+    for file in files:
+        with suppress(DataError):
+            for _, value in rows(file.path, LeftOut(), _KNOWN.__contains__):
+                if isinstance(value, dict):
+                    return value
+    return {}
 
 
 def parse_keys(text: Optional[str]) -> Optional[Keys]:
@@ -122,28 +137,40 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
     return names
 
 
-def require_file(name: str) -> None:
-    """DataError when the records `name` are not there."""
-    if name != FUNCTIONS and not Path(name).is_file():
-        raise DataError(f"there is no file {name}", f"name a file of records, or {FUNCTIONS}")
-
-
-def read_records(name: str, keys: Optional[Keys], left_out: LeftOut) -> Iterator[Record]:
-    """The usable records of `name`; the others go to `left_out`. DataError when none is usable."""
-    if name == FUNCTIONS:
+def read_records(
+    names: Names, keys: Optional[Keys], left_out: LeftOut,
+    validation: Union[Names, float] = HELD_OUT, whole: bool = False,
+) -> Iterator[Record]:  # fmt: skip
+    """The usable records of `names`; the others go to `left_out`. DataError when none is usable.
+    `whole`: a template learns all of a record, so that none can be read without being learned.
+    """
+    if names == FUNCTIONS:
         for exercise in library_functions():
             yield Record(exercise.where, exercise.file, ((exercise.head, exercise.body),))
         return
-    usable = 0
-    for where, value in _values(Path(name), left_out):
-        turns = recognise(value, keys)
-        if isinstance(turns, str):
-            left_out.add(turns, where)
-        else:
-            usable += 1
-            yield Record(where, json.dumps(turns), turns)
+    usable, columns = 0, _KNOWN if keys is None else {*keys}
+    found = find_files(names, validation)
+    left_out.passed, left_out.held_out = [*found.notes], found.chosen()
+    for file in found.files:
+        try:
+            for where, value in rows(file.path, left_out, columns.__contains__):
+                turns = recognise(value, keys)
+                if not isinstance(turns, str) and whole and any(len(turn) > 2 for turn in turns):
+                    turns = "this template would learn an answer that is not to be learned"
+                if isinstance(turns, str):
+                    left_out.add(turns, where)
+                    continue
+                usable += 1
+                if not whole:
+                    left_out.marked += sum(len(END_MARK.findall("\0".join(t))) for t in turns)
+                yield Record(where, json.dumps(turns), turns, _DRAWN.get(file.split))
+        except DataError as error:
+            if left_out.strict or (isinstance(names, str) and os.path.isfile(names)):
+                raise
+            left_out.add(error.what.replace(f"{file.path} ", "", 1), str(file.path))
     if not usable:
-        raise DataError("; ".join([f"{name} has no usable record", *left_out.lines()]), _WRITE)
+        what = "; ".join([f"{found.name} has no usable record", *left_out.lines()])
+        raise DataError(what, _WRITE)
 
 
 def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
@@ -152,8 +179,14 @@ def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
         return "no object with keys"
     form = keys or _form(value)
     if form is None:
-        return f"no instruction and answer among {_names(value)}"
-    return _conversation(value.get(form[0])) if len(form) == 1 else _pair(value, form)
+        return f"no instruction and answer among {names_of(value)}"
+    try:
+        turns = read_messages(value.get(form[0])) if len(form) == 1 else _pair(value, form)
+        if keys is not None:
+            return turns
+        return add_context(turns, value) if is_learned(value) else "it is not to be learned"
+    except NoRecord as reason:
+        return str(reason)
 
 
 def _form(value: Dict[str, Any]) -> Optional[Keys]:
@@ -164,53 +197,26 @@ def _form(value: Dict[str, Any]) -> Optional[Keys]:
     return next((form for form in _FORMS if form[0] in value and form[-1] in value), None)
 
 
-def _names(value: Dict[str, Any]) -> str:
-    names = ", ".join(sorted(value)) or "none"
-    return f"its keys: {names if len(names) < 200 else names[:200] + '...'}"
-
-
-def _pair(value: Dict[str, Any], keys: Keys) -> Union[Turns, str]:
+def _pair(value: Dict[str, Any], keys: Keys) -> Turns:
     """All but the last of `keys` ask; those between may be missing."""
+    if any(isinstance(value.get(key), list) for key in (keys[0], keys[-1])):
+        before, after = value.get(keys[0]), value.get(keys[-1])
+        asked = before if isinstance(before, list) else [{"role": "user", "content": before}]
+        answer = after if isinstance(after, list) else [{"role": "assistant", "content": after}]
+        context = [{**m, "weight": 0} if isinstance(m, dict) else m for m in asked]
+        return read_messages([*context, *answer])
     texts = []
     for key in keys:
         needed, text = key in (keys[0], keys[-1]), value.get(key)
         if needed and key not in value:
-            return f"no {key} among {_names(value)}"
+            raise NoRecord(f"no {key} among {names_of(value)}")
         text = "" if text is None else text
         if not isinstance(text, str):
-            return f"{key} is no text"
+            raise NoRecord(f"{key} is no text")
         if needed and not text.strip():
-            return f"{key} is empty"
+            raise NoRecord(f"{key} is empty")
         texts.append(text)
-    return ((_joined(texts[:-1]), texts[-1]),)
-
-
-def _joined(texts: List[str]) -> str:
-    """What an answer answers, without the parts that say nothing."""
-    return "\n\n".join(text for text in texts if text.strip())
-
-
-def _conversation(messages: Any) -> Union[Turns, str]:
-    """Pairs each answer with all that was said since the one before it."""
-    if not isinstance(messages, list):
-        return "no list of messages"
-    turns: List[Tuple[str, str]] = []
-    asked: List[str] = []
-    for message in messages:
-        if not isinstance(message, dict):
-            return "a message is no object"
-        role = message.get("role", message.get("from"))
-        text = message.get("content", message.get("value"))
-        if not isinstance(text, str) or not isinstance(role, str):
-            return "a message has no role or no text"
-        if role.lower() not in _ANSWERS:
-            asked.append(text)
-        elif not text.strip() or not _joined(asked):
-            return "an instruction or answer is empty"
-        else:
-            turns.append((_joined(asked), text))
-            asked = []
-    return tuple(turns) or "no answer among its messages"
+    return ((joined(texts[:-1]), texts[-1]),)
 
 
 def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
@@ -220,57 +226,5 @@ def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
     if template.whole:  # one text: where its first answer begins, had its prompt stood alone
         asked = len(tokenizer.encode(template.prompt(record.turns[0][0])))
         turns = np.array([min(asked, len(ids) - 1)])
-    return Encoded(np.array(ids, np.int32), True, turns, draw(record.key))
-
-
-def _values(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
-    """(where, value) of everything in a file that may be a record."""
-    require_file(str(path))
-    read = {".parquet": _parquet, ".json": _json}.get(path.suffix, _jsonl)
-    try:
-        yield from read(path, left_out)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}", "name another file") from None
-
-
-def _jsonl(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if line.strip():
-                try:
-                    yield where, json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError):
-                    left_out.add("no JSON", where)
-
-
-def _json(path: Path, left_out: LeftOut) -> Iterator[Tuple[str, Any]]:
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        if str(error).startswith("Extra data"):  # a record a line, in spite of the name
-            yield from _jsonl(path, left_out)
-            return
-        raise DataError(f"{path} is no JSON: {error}", "mend it there") from None
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list)]  # such as {"data": [...]}
-        value = [value] if _form(value) or len(lists) != 1 else lists[0]
-    if not isinstance(value, list):
-        raise DataError(f"{path} is not a list of records", "begin it with [ and end it with ]")
-    for number, record in enumerate(value, 1):
-        yield f"{path}, record {number}", record
-
-
-def _parquet(path: Path, _: LeftOut) -> Iterator[Tuple[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        fix = "install it with: pip install pyarrow"
-        raise UsageError(f"reading {path} needs pyarrow", fix) from None
-    try:
-        batches = parquet.ParquetFile(str(path)).iter_batches(1000)
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        for number, record in enumerate(rows, 1):
-            yield f"{path}, row {number}", record
-    except (ArrowException, ValueError) as error:
-        raise DataError(f"{path} is no Parquet: {error}", "get it again") from None
+    drawn = draw(record.key) if record.drawn is None else record.drawn
+    return Encoded(np.array(ids, np.int32), True, turns, drawn)

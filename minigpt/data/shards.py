@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from minigpt.base.errors import DataError
 from minigpt.base.files import read_object
+from minigpt.data.sources import TRAIN, VALIDATION, LeftOut
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
@@ -30,6 +30,7 @@ TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of t
 DATASET = "dataset.json"  # what such a directory says of itself
 PREPARE = "python -m minigpt prepare SOURCE --out DIR"
 _AGAIN = f"make it again with: {PREPARE}"
+_SPLITS = {TEXT: (TRAIN, VALIDATION), RECORDS: ("records",)}
 _FACTS = {
     TEXT: {"tokenizer_sha256", "splits"},
     RECORDS: {"tokenizer_sha256", "splits", "source", "template", "validation", "left_out"},
@@ -132,6 +133,8 @@ class Shard:
         """The documents of a shard of records, their tokens as int32."""
         starts = [*self.starts.tolist(), len(self.tokens)]
         places = np.searchsorted(self.turns, np.array(starts, "<u8"))
+        if starts != sorted(starts) or not all(np.diff(places) > 0):
+            raise DataError("a shard of records is damaged: its index makes no sense", _AGAIN)
         for i, drawn in enumerate(self.draws.tolist()):
             tokens = self.tokens[starts[i] : starts[i + 1]].astype(np.int32)
             turns = self.turns[places[i] : places[i + 1]].astype(np.int64) - starts[i]
@@ -149,15 +152,35 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     missing = _FACTS[form] - set(content)
     if missing:
         raise DataError(f"{directory / DATASET} lacks {sorted(missing)[0]}", _AGAIN)
+    try:
+        content["left_out"] = LeftOut(**content.get("left_out", {}))
+        splits = [content["splits"][name] for name in _SPLITS[form] if name in content["splits"]]
+        fit = all(map(_is_split, splits)) and len(splits) == len(content["splits"]) > 0
+        fit = fit and not content["left_out"].wrong()
+    except (TypeError, AttributeError):
+        fit = False
+    if not fit:
+        raise DataError(f"{directory / DATASET} is not as prepare writes it", _AGAIN)
     return content
 
 
-def open_records(directory: Path, names: List[str], sha256: str) -> Iterator[Encoded]:
-    """The records in the shards `names`; DataError unless these are as they were written."""
-    shards, digest = [Shard(directory / name) for name in names], hashlib.sha256()
+def _is_split(split: Dict[str, Any]) -> bool:
+    names, count = split.get("shards"), split.get("tokens")
+    plain = isinstance(names, list) and all(type(n) is str and Path(n).name == n for n in names)
+    return bool(plain and names and type(count) is int and type(split.get("sha256")) is str)
+
+
+def open_shards(directory: Path, split: Dict[str, Any], words: int) -> List[Shard]:
+    """The shards of a split; DataError unless these are as they were written, with ids of a
+    vocabulary of `words`.
+    """
+    shards, digest = [Shard(directory / name) for name in split["shards"]], hashlib.sha256()
     for shard in shards:
         digest.update(shard.tokens.data)
-        digest.update(shard.index.data)
-    if digest.hexdigest() != sha256:
+        if len(shard.draws):  # the index of text is not in its sha256
+            digest.update(shard.index.data)
+        if len(shard.tokens) and int(shard.tokens.max()) >= words:
+            raise DataError(f"{directory} is damaged: it has ids from {words} on", _AGAIN)
+    if digest.hexdigest() != split["sha256"]:
         raise DataError(f"{directory} is damaged: its sha256 is another", _AGAIN)
-    return chain.from_iterable(shard.records() for shard in shards)
+    return shards

@@ -20,7 +20,10 @@ from minigpt.data.tokenizer import Tokenizer
 
 FILE = "template.json"
 
-Turns = Sequence[Tuple[str, str]]  # (instruction, answer), several in a conversation
+UNLEARNED = "unlearned"
+# (instruction, answer), several in a conversation; a third, UNLEARNED, behind an answer that is
+# there to be read and not to be learned.
+Turns = Sequence[Tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ class Template:
     def render(self, tokenizer: Tokenizer, turns: Turns) -> Tuple[List[int], List[bool]]:
         """The ids of a conversation, and for each whether it is to be learned."""
         if self.whole:
-            return _whole("".join(self.prompt(i) + a + self.after for i, a in turns), tokenizer)
+            return _whole("".join(self.prompt(t[0]) + t[1] + self.after for t in turns), tokenizer)
         ids, learned = [], []
-        for instruction, answer in turns:
+        for instruction, answer, *unlearned in turns:
             prompt = tokenizer.encode(self.prompt(instruction))
             reply = tokenizer.encode(answer + self.after) + [tokenizer.eos_id] * self.eos
             ids += prompt + reply
-            learned += [False] * len(prompt) + [True] * len(reply)
+            learned += [False] * len(prompt) + [not unlearned] * len(reply)
         return ids, learned
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -31,6 +32,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 # The names under which tiktoken caches GPT-2's two files: sha1 of the address it has them from.
 _CACHED = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+
+# How people write where a document ends or begins, and what --special-tokens reads as the EOS.
+END_MARK = re.compile(r"<\|(?:endof|startof)text\|>")
 
 Files = Tuple[bytes, bytes]
 
@@ -78,6 +82,25 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """int64 (V,): how many bytes each token stands for."""
         return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
+
+
+class SpecialTokens(Tokenizer):
+    """Another tokenizer, that reads what END_MARK finds in a text as its EOS."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.plain, self.name, self.fingerprint = tokenizer, tokenizer.name, tokenizer.fingerprint
+        self.vocab_size, self.eos_id = tokenizer.vocab_size, tokenizer.eos_id
+
+    def encode_array(self, text: str) -> np.ndarray:
+        parts = [self.plain.encode_array(part) for part in END_MARK.split(text)]
+        end = np.array([self.eos_id], parts[0].dtype)
+        return np.concatenate([array for part in parts for array in (end, part)][1:])
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.plain.token_bytes(token)
+
+    def save(self, directory: Path) -> None:
+        self.plain.save(directory)
 
 
 class BytesTokenizer(Tokenizer):

@@ -13,6 +13,7 @@ from minigpt.checkpoint.model_files import load_adapted, load_model
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Loader
+from minigpt.data.sources import said
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices.device import Device, weight_dtype
 from minigpt.model.gpt import GPT
@@ -41,10 +42,10 @@ def open_data(settings: Settings, tokenizer: Tokenizer) -> Opened:
         raise UsageError(f"{what} {s.shape.vocab_size}", "use the tokenizer the model was made for")
     found = open_datasets(
         s.data, tokenizer, s.block_size, s.rendering, s.packing, s.record_keys, s.strict,
-        s.vocabulary,
+        s.vocabulary, s.validation, s.text_key, s.special_tokens,
     )  # fmt: skip
     if found.template is None and s.template:
-        raise UsageError(f"--template is for records, and {s.data} is text", "leave it out")
+        raise UsageError(f"--template is for records, and {said(s.data)} is text", "leave it out")
     return found
 
 

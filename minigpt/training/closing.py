@@ -16,6 +16,7 @@ from typing import Callable, List, Tuple
 
 from minigpt.base.text import visible
 from minigpt.data.corpus import validation_documents
+from minigpt.data.sources import HELD_OUT
 from minigpt.training.report import plot, shown
 from minigpt.training.trainer import Trainer
 
@@ -52,7 +53,9 @@ def _quality(trainer: Trainer) -> List[str]:
 def _yardsticks(trainer: Trainer) -> List[str]:
     if trainer.answers:
         return []  # an answer to a question is not a text to compress
-    documents = validation_documents(trainer.settings.data, _YARDSTICK_BYTES)
+    s = trainer.settings
+    how = {"validation": s.validation or HELD_OUT, "text_key": s.text_key}
+    documents = validation_documents(s.data, _YARDSTICK_BYTES, **how)
     if not documents:
         return []
     lines = []

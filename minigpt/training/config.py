@@ -14,6 +14,7 @@ from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, flag, require_known
 from minigpt.base.text import nearest
+from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.model.gpt import ACTIVATIONS
@@ -84,10 +85,20 @@ class TrainConfig:
     """Whether the output projection is the token embedding."""
     dropout: Annotated[Optional[float], left_open("FLOAT", "the model's")] = None
     """Part of the activations that is dropped in training; for a checkpoint of --init, too."""
-    data: Annotated[Optional[str], left_open("DATA", "stdlib; with --init stdlib-functions")] = None
-    """What to learn from: stdlib, stdlib-functions, a file (.txt .py .jsonl .json .parquet) or a
-    directory of texts. Records of instruction and answer are recognised.
+    data: Annotated[Optional[Names], left_open("DATA", "stdlib; with --init stdlib-functions")] = (
+        None
+    )
+    """What to learn from: stdlib, stdlib-functions, files (.txt .py .jsonl .json .parquet) or
+    directories of them. Records of instruction and answer are recognised.
     """
+    validation: Annotated[Optional[Names], left_open("SHARE|FILE|DIR", "0.03, or as named")] = None
+    """What to validate on: a share of the data, or files or directories. Open: those of the data
+    that are named valid, val or dev, else a share.
+    """
+    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
+    """Where the text of a .jsonl, .json or .parquet is."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
     template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
     """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
     packing: bool = True
@@ -95,7 +106,7 @@ class TrainConfig:
     record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
     """Their names in the records, if unusual; A,INPUT,B with an input, A for a list of messages."""
     strict: bool = False
-    """Stop at the first unusable record instead of leaving it out."""
+    """Stop at the first unusable text or record instead of leaving it out."""
     tokenizer: Annotated[Optional[str], left_open("NAME", "the model's")] = None
     """bytes or gpt2, when training from scratch."""
     out: Annotated[Optional[str], left_open("DIR", "runs/MODEL-DATE-TIME")] = None

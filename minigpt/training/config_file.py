@@ -26,6 +26,7 @@ else:
 CONFIG = "config.toml"
 _OPEN = "left_open"
 _OF_ONE_START = ("dry_run", "debug", "force", "out", "resume", "config")
+_LISTS = ("data", "validation")  # may hold several names
 _ON_THE_LINE = ("config", "resume")  # they say which file is read
 
 
@@ -100,7 +101,9 @@ def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
             raise UsageError(f"{path}: unknown setting {name}", nearest(name, known))
         if name in _switches(kind) and not isinstance(value, bool):
             raise UsageError(f"{path}: {name} is {value!r}", "it must be true or false")
-        if not isinstance(value, (str, int, float)):
+        if name in _LISTS and isinstance(value, list) and all(type(v) is str for v in value):
+            values[name] = tuple(value)
+        elif not isinstance(value, (str, int, float)):
             raise UsageError(f"{path}: {name} is {value!r}", "write one number or one text")
     return values
 
@@ -111,7 +114,10 @@ def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig)
     switches, words = _switches(kind), []
     for name, value in said.items():
         switch = flag(name) if value else flag("no_" + name)
-        words.append(switch if name in switches else f"{flag(name)}={value}")
+        if isinstance(value, tuple):
+            words += [flag(name), *value]
+        else:
+            words.append(switch if name in switches else f"{flag(name)}={value}")
     return words
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
+from minigpt.data.sources import Names
 from minigpt.data.template import Template, find_template
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import LoRAConfig
@@ -30,7 +31,10 @@ class Settings:
     shape: GPTConfig
     run: Path  # the run's directory
     # the data
-    data: str
+    data: Names
+    validation: Optional[Names]
+    text_key: Optional[str]
+    special_tokens: bool
     template: Optional[str]  # as --template named it, or as the records were rendered
     tuned: Optional[Template]  # that `start` was tuned with
     packing: bool

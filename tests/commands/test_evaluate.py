@@ -43,20 +43,24 @@ def said(capsys, folder, checkpoint, **settings):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", ["held out", "whole"])
 @pytest.mark.parametrize(
     "name, kind", [("instruct", "answer tokens"), ("moai", "prompt and answer")]
 )
-def test_the_loss_is_that_of_what_the_template_learns(capsys, folder, name, kind):
-    """The same as adding up each held-out conversation by itself."""
+def test_the_loss_is_that_of_what_the_template_learns(capsys, folder, name, kind, part):
+    """The same as adding up each conversation, or each that is held out, by itself."""
     data, model = str(folder / "functions.jsonl"), evaluate.load_model(folder / name)
-    held_out = open_datasets(data, load_tokenizer("bytes"), 1024, name).validation.examples
+    opened = open_datasets(data, load_tokenizer("bytes"), 1024, name)
+    examples = [*opened.validation.examples]
+    if part == "whole":
+        examples += opened.train.examples
     total = count = 0
-    for example in held_out:
+    for example in examples:
         targets = torch.from_numpy(example.targets).long()
         logits = model(torch.from_numpy(example.tokens).long()[None])[0]
         total += cross_entropy_sum(logits, targets).item()
         count += int((targets != IGNORE).sum())
-    text = said(capsys, folder, name, data=data)
+    text = said(capsys, folder, name, data=data, held_out=part != "whole")
     assert "loss %.4f" % (total / count) in text
     assert (
         "(%s tokens" % format(count, ",") in text or "(%s %s)" % (format(count, ","), kind) in text

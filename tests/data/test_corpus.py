@@ -91,15 +91,19 @@ def test_jsonl_records_are_documents(tmp_path):
 @pytest.mark.parametrize(
     "name, content, words",
     [
-        ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2 is no JSON"),
-        ("x.jsonl", b'{"text": "a"}\n{"prompt": 1, "answer": 2}\n', "x.jsonl:2 has no text: its"),
-        ("x.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "x.jsonl:2 is no JSON"),
-        ("x.jsonl", b"[1]\n", "its keys are none"),
-        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "x.jsonl:2 is not utf-8"),
-        ("x.txt", b"fine\nfine\n\xff\xfe\n", "x.txt:3 is not utf-8"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2: no JSON"),
+        (
+            "x.jsonl",
+            b'{"text": "a"}\n{"prompt": 1, "answer": 2}\n',
+            "x.jsonl:2: no text or content among its keys: answer, prompt",
+        ),
+        ("x.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "x.jsonl:2: no JSON"),
+        ("x.jsonl", b"[1]\n", "its keys: none"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "x.jsonl:2: not UTF-8"),
+        ("x.txt", b"fine\nfine\n\xff\xfe\n", "x.txt:3: not utf-8"),
         ("x.py", b"# coding: nonsense\n", "unknown encoding"),
         ("x.txt", b"", "has no text"),
-        ("x.bin", b"data", "is no .py, .txt, .jsonl file"),
+        ("x.bin", b"data", "is no .py, .txt, .jsonl, .json, .parquet file; if it is text"),
     ],
 )
 def test_a_broken_source_is_one_sentence_with_file_and_line(tmp_path, name, content, words):

@@ -95,7 +95,7 @@ def test_a_broken_record_leaves_nothing_half_made(corpus, tmp_path, line):
         file.write("\n" + line)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"z\.jsonl:301"):
-        run(corpus, tmp_path / "out")
+        run(corpus, tmp_path / "out", strict=True)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -202,7 +202,6 @@ def test_strict_leaves_nothing_half_made(tmp_path):
     [
         ({"template": "moai"}, "--template is for records"),
         ({"record_keys": "a,b"}, "--record-keys is for records"),
-        ({"strict": True}, "--strict is for records"),
     ],
 )
 def test_what_text_has_no_use_for(tmp_path, settings, words):

@@ -162,7 +162,8 @@ def test_a_line_that_is_no_record_is_left_out_with_its_number(tmp_path):
     records, notes = read(path)
     assert asked(records) == ["i1", "i2"] and records[1].where == "%s:9" % path
     assert notes == [
-        "left out 3: no JSON (%s:2, %s:4, %s:5)" % (path, path, path),
+        "left out 2: no JSON (%s:2, %s:5)" % (path, path),
+        "left out 1: not UTF-8: save it as that (%s:4)" % path,
         "left out 1: no object with keys (%s:6)" % path,
         "left out 1: instruction is empty (%s:7)" % path,
     ]
@@ -252,9 +253,9 @@ def test_a_missing_file_is_one_sentence(tmp_path, name):
 
 @pytest.mark.parametrize("name, words", [
     ("stdlib-function", "there is no .*stdlib-function; name .* stdlib, .*stdlib-functions"),
-    ("x.csv", "a file of records: .jsonl, .json or .parquet"),
-    ("directory", "a file of records: .jsonl, .json or .parquet"),
-    ("mixed", r"x.jsonl:1 has no text.* train on this file of records alone"),
+    ("x.csv", "is no .py, .txt, .jsonl, .json, .parquet file; if it is text, give it a name that"),
+    ("directory", "left out 1: is no Parquet"),
+    ("mixed", "x.txt has too few documents.*left out 2: no text or content among its keys: instr"),
 ])  # fmt: skip
 def test_what_is_neither_text_nor_records_is_one_sentence(tmp_path, monkeypatch, name, words):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -262,6 +263,7 @@ def test_what_is_neither_text_nor_records_is_one_sentence(tmp_path, monkeypatch,
     for place, file in (("directory", "x.parquet"), ("mixed", "x.jsonl")):
         (tmp_path / place).mkdir()
         (tmp_path / place / file).write_text(LINES)
+    (tmp_path / "mixed" / "x.txt").write_text("")
     with pytest.raises(DataError, match=words):
         open_datasets(str(tmp_path / name), BYTES, 8)
 

@@ -309,8 +309,6 @@ def test_going_on_keeps_the_template(tmp_path, monkeypatch):
 def test_what_text_has_no_use_for(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = {"data": str(corpus(tmp_path / "corpus")), "block_size": 32}
-    with pytest.raises(UsageError, match="--strict is for records"):
-        tuning(tmp_path, strict=True, **text)
     with pytest.raises(UsageError, match="--template is for records"):
         tuning(tmp_path, template="moai", **text)
 

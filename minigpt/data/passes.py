@@ -1,0 +1,52 @@
+"""All of a text in overlapping windows, as published perplexities have it.
+
+    tokens     0 1 2 3 4 5 6 7 8 9        width 6, stride 2
+    window 1   . x x x x x                x counts, the others are what it is predicted from
+    window 2       . . . . x x
+    window 3           . . . . x x
+
+Every token but the first counts once, at the end of as much text as a window holds (Hugging Face's
+"Perplexity of fixed-length models"). With a stride of a window less one, no text is read twice.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import torch
+
+from minigpt.data.batch import IGNORE, Batch
+
+
+class Passes:
+    """The windows of `width` tokens, from every `stride`th token on, of each of several texts."""
+
+    def __init__(self, texts: Sequence[np.ndarray], width: int, stride: int) -> None:
+        self.texts, self.width, self.stride = texts, width, stride
+        self.block_size = stride  # what a window counts, for validation's --eval-tokens
+        self.token_count = sum(map(len, texts))
+        self.fingerprint = f"{self.token_count} tokens, {width} at a time, {stride} apart"
+        counts = [-min(0, width - len(text)) for text in texts]  # tokens behind the first window
+        self._ends = np.cumsum([1 + -(-count // stride) for count in counts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The windows `indices` (B,) as a Batch of width - 1 positions, padded at their end."""
+        tokens = np.zeros((len(indices), self.width - 1), np.int64)
+        targets = np.full_like(tokens, IGNORE)
+        padding = 0
+        for row, index in enumerate(indices):
+            which = int(np.searchsorted(self._ends, index, "right"))
+            place = int(index) - (int(self._ends[which - 1]) if which else 0)
+            start = place * self.stride
+            text = self.texts[which][start : start + self.width].astype(np.int64)
+            seen = self.width - self.stride if place else 1  # tokens that counted before, or cannot
+            end = max(0, len(text) - 1)
+            tokens[row, :end], targets[row, :end] = text[:-1], text[1:]
+            targets[row, : max(0, seen - 1)] = IGNORE
+            padding += self.width - 1 - end
+        learned = int((targets != IGNORE).sum())
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), learned, padding)
