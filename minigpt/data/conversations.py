@@ -57,7 +57,7 @@ def read_messages(messages: Any) -> Turns:
     if not turns:
         raise NoRecord("no answer among its messages")
     if all(len(turn) > 2 for turn in turns):
-        raise NoRecord(_EMPTY + ", or has weight 0: there is nothing to learn")
+        raise NoRecord("no answer is to be learned" if turns[-1][0] else _EMPTY)
     return tuple(turns)
 
 

@@ -103,15 +103,23 @@ class Source:
     def splits(self) -> Tuple[Optional[str], ...]:
         """The split of each file; None where each value, or the end of it, is decided by itself."""
         files, open_texts = self.found.files, self._open(False)
-        drawn = _draws(open_texts)
+        return self._decided(files, open_texts, _draws(open_texts))
+
+    def _decided(
+        self, files: Tuple[File, ...], open_texts: List[File], drawn: Dict[File, float]
+    ) -> Tuple[Optional[str], ...]:
         sizes = {file: file.path.stat().st_size for file in open_texts}
         fair = _fair(self.found.share, sum(sizes.values()))
         border = _border([(drawn[f], sizes[f]) for f in open_texts], self.found.share, fair)
         if border < 0 or (len(open_texts) == 1 and not self._open(True)):
             return tuple(file.split for file in files)
         held = {f for f in open_texts if drawn[f] <= border and sizes[f] <= fair}
+        broken = {file for file in held if not _readable(file.path)}
+        if broken:  # which hold nothing out
+            return self._decided(files, [f for f in open_texts if f not in broken], drawn)
         decided = {file: VALIDATION if file in held else TRAIN for file in open_texts}
-        return tuple(decided.get(file, file.split) for file in files)
+        broken_too = {file: TRAIN for file in self._open(False)}
+        return tuple({**broken_too, **decided}.get(file, file.split) for file in files)
 
     def _open(self, of_rows: bool) -> List[File]:
         """The files, of values or of text, whose split nobody has said."""
@@ -265,6 +273,13 @@ def _draws(files: List[File]) -> Dict[File, float]:
             content = _digest(file.path) if size and len(alike) > 1 else file.key
             drawn[file] = draw(first.setdefault((size, content), file).key)
     return drawn if len(first) > 1 else {file: draw(file.key) for file in files}
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return all(True for _ in _cut(path))
+    except Unreadable:
+        return False
 
 
 def _digest(path: Path) -> bytes:

@@ -64,7 +64,7 @@ _CONTEXT = (
 _KNOWN = {*_CONVERSATIONS, *_CONTEXT, *TEXT_KEYS, *(key for form in _FORMS for key in form)}
 # What decides of records whose split is said.
 _DRAWN: Dict[Optional[str], float] = {TRAIN: 1.0 - 2.0**-53, VALIDATION: 0.0}
-_WRITE = "write instruction and output, or name the keys with --record-keys A,B"
+_WRITE = "write instruction and output, or name the keys: --record-keys A,B, of text --text-key A"
 
 
 @dataclass(frozen=True)

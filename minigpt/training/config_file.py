@@ -56,7 +56,8 @@ def _values(settings: Settings) -> Dict[str, Any]:
     if settings.lora is not None:
         values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
         values["lora_targets"] = ",".join(settings.lora.targets)
-    return {name: value for name, value in values.items() if value is not None}
+    unsaid = {"special_tokens": False}  # earlier versions do not know it
+    return {n: v for n, v in values.items() if v is not None and (n, v) not in unsaid.items()}
 
 
 def _asked(settings: Settings, name: str) -> Any:

@@ -255,7 +255,7 @@ def test_a_missing_file_is_one_sentence(tmp_path, name):
     ("stdlib-function", "there is no .*stdlib-function; name .* stdlib, .*stdlib-functions"),
     ("x.csv", "is no .py, .txt, .jsonl, .json, .parquet file; if it is text, give it a name that"),
     ("directory", "left out 1: is no Parquet"),
-    ("mixed", "x.txt has too few documents.*left out 2: no text or content among its keys: instr"),
+    ("mixed", "mixed has too few documents.*left out 2: no text or content among its keys: instr"),
 ])  # fmt: skip
 def test_what_is_neither_text_nor_records_is_one_sentence(tmp_path, monkeypatch, name, words):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

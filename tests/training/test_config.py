@@ -90,6 +90,7 @@ def test_nothing_is_left_open(words, device, tmp_path, monkeypatch):
     run = settled(*words, device=device)
     for name, kind in get_type_hints(Settings).items():
         kinds = kind.__args__ if getattr(kind, "__origin__", None) is Union else (kind,)
+        kinds = tuple(getattr(kind, "__origin__", kind) for kind in kinds)  # tuple, for Tuple[str]
         assert isinstance(getattr(run, name), kinds), name
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.lr = 1.0
