@@ -85,9 +85,7 @@ class TrainConfig:
     """Whether the output projection is the token embedding."""
     dropout: Annotated[Optional[float], left_open("FLOAT", "the model's")] = None
     """Part of the activations that is dropped in training; for a checkpoint of --init, too."""
-    data: Annotated[Optional[Names], left_open("DATA", "stdlib; with --init stdlib-functions")] = (
-        None
-    )
+    data: Annotated[Optional[Names], left_open("DATA", "stdlib; --init: stdlib-functions")] = None
     """What to learn from: stdlib, stdlib-functions, files (.txt .py .jsonl .json .parquet) or
     directories of them. Records of instruction and answer are recognised.
     """

@@ -25,7 +25,7 @@ from minigpt.data.datasets import open_datasets
 from minigpt.data.loader import Loader
 from minigpt.data.shards import Shard
 from minigpt.data.tokenizer import load_tokenizer
-from tests.helpers.tuning import base, instructions, run_to_the_end, tuning
+from tests.helpers.tuning import base, instructions, resumed, run_to_the_end, tuning
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = load_tokenizer("bytes")
@@ -155,8 +155,7 @@ def test_a_run_is_the_run_on_the_file(tmp_path):
 def test_a_run_on_the_file_goes_on_from_what_was_prepared(tmp_path):
     run = run_to_the_end(tuning(tmp_path, block_size=256))
     out = made(tmp_path / "functions.jsonl", tmp_path / "out")
-    again = tuning(tmp_path, init="scratch", resume=str(run), data=str(out), block_size=256,
-                   steps=8)  # fmt: skip
+    again = resumed(run, data=str(out), block_size=256, steps=8)
     assert again.state.step == 6
     again.loader.close()
 
