@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
-from minigpt.base.errors import DataError, UsageError, flag
+from minigpt.base.errors import DataError, MinigptError, UsageError, flag
 from minigpt.data.conversations import NoRecord, add_context, is_learned, joined, read_messages
 from minigpt.data.corpus import TEXT_KEYS
 from minigpt.data.functions import library_functions
@@ -118,7 +118,7 @@ def _hold_records(names: Names, keys: Optional[Keys]) -> bool:
 
 def _first_object(files: Tuple[File, ...]) -> Dict[str, Any]:
     for file in files:
-        with suppress(DataError):
+        with suppress(MinigptError):  # reading all of it says why
             for _, value in rows(file.path, LeftOut(), _KNOWN.__contains__):
                 if isinstance(value, dict):
                     return value

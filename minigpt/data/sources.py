@@ -196,6 +196,7 @@ def _named(path: Path) -> Path:
     if not os.path.exists(path):
         here = "" if path.is_absolute() else f" in {os.getcwd()}"
         fix = f"name {_READ}, or, to train on, stdlib-functions"
+        fix += " (a run goes on elsewhere by --resume RUN --data PATH)" if here else ""
         raise DataError(f"there is no file {path}{here}", fix)
     if not os.path.isfile(path):
         raise DataError(f"{path} is neither a file nor a directory", f"name {_READ}")

@@ -259,6 +259,8 @@ def test_a_missing_file_is_one_sentence(tmp_path, name):
 ])  # fmt: skip
 def test_what_is_neither_text_nor_records_is_one_sentence(tmp_path, monkeypatch, name, words):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if name == "directory":
+        pytest.importorskip("pyarrow")
     (tmp_path / "x.csv").write_text("a,b\n")
     for place, file in (("directory", "x.parquet"), ("mixed", "x.jsonl")):
         (tmp_path / place).mkdir()
