@@ -16,8 +16,8 @@ from typing_extensions import Annotated
 from minigpt.base.errors import MinigptError, UsageError
 from minigpt.base.text import duration, size
 from minigpt.commands.flags import parse_settings
-from minigpt.data.corpus import HELD_OUT, find_source
 from minigpt.data.shards import TEXT, read_dataset
+from minigpt.data.sources import HELD_OUT, find_files
 from minigpt.devices.device import DEVICES, Device, find_device, is_moai
 from minigpt.model import zoo
 from minigpt.planning import peaks
@@ -170,12 +170,14 @@ def _whole(config: PlanConfig, step: Optional[Pace]) -> List[str]:
 
 def _tokens(settings: Settings) -> float:
     """About how many there are to train on; 0 where that is not known before they are read."""
-    data, size = Path(settings.data), 0.0
+    size = 0.0
     with suppress(MinigptError, OSError):
-        content = read_dataset(data, TEXT)
-        if content is not None:
-            return float(content["splits"]["train"]["tokens"])
-        size = data.stat().st_size if data.is_file() else find_source(settings.data).size()
+        if isinstance(settings.data, str):
+            content = read_dataset(Path(settings.data), TEXT)
+            if content is not None:
+                return float(content["splits"]["train"]["tokens"])
+        files = find_files(settings.data).files
+        size = sum(file.path.stat().st_size for file in files)
     return size * (1 - HELD_OUT) / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
 
 

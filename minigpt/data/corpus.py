@@ -118,7 +118,7 @@ class Source:
         if broken:  # which hold nothing out
             return self._decided(files, [f for f in open_texts if f not in broken], drawn)
         decided = {file: VALIDATION if file in held else TRAIN for file in open_texts}
-        broken_too = {file: TRAIN for file in self._open(False)}
+        broken_too = dict.fromkeys(self._open(False), TRAIN)
         return tuple({**broken_too, **decided}.get(file, file.split) for file in files)
 
     def _open(self, of_rows: bool) -> List[File]:
