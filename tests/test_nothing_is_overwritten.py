@@ -200,4 +200,4 @@ def test_it_is_refused_before_anything_is_downloaded(here, capsys):
 def test_a_name_that_is_none_is_named_before_its_place(here, capsys):
     """checkpoints/ + an absolute path is that path, and nobody is told to remove his own file."""
     said = refused(capsys, convert_command, [str(here / file(here))], here)
-    assert "neither a directory nor a published model" in said and "remove" not in said
+    assert "is a file; name its directory" in said and "remove" not in said

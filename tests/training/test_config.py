@@ -280,7 +280,8 @@ def test_every_flag_has_a_sentence_and_a_default(capsys, module, name):
     for field in dataclasses.fields(kind):
         flag = "--" + field.name.replace("_", "-")
         assert flag in text or "positional arguments" in text
-    assert text.count("(default: ") + text.count("(required)") == len(dataclasses.fields(kind))
+    said = sum(text.count(words) for words in ("(default: ", "(required)", "(repeatable)"))
+    assert said == len(dataclasses.fields(kind))
     without_sentence = r"(STR|INT|FLOAT|NAME|DIR|FILE|NUMBER|\]) \((default: |required)"
     assert not re.search(without_sentence, text)
 
