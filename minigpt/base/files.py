@@ -129,20 +129,18 @@ def cache_directory(name: str) -> Path:
     """Where what can be made again is kept: in the user's cache or, if there is none that can be
     written to, in a directory of the user's own among the temporary ones.
     """
-    try:
+    with suppress(OSError, RuntimeError):  # no place there, or nobody's home
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / name
         usual.mkdir(parents=True, exist_ok=True)
         if os.access(str(usual), os.W_OK | os.X_OK):
             return usual
-    except (OSError, RuntimeError):  # no place there, or nobody's home
-        pass
-    own = os.getuid() if hasattr(os, "getuid") else "cache"
-    other = Path(tempfile.gettempdir()) / f"minigpt-{name}-{own}"
+    user = getattr(os, "getuid", int)()  # Windows has none
+    own = Path(tempfile.gettempdir()) / f"minigpt-{name}-{user}"
     with suppress(FileExistsError):
-        other.mkdir(mode=0o700)
-    if other.is_symlink() or getattr(other.stat(), "st_uid", own) not in (own, 0):
-        return Path(tempfile.mkdtemp(prefix="minigpt-"))  # what has the name is somebody else's
-    return other
+        own.mkdir(mode=0o700)
+    if own.is_symlink() or own.stat().st_uid != user:  # what has the name is somebody else's
+        return Path(tempfile.mkdtemp(prefix="minigpt-"))
+    return own
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,40 +24,31 @@ from minigpt.base.errors import MinigptError, UsageError, flag
 
 Config = TypeVar("Config")
 _FLAG = re.compile(r"--\w[\w-]*(=|$)")
+_HIDDEN = Annotated[Any, tyro.conf.Suppress]
 # What other tools call them: Hugging Face's, nanoGPT, Megatron, llama.cpp, vLLM.
 _ELSEWHERE = {
-    "init": "model-name-or-path pretrained-model base-model init-from from-pretrained",
-    "data": "dataset dataset-name train-file train-data data-path input input-file corpus",
-    "out": "output-dir out-dir output save-dir outdir", "resume": "resume-from-checkpoint",
-    "lr": "learning-rate max-lr peak-lr", "min_lr": "min-learning-rate lr-min",
-    "warmup_steps": "warmup-iters num-warmup-steps lr-warmup-iters", "weight_decay": "wd",
-    "schedule": "lr-scheduler-type lr-scheduler lr-decay-style scheduler",
-    "steps": "max-steps max-iters num-steps train-steps train-iters iterations",
-    "epochs": "num-train-epochs num-epochs max-epochs", "seed": "random-seed manual-seed",
+    "init": "model-name-or-path pretrained-model base-model init-from", "lora_rank": "lora-r",
+    "data": "dataset dataset-name train-file data-path input-file", "out": "output-dir output",
+    "resume": "resume-from-checkpoint", "lr": "learning-rate", "min_lr": "min-learning-rate",
+    "warmup_steps": "warmup-iters num-warmup-steps", "schedule": "lr-scheduler-type",
+    "steps": "max-steps max-iters num-steps train-iters", "epochs": "num-train-epochs num-epochs",
     "batch_size": "train-batch-size global-batch-size gradient-accumulation-steps",
-    "micro_batch_size": "per-device-train-batch-size per-gpu-train-batch-size",
-    "block_size": "max-seq-length max-seq-len seq-len seq-length sequence-length max-length"
-    " context-length cutoff-len",
-    "grad_clip": "max-grad-norm clip-grad gradient-clipping clip-grad-norm",
-    "beta1": "adam-beta1", "beta2": "adam-beta2", "eps": "adam-epsilon adam-eps epsilon",
-    "precision": "bf16 fp16 fp32 amp dtype torch-dtype mixed-precision half",
-    "recompute": "gradient-checkpointing activation-checkpointing recompute-activations",
-    "device": "gpu cpu cuda use-cuda no-cuda gpus device-map", "compile": "torch-compile",
-    "log_every": "logging-steps log-interval log-steps", "keep": "save-total-limit",
-    "eval_every": "eval-steps eval-interval", "save_every": "save-steps save-interval",
-    "eval_tokens": "eval-iters", "tensorboard": "report-to wandb wandb-log logging-dir",
-    "lora_rank": "lora-r rank use-lora", "lora_targets": "lora-target-modules target-modules",
-    "n_layer": "num-layers num-hidden-layers layers depth", "n_head": "num-heads heads"
-    " num-attention-heads", "n_embd": "hidden-size d-model embed-dim embedding-dim width dim",
-    "n_inner": "intermediate-size ffn-hidden-size d-ff mlp-dim", "activation": "hidden-act"
-    " activation-function", "n_positions": "max-position-embeddings n-ctx context-size",
-    "dropout": "resid-pdrop attn-pdrop embd-pdrop hidden-dropout", "tied_head": "tie-weights"
-    " tie-word-embeddings", "checkpoint": "model model-path model-name-or-path ckpt model-dir",
-    "max_new_tokens": "max-tokens num-tokens n-predict max-length length max-gen-len",
-    "samples": "num-samples num-return-sequences n-samples", "temperature": "temp do-sample",
-    "workers": "num-workers num-proc processes", "tokenizer": "vocab-size vocab",
+    "micro_batch_size": "per-device-train-batch-size", "grad_clip": "max-grad-norm clip-grad",
+    "block_size": "max-seq-length max-seq-len sequence-length max-length context-length cutoff-len",
+    "beta1": "adam-beta1", "beta2": "adam-beta2", "eps": "adam-epsilon", "keep": "save-total-limit",
+    "precision": "bf16 fp16 dtype torch-dtype amp mixed-precision", "device": "gpu cuda cpu",
+    "recompute": "gradient-checkpointing activation-checkpointing", "compile": "torch-compile",
+    "log_every": "logging-steps log-interval", "eval_every": "eval-steps eval-interval",
+    "eval_tokens": "eval-iters", "save_every": "save-steps save-interval",
+    "tensorboard": "report-to wandb-log", "lora_targets": "target-modules lora-target-modules",
+    "n_layer": "num-layers num-hidden-layers layers depth", "n_head": "num-attention-heads heads",
+    "n_embd": "hidden-size d-model embed-dim width", "n_inner": "intermediate-size d-ff",
+    "n_positions": "max-position-embeddings n-ctx", "activation": "hidden-act activation-function",
+    "dropout": "resid-pdrop attn-pdrop", "tied_head": "tie-word-embeddings", "seed": "random-seed",
+    "tokenizer": "vocab-size", "checkpoint": "model ckpt model-name-or-path",
+    "samples": "num-samples num-return-sequences", "temperature": "temp do-sample",
+    "max_new_tokens": "max-tokens num-tokens n-predict max-length", "workers": "num-workers",
 }  # fmt: skip
-_HIDDEN = Annotated[Any, tyro.conf.Suppress]
 
 
 def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:

@@ -2,8 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import fields
+
+import pytest
 
 from minigpt import __version__
+from minigpt.base.errors import UsageError, flag
+from minigpt.commands.cli import parse
+from minigpt.commands.plan import PlanConfig
+from minigpt.training.config import TrainConfig
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.tuning import base
 
@@ -29,3 +36,39 @@ def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path):
 def test_the_version(tmp_path):
     done = run(tmp_path, "--version")
     assert done.stdout.decode().strip() == f"minigpt {__version__}" and done.returncode == 0
+
+
+ELSEWHERE = {
+    "--learning-rate": "--lr", "--learning_rate": "--lr", "--lerning-rate": "--lr",
+    "--max-steps": "--steps", "--num_train_epochs": "--epochs", "--output_dir": "--out",
+    "--per-device-train-batch-size": "--micro-batch-size", "--bf16": "--precision",
+    "--gradient-checkpointing": "--recompute", "--hidden-size": "--n-embd", "--step": "--steps",
+    "--lora_r": "--lora-rank", "--max_iters": "--steps", "--eval_interval": "--eval-every",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word, ours", ELSEWHERE.items())
+def test_a_flag_of_another_tool_is_told_ours(word, ours):
+    with pytest.raises(UsageError, match=f"there is no flag {word}; did you mean {ours}\\?"):
+        parse(TrainConfig, "train.py", [word, "3"])
+
+
+def test_what_is_like_nothing_is_sent_to_the_help():
+    with pytest.raises(UsageError, match="see train"):
+        parse(TrainConfig, "train.py", ["--frobnicate"])
+
+
+def test_help_has_groups_and_a_plan_has_no_flag_that_means_nothing_there(capsys):
+    shown = []
+    for kind in (TrainConfig, PlanConfig):
+        with pytest.raises(SystemExit):
+            parse(kind, "it", ["--help"])
+        shown.append(capsys.readouterr().out)
+    groups = ("model", "data", "run", "memory", "optimizer", "adapter", "saving", "MoAI")
+    assert all(f" {name} options" in shown[0] for name in groups)
+    assert shown[0].index("--n-layer") < shown[0].index(" data options")
+    assert all(flag(field.name) in shown[0] for field in fields(TrainConfig))
+    for name in ("log_every", "seed", "sample_prompt", "dry_run", "lr", "schedule", "tensorboard"):
+        assert f" {flag(name)} " not in shown[1] and f" {flag(name)}," not in shown[1], name
+    assert "--memory 80GB" in shown[1] and "--n-embd" in shown[1] and "mi300x" in shown[1]
+    assert parse(PlanConfig, "it", ["--log-every", "3"]).log_every == 3  # said, it is no error

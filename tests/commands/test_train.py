@@ -1,6 +1,7 @@
 """What train.py says and does around the steps: the plan, the dry run, the fetching of weights."""
 
 import re
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -163,3 +164,40 @@ def test_a_device_that_is_not_a_cpu_has_a_time_where_it_is_in_a_table(monkeypatc
     assert "about" in command._time(job, 1000, gpu)[0]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Something 9000")
     assert "plan --device NAME" in command._time(job, 1000, gpu)[0]
+
+
+def test_a_longer_run_says_that_its_rate_goes_up(said, tmp_path):
+    said("--steps", 10, "--out", tmp_path / "run")
+    text = said("--resume", tmp_path / "run", "--steps", 40)
+    assert re.search(r"after step 10 it goes up, from 0.00025 to 0.004", text)
+    assert f"go on    from {tmp_path / 'run' / 'checkpoints' / 'step_00000010'}" in text
+    assert "goes up" not in said("--resume", tmp_path / "run")
+
+
+def test_absurd_runs_are_said(said, tmp_path, monkeypatch):
+    text = said("--epochs", 30, "--out", tmp_path / "run", "--dry-run")
+    assert "30.00 epochs" in text and "note     all texts 30 times" in text
+    slow = peaks.Accelerator("this one", 1 << 40, 1e5, 1e5)
+    monkeypatch.setattr(peaks, "here", lambda device, size: slow)
+    text = said("--steps", 60, "--out", tmp_path / "run", "--dry-run")
+    assert re.search(r"note     [\d,]+ days are long", text) and "all texts" not in text
+    assert "rate     0.005 after 2 steps of warmup, cosine to 0.00025" in text
+
+
+def test_a_warmup_longer_than_the_run_is_said(said, tmp_path):
+    text = said("--steps", 5, "--warmup-steps", 9, "--out", tmp_path / "run", "--dry-run")
+    assert "the run ends before" in text
+
+
+def test_a_home_that_is_not_there_is_no_obstacle(tmp_path):
+    text = "x = 1\n" * 3000
+    data = tmp_path / ("ㅎ" * 79 + ".txt")  # 241 bytes
+    data.write_text(text)
+    (tmp_path / "file").touch()
+    for home in ({"HOME": str(tmp_path / "file")}, {}):
+        kept = {k: v for k, v in environment(tmp_path).items() if k not in ("HOME",)}
+        kept.update(home, XDG_CACHE_HOME="", TMPDIR=str(tmp_path))
+        line = [*words_of(tmp_path, "--steps", 1, "--dry-run"), "--data", str(data)]
+        done = subprocess.run(line, env=kept, capture_output=True, text=True, cwd=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("minigpt-data-*/*-bytes-*"))

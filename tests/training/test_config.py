@@ -290,3 +290,61 @@ def test_every_flag_has_a_sentence_and_a_default(capsys, module, name):
 def test_a_rate_does_not_rise_to_its_end(line):
     with pytest.raises(UsageError, match="--min-lr"):
         resolve(flags(*line.split()), None)
+
+
+def written(tmp_path, *words):
+    """A run's config.toml; the flags that name it."""
+    write_settings(tmp_path / "run.toml", settled(*words))
+    return "--config", tmp_path / "run.toml"
+
+
+def test_what_a_run_left_open_stays_open(tmp_path):
+    file = written(tmp_path, "--steps", 3000, "--weight-decay", 0.2)
+    assert settled(*file) == dataclasses.replace(settled(), steps=3000, weight_decay=0.2,
+                                                 run=settled(*file).run, eval_every=600,
+                                                 sample_every=600, save_every=600,
+                                                 eval_tokens=103_680)  # fmt: skip
+    short = settled(*file, "--steps", 50)
+    assert (short.eval_every, short.save_every, short.warmup_steps) == (10, 10, 5)
+    assert settled(*file, "--lr", 1e-4).min_lr == pytest.approx(5e-6)
+    other = settled(*file, "--model", "small")
+    assert (other.lr, other.block_size, other.weight_decay) == (2e-3, 256, 0.2)
+    assert settled(*file, "--fused-backward").grad_clip == 0
+    tuned = settled(*file, "--init", base(tmp_path / "base"))
+    assert (tuned.lr, tuned.data, tuned.steps) == (1e-5, "stdlib-functions", 3000)
+
+
+def test_what_is_changed_in_the_file_is_said(tmp_path):
+    written(tmp_path)
+    text = (tmp_path / "run.toml").read_text()
+    (tmp_path / "run.toml").write_text(text.replace("\nlr = 0.005\n", "\nlr = 0.003\n"))
+    run = settled("--config", tmp_path / "run.toml", "--model", "small")
+    assert (run.lr, run.min_lr) == (0.003, pytest.approx(0.00015))
+
+
+def test_a_run_counted_in_epochs_is_counted_again(tmp_path):
+    file = written(tmp_path, "--epochs", 2)
+    assert "epochs = 2" in (tmp_path / "run.toml").read_text()
+    assert flags(*file).epochs == 2 and flags(*file).steps is None
+    assert flags(*file, "--steps", 5).epochs is None
+
+
+@pytest.mark.parametrize("steps, warmup", [(6000, 100), (1000, 100), (60, 6), (9, 0), (90000, 100)])
+def test_a_short_run_warms_up_for_a_tenth(steps, warmup):
+    assert settled("--steps", steps).warmup_steps == warmup
+    assert settled("--steps", steps, "--warmup-steps", 77).warmup_steps == 77
+
+
+def test_a_recipe_that_warms_up_for_longer_keeps_its_share():
+    assert settled("--model", "cerebras-111m").warmup_steps == 1525
+    assert settled("--model", "cerebras-111m", "--steps", 9000).warmup_steps == 1518
+
+
+def test_validation_is_a_small_share_of_a_run_and_all_there_is_of_the_default():
+    run = settled()
+    assert run.eval_tokens == 207_360  # more than the 190 thousand held out
+    short = settled("--steps", 60)
+    validated = short.eval_tokens * short.steps / short.eval_every
+    assert validated / 3 < 0.25 * short.steps * short.batch_size * short.block_size
+    assert settled("--model", "cerebras-111m").eval_tokens == 1_000_000
+    assert settled("--eval-tokens", 0).eval_tokens == 0
