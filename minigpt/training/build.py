@@ -123,7 +123,7 @@ def _check_state(state: RunState, settings: Settings, fingerprint: str) -> None:
         raise UsageError(f"{what} {run} was trained with", f"resume with the same, {anew}")
     done = finished(state, settings)
     if done and differ(run / CONFIG, settings):  # asked for the same, it says again how it ended
-        raise UsageError(done, f"go further with more --steps or --patience, {anew}")
+        raise UsageError(done, f"go further with more --steps or a larger --patience, {anew}")
 
 
 def finished(state: RunState, settings: Settings) -> str:

@@ -256,8 +256,7 @@ class TrainConfig:
         for name in _OF_THE_START:
             was = before.get(name, getattr(TrainConfig, name))
             if was != getattr(self, name):
-                said = "not given" if was is None else was
-                what = f"{flag(name)} was {said}, and a run goes on with what it trains"
+                what = f"{flag(name)} was {was}, and a run goes on with what it trains"
                 raise UsageError(what, anew)
         was = before.get("precision", TrainConfig.precision)
         if weight_dtype(was) != weight_dtype(self.precision):

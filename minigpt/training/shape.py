@@ -45,5 +45,7 @@ def require_own_shape(config: TrainConfig) -> None:
     """UsageError when `config`, whose model is there already, asks for another shape."""
     for name in SHAPE:
         if getattr(config, name) is not None:
-            what = f"{flag(name)} is for training from scratch, and {config.init} has its shape"
+            what = (
+                f"{flag(name)} is for training from scratch, and --init {config.init} has a shape"
+            )
             raise UsageError(what, "leave one of them out")

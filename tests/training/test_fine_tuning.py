@@ -197,7 +197,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path, capsys):
     assert resolve(run).name == "step_%08d" % state.best_step
     assert "no better for 2 validations" in capsys.readouterr().out
     with pytest.raises(UsageError, match="larger --patience"):
-        resumed(run)
+        resumed(run, lr=1.0)
 
 
 def test_frozen_layers_stay_as_they_were(tmp_path):
