@@ -16,7 +16,7 @@ from minigpt.base.text import size
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
-from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.tokenizer import END_MARK, SpecialTokens, load_tokenizer
 from minigpt.decoding.generate import Sampling, step_for, stream
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
@@ -71,6 +71,8 @@ class GenerateConfig(DecodingConfig):
     """The same from files, each without the end of its last line."""
     instruct: bool = False
     """A prompt is an instruction to a tuned model: put it as in training, print the answer."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|> in a prompt as the end of a document."""
     samples: int = 1
     """How many continuations to make of each prompt, from one reading of it."""
 
@@ -122,7 +124,10 @@ def generate_command(config: GenerateConfig) -> None:
     if config.instruct:
         template = tuned_template(writer.directory)
         shown, texts, stop = [""] * len(prompts), [*map(template.prompt, prompts)], template.stop
-    ids = [writer.tokenizer.encode(text) or [writer.tokenizer.eos_id] for text in texts]
+    tokenizer = SpecialTokens(writer.tokenizer) if config.special_tokens else writer.tokenizer
+    if not config.special_tokens and any(map(END_MARK.search, texts)):
+        note("<|endoftext|> is read as text; --special-tokens reads it as the end of a document")
+    ids = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
     rows = writer.write(ids, stop, config.samples)
     if len(ids) * config.samples > 1:
         _print_all(rows, shown, config.samples)

@@ -90,6 +90,7 @@ class SpecialTokens(Tokenizer):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.plain, self.name, self.fingerprint = tokenizer, tokenizer.name, tokenizer.fingerprint
         self.vocab_size, self.eos_id = tokenizer.vocab_size, tokenizer.eos_id
+        self.begin, self.end = tokenizer.begin, tokenizer.end
 
     def encode_array(self, text: str) -> np.ndarray:
         parts = [self.plain.encode_array(part) for part in END_MARK.split(text)]

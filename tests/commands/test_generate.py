@@ -44,6 +44,15 @@ def test_the_same_seed_prints_the_same_text(run):
     assert first[0].startswith("def ") and first[0].endswith("\n")
 
 
+def test_the_end_of_a_document_may_be_in_a_prompt(run):
+    """`<|endoftext|>` alone is the empty prompt; as text it is seven tokens or more, and said."""
+    words = ("generate", "--checkpoint", run, "--temperature", 0, "--max-new-tokens", 12)
+    text, said = minigpt(run, *words, "--prompt", "<|endoftext|>", "--special-tokens")
+    assert text == "<|endoftext|>" + minigpt(run, *words)[0] and "--special-tokens" not in said
+    _, said = minigpt(run, *words, "--prompt", "<|endoftext|>")
+    assert "is read as text; --special-tokens" in said
+
+
 def test_several_samples_under_headings(run):
     text, _ = generate(run, "--samples", 3, "--seed", 1, "--max-new-tokens", 10)
     assert [line for line in text.splitlines() if line.startswith("---")] == [
