@@ -16,7 +16,19 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, Type, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)  # fmt: skip
 
 from minigpt.base.errors import DataError, MinigptError, StorageError, UsageError, storage_error
 from minigpt.base.text import size
@@ -32,6 +44,8 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 ANOTHER_OUT = "name another with --out, or remove it"
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 _LONGEST = 180  # bytes of a name to which something is added; file systems take 255
+T = TypeVar("T")
+_LARGEST = 1 << 60
 _BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
 
 
@@ -70,6 +84,24 @@ def _integer(digits: str) -> int:
     if len(digits) > _DIGITS:
         raise ValueError(f"it has a number of {len(digits):,} digits")
     return int(digits)
+
+
+def as_dataclass(kind: Type[T], values: Dict[str, Any]) -> T:
+    """The dataclass `kind` of a JSON object's values; ValueError for a field that is unknown, is
+    missing, or has a value of another type, or a number that nothing here can have.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        kinds = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
+        if get_origin(hints.get(name)) not in (None, Union):
+            kinds = [get_origin(hints[name])]
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+        if not fits or (isinstance(value, (int, float)) and not abs(value) < _LARGEST):  # nan
+            raise ValueError(f"its {name!a:.40} is {value!a:.40}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import MANIFEST, atomic_directory, read_object, write_json
+from minigpt.base.files import MANIFEST, as_dataclass, atomic_directory, read_object, write_json
 from minigpt.checkpoint.safetensors import FileRecord
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
@@ -73,20 +73,23 @@ def check(directory: Path) -> None:
         what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
         raise CheckpointError(what, f"use the minigpt that wrote it ({manifest.get('minigpt')})")
     try:
-        files = {directory / n: FileRecord(**record) for n, record in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(f"{directory / NAME} is not as it was written: {error!r}") from None
+        found = {n: as_dataclass(FileRecord, record) for n, record in manifest["files"].items()}
+        weights = {path.name for path in directory.glob("*.safetensors")}
+        if any(Path(n).name != n or "\0" in n for n in found) or not weights <= {*found}:
+            raise ValueError("its files are not those beside it")
+        files = {directory / name: record for name, record in found.items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{directory / NAME} is not as it was written: {error!r:.200}"
+        raise CheckpointError(what, _ANOTHER) from None
     for path, record in files.items():  # all sizes before the first sha256, which takes long
         if not path.is_file():
-            raise _damaged(f"{path} is missing")
+            raise CheckpointError(f"{path} is missing", _ANOTHER)
         size = path.stat().st_size
         if size != record.size:
-            raise _damaged(f"{path} has {size} bytes and should have {record.size}")
+            what = f"{path} has {size} bytes and should have {record.size}"
+            raise CheckpointError(what, _ANOTHER)
     with ThreadPoolExecutor() as pool:
         for path, digest in zip(files, pool.map(sha256, files)):
             if digest != files[path].sha256:
-                raise _damaged(f"{path} is not what was written (its sha256 differs)")
-
-
-def _damaged(what: str) -> CheckpointError:
-    return CheckpointError(what, _ANOTHER)
+                what = f"{path} is not what was written (its sha256 differs)"
+                raise CheckpointError(what, _ANOTHER)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import write_json
+from minigpt.base.files import as_dataclass, write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
 from minigpt.checkpoint.run_files import resolve
@@ -96,7 +96,11 @@ def open_weights(
         weights = safetensors.open_sharded(directory, stack)
     else:
         weights = open_weights(adapter.base, stack, dtype)
-    model = GPT(read_config(directory), device=torch.device("meta"))
+    config = read_config(directory)
+    if config.n_layer > len(weights):  # before so many are built
+        what = f"{directory} has {len(weights)} tensors for {config.n_layer} layers"
+        raise CheckpointError(what, "use another checkpoint")
+    model = GPT(config, device=torch.device("meta"))
     _check_shapes(directory, weights, dict(model.named_parameters()))
     if adapter is None:
         return weights
@@ -129,7 +133,7 @@ def _check_shapes(
     directory: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
 ) -> None:
     """CheckpointError unless what was found is what the model expects, by name and shape."""
-    there = {(name, tuple(tensor.shape)) for name, tensor in found.items()}
+    there = {(n, tuple(t.shape)) for n, t in found.items() if t.dtype.is_floating_point}
     wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
     wrong = [name for name, _ in sorted(there ^ wanted)]
     if wrong:
@@ -146,4 +150,7 @@ def read_config(directory: Path) -> GPTConfig:
         what = f"has unknown fields {sorted(unknown)}" if unknown else "does not say its activation"
         fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
         raise CheckpointError(f"{path} {what}", fix)
-    return GPTConfig(**values)
+    try:
+        return as_dataclass(GPTConfig, values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}", "use another checkpoint") from None

@@ -136,7 +136,11 @@ def open_sharded(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
     names = [SINGLE]
     if (directory / INDEX).exists():
         index = read_object(directory / INDEX, CheckpointError, "use another checkpoint")
-        names = sorted({*index["weight_map"].values()})
+        found = index.get("weight_map")
+        names = sorted({*map(str, found.values())}) if isinstance(found, dict) else []
+        if not names or any(Path(name).name != name or "\0" in name for name in names):
+            what = f"{directory / INDEX} does not name the weights' files beside it"
+            raise CheckpointError(what, "use another checkpoint")
     opened = [open_safetensors(directory / name, stack) for name in names]
     return {name: tensor for tensors in opened for name, tensor in tensors.items()}
 

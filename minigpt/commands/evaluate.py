@@ -206,7 +206,7 @@ def completer(
 
     def complete(problems: Sequence[Problem], start: int) -> List[str]:
         texts = [_text(problem, template) for problem in problems]
-        prompts = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
+        prompts = [tokenizer.prompt(text) for text in texts]
         ended = [False] * len(prompts)
         new, eos, seed = config.max_new_tokens, tokenizer.eos_id, config.seed + start
         steps = stream(model, prompts, new, ended, config.sampling, eos, seed)

@@ -127,7 +127,7 @@ def generate_command(config: GenerateConfig) -> None:
     tokenizer = SpecialTokens(writer.tokenizer) if config.special_tokens else writer.tokenizer
     if not config.special_tokens and any(map(END_MARK.search, texts)):
         note("<|endoftext|> is read as text; --special-tokens reads it as the end of a document")
-    ids = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
+    ids = [tokenizer.prompt(text) for text in texts]
     rows = writer.write(ids, stop, config.samples)
     if len(ids) * config.samples > 1:
         _print_all(rows, shown, config.samples)

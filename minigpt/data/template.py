@@ -45,10 +45,12 @@ class Template:
         """The ids of a conversation, and for each whether it is to be learned."""
         if self.whole:
             return _whole("".join(self.prompt(t[0]) + t[1] + self.after for t in turns), tokenizer)
-        ids, learned = [], []
+        ids = [*tokenizer.begin]
+        learned = [False] * len(ids)
         for instruction, answer, *unlearned in turns:
-            prompt = tokenizer.encode(self.prompt(instruction))
-            reply = tokenizer.encode(answer + self.after) + [tokenizer.eos_id] * self.eos
+            prompt = tokenizer.encode_array(self.prompt(instruction)).tolist()
+            reply = tokenizer.encode_array(answer + self.after).tolist()
+            reply += [tokenizer.eos_id] * self.eos
             ids += prompt + reply
             learned += [False] * len(prompt) + [not unlearned] * len(reply)
         return ids, learned
@@ -65,7 +67,7 @@ def _whole(text: str, tokenizer: Tokenizer) -> Tuple[List[int], List[bool]]:
     """
     ids: List[int] = []
     for part in text.split("<|endoftext|>"):
-        ids += [tokenizer.eos_id] + tokenizer.encode(part)
+        ids += [tokenizer.eos_id, *tokenizer.encode_array(part).tolist()]
     return ids[1:], [token != tokenizer.eos_id for token in ids[1:]]
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Dict, Iterator, List, NamedTuple, Pattern, Tuple
 
 from minigpt.base.errors import DataError
-from minigpt.base.files import parse_object
+from minigpt.base.files import as_dataclass, parse_object
 from minigpt.data.long_pieces import SPACES
 
 EOS = "<|endoftext|>"
@@ -183,18 +183,13 @@ def read_rules(rules: bytes, vocabulary: Dict[str, int]) -> Rules:
     `vocabulary`.
     """
     try:
-        values = parse_object(rules) if rules else {}
-        read = Rules(**values)
-        for known in fields(Rules):
-            kind = type(getattr(Rules(), known.name))
-            if type(getattr(read, known.name)) is not kind:
-                raise ValueError(f"its {known.name} is no {kind.__name__}")
+        read = as_dataclass(Rules, parse_object(rules) if rules else {})
         if not all(type(f) is list and {*f} <= {*FLAGS} for f in read.added.values()):
             raise ValueError("an added token is described in other words")
         for token in [read.eos, *read.names.values(), *read.added, *read.begin, *read.end]:
             if not token or type(token) is not str or token not in vocabulary:
                 raise ValueError("%.40a is none of its tokens" % (token,))
         return read
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         what = "the tokenizer's special tokens cannot be read"
         raise DataError(f"{what}: {error}", _AGAIN) from None

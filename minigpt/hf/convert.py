@@ -114,6 +114,9 @@ def _in_order(
 ) -> Dict[str, LazyTensor]:
     """All of the model's tensors, in its order, with exactly its shapes."""
     found = {}
+    if config.n_layer > len(named):  # before so many are built
+        what = f"{directory} has {len(named)} tensors for {config.n_layer} layers"
+        raise CheckpointError(what, _OF_TWO_MODELS)
     for name, parameter in GPT(config, device=torch.device("meta")).named_parameters():
         theirs = layout.to_theirs(name)
         if name not in named:

@@ -179,7 +179,7 @@ def _tokenizer(
     named = [*_named(settings)]
     for token in [*sorted(found.added, key=lambda t: t["id"]), *(token for _, token in named)]:
         name = token["content"]
-        if name not in vocabulary and len(vocabulary) >= tokens > len(found.vocabulary):
+        if name not in vocabulary and len(vocabulary) >= tokens >= len(found.vocabulary):
             notes.append(f"the model has no row for {name!a:.40}, which is left out")
             continue
         number = vocabulary.setdefault(name, len(vocabulary))

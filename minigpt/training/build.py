@@ -84,7 +84,7 @@ def build(
         answers=data.template is not None,
         peak=_peak(settings, device),
         adapter=adapter,
-        prompt=data.prompt or tokenizer.encode(settings.sample_prompt) or [tokenizer.eos_id],
+        prompt=data.prompt or tokenizer.prompt(settings.sample_prompt),
         notes=data.notes,
     )
 

@@ -188,3 +188,50 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path, make, words):
     make(tmp_path / "x")
     with pytest.raises(MinigptError, match=words):
         load_model(tmp_path / "x")
+
+
+def _respelled(directory, name, change):
+    """A file that was changed, and a manifest that says so."""
+    values = json.loads((directory / name).read_text())
+    change(values)
+    (directory / name).write_text(json.dumps(values))
+    (directory / "manifest.json").unlink()
+    manifest.write_manifest(directory, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layer": "2"}, {"n_layer": None}, {"n_layer": 2.0}, {"n_layer": True}, {"n_embd": 8.0},
+        {"dropout": "x"}, {"dropout": float("nan")}, {"vocab_size": 1 << 62}, {"tied_head": "no"},
+        {"vocab_size": float("inf")}, {"layer_norm_eps": None}, {"n_layer": 1_000_000},
+        {"activation": ["gelu"]}, {"attention_scale": "x"}, {"init_std": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_of_other_types_or_sizes_is_a_sentence(tmp_path, change):
+    start = saved(tmp_path)[1]
+    _respelled(start, "config.json", lambda values: values.update(change))
+    with pytest.raises(MinigptError) as caught:
+        load_model(start)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weight_map", [None, 5, {}, {"a": "../x"}, {"a": "/dev/zero"}, {"a": "\0"}]
+)
+def test_an_index_that_names_no_files_beside_it_is_a_sentence(tmp_path, weight_map):
+    start = saved(tmp_path)[1]
+    (start / "model.safetensors.index.json").write_text("{}")
+    _respelled(start, "model.safetensors.index.json", lambda v: v.update(weight_map=weight_map))
+    with pytest.raises(MinigptError, match="does not name the weights"):
+        load_model(start)
+
+
+@pytest.mark.parametrize("files", [{}, [], 5, {"../x": {"size": 1, "sha256": "a"}}, {"a": {}}])
+def test_a_manifest_has_to_list_the_weights(tmp_path, files):
+    start = saved(tmp_path)[1]
+    values = json.loads((start / "manifest.json").read_text())
+    (start / "manifest.json").write_text(json.dumps({**values, "files": files}))
+    with pytest.raises(MinigptError, match="is not as it was written"):
+        load_model(start)

@@ -7,11 +7,15 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
+from minigpt.__main__ import command
 from minigpt.checkpoint.model_files import load_model
 from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf.vocabulary import find_vocabulary
+from tests.helpers.reference import assert_close
+from tests.helpers.tuning import run_to_the_end, trainer_of
 from tests.hf.test_vocabulary import GPT2, weights
 from tests.parity.test_00_tokenizer import AWKWARD
 
@@ -219,3 +223,35 @@ def test_the_two_files_with_what_lies_beside_them(tmp_path, hf, kind):
     assert ours.eos_id == again.eos_token_id
     for text in texts(5):
         assert ours.encode(text) == ids(again, text), ascii(text[:60])
+
+
+def test_a_resized_embedding_trains_generates_and_exports(tmp_path, hf, capsys):
+    theirs = added(hf, tmp_path)
+    source = weights(tmp_path / "hf", len(theirs))
+    theirs.save_pretrained(str(source))
+    start = tmp_path / "start"
+    convert_command([str(source), "--out", str(start)])
+    records = [{"instruction": f"<|user|> {i}", "output": f"<|assistant|> {i}"} for i in range(40)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = {"init": str(start), "data": str(tmp_path / "x.jsonl"), "steps": 2, "save_every": 1}
+    run = run_to_the_end(trainer_of(**settings, block_size=32, out=str(tmp_path / "run")))
+    ours = load_tokenizer(run / "checkpoints" / "step_00000002")
+    assert ours.encode("<|user|>") == [theirs.convert_tokens_to_ids("<|user|>")]
+    words = ["--checkpoint", str(run), "--prompt", "<|user|> 1", "--max-new-tokens", "3"]
+    assert not command(["generate", *words])
+    convert_command(["--to-hf", str(run), "--out", str(tmp_path / "back")])
+    again = hf.AutoModelForCausalLM.from_pretrained(str(tmp_path / "back")).eval()
+    numbers = torch.tensor([ours.encode("<|user|> 1<|assistant|>")])
+    assert_close(load_model(run)(numbers), again(numbers).logits)
+    text = "<|user|> 1<|assistant|>"
+    assert ids(hf.AutoTokenizer.from_pretrained(str(tmp_path / "back")), text) == ours.encode(text)
+
+
+def test_a_special_token_without_a_row_in_the_model_is_left_out_and_named(tmp_path, hf, capsys):
+    """As after tokenizer.pad_token = "[PAD]" and no resizing."""
+    theirs = of_gpt2(hf, tmp_path, pad_token="[PAD]")
+    source = weights(tmp_path / "hf", 50257)
+    theirs.save_pretrained(str(source))
+    convert_command([str(source), "--out", str(tmp_path / "ours")])
+    assert "the model has no row for '[PAD]'" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "ours").vocab_size == 50257
