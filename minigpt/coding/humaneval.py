@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import textwrap
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -74,8 +73,8 @@ def humaneval_file() -> Path:
 
 
 def read_problems(path: Path) -> List[Problem]:
-    """The problems in a file of HumanEval's format or MBPP's: JSON lines or an array, compressed
-    where its name ends in .gz. DataError names the one that is none.
+    """The problems in a file of HumanEval's format: JSON lines or an array, compressed where its
+    name ends in .gz. DataError names the one that is none.
     """
     try:
         data = path.read_bytes()
@@ -110,8 +109,9 @@ def _entries(text: str, path: Path) -> Iterator[Tuple[str, Any]]:
 
 def _problem(value: Any, where: str) -> Problem:
     value = dict(value) if isinstance(value, dict) else {}
-    if isinstance(value.get("test_list"), list):
-        value = {**value, **_of_mbpp(value, where)}
+    if "test_list" in value:
+        what = f"{where} is a problem of MBPP, whose prompt is a sentence and no code"
+        raise DataError(what, "make it a prompt, an entry_point and a test, as HumanEval has them")
     if isinstance(value.get("task_id"), int):
         value["task_id"] = str(value["task_id"])
     for key in Problem._fields:
@@ -124,26 +124,6 @@ def _problem(value: Any, where: str) -> Problem:
     if not re.search(r"^(async )?def check\b", value["test"], re.M):
         raise DataError(f"{where}: its test defines no check(candidate)", "see HumanEval's format")
     return Problem(*(value[key] for key in Problem._fields))
-
-
-def _of_mbpp(value: Dict[str, Any], where: str) -> Dict[str, str]:
-    """A problem of MBPP (Austin et al. 2021), a sentence with assertions, as HumanEval has them.
-    What the function is called, and what it takes, is known from the solution.
-    """
-    tests = [str(test) for test in value["test_list"]]
-    heads = re.findall(r"^(def (\w+)\(.*\).*:)", str(value.get("code")), re.M)
-    heads = [(head, name) for head, name in heads if re.search(rf"\b{name}\b", "".join(tests))]
-    if not heads:
-        what = f"{where}: no function of its code is in its test_list"
-        raise DataError(what, "see the format of MBPP or HumanEval")
-    before = [*map(str, value.get("test_imports", ())), str(value.get("test_setup_code", ""))]
-    text = "\n".join([str(value.get("text") or value.get("prompt")), *tests]).replace('"""', "'''")
-    head, name = heads[-1]
-    return {
-        "prompt": f'{head}\n    r"""' + textwrap.indent(text, "    ").strip() + '\n    """\n',
-        "entry_point": name,
-        "test": "\n".join([*before, "def check(candidate):", *(f"    {test}" for test in tests)]),
-    }
 
 
 class Completion(NamedTuple):

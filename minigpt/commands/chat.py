@@ -24,15 +24,14 @@ def chat_command(config: ChatConfig) -> None:
     template = tuned_template(writer.directory, fix)
     turns: List[Tuple[str, str]] = []
     for number, text in enumerate(_lines()):
-        ids = conversation(writer.tokenizer, template, turns, text)
+        ids, before = conversation(writer.tokenizer, template, turns, text), len(turns)
         room = min(config.max_new_tokens or writer.positions, writer.positions // 2)
-        before = len(turns)
         while turns and len(ids) + room > writer.positions:
             del turns[0]
             ids = conversation(writer.tokenizer, template, turns, text)
         if len(turns) < before:
-            text_of = f"the model has {writer.positions} positions: before this line, it sees"
-            note(f"{text_of} the last {len(turns)} turns")
+            long = f"the conversation is longer than the model's {writer.positions} positions"
+            note(f"{long}: before this line, it sees the last {len(turns)} turns")
         answer = ""
         with contextlib.suppress(KeyboardInterrupt):
             for (piece,) in writer.write([ids], template.stop, turn=number):

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import tyro
 
@@ -15,9 +15,7 @@ from minigpt.base.errors import DataError, UsageError
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, read_values
 from minigpt.training.metrics import METRICS, read_metrics
-from minigpt.training.report import facts, plot, shown, summary, table
-
-_FACTS = ("last step", "best loss", "speed", "time")
+from minigpt.training.report import Records, facts, plot, shown, summary
 
 
 @dataclass
@@ -31,22 +29,35 @@ class ReportConfig:
 def report_command(config: ReportConfig) -> None:
     """Prints the summary, the table of what differs, or the list; the first two with a picture."""
     runs = [Path(name) for name in config.runs]
-    listed = _runs_in(runs[0])
-    if len(runs) == 1 and listed and not (runs[0] / METRICS).is_file():
-        print("\n".join(table(_list(listed))))
+    listed = [] if os.path.isfile(runs[0] / METRICS) or len(runs) > 1 else _runs_in(runs[0])
+    if listed:
+        known = _rows([facts(read_metrics(run / METRICS)) for run in listed])
+        written = [time.localtime((run / METRICS).stat().st_mtime) for run in listed]
+        last = ["last line", *(time.strftime("%Y-%m-%d %H:%M", moment) for moment in written)]
+        print_table([*zip(["run", *(run.name for run in listed)], *known, last)])
         return
     records = [_records(run) for run in runs]
-    print("\n".join(summary(records[0]) if len(runs) == 1 else table(_compared(runs, records))))
+    if len(runs) > 1:
+        differing = [row for row in _rows([*map(_settings, runs)]) if len({*row[1:]}) > 1]
+        print_table([["", *map(str, runs)], *differing, *_rows([*map(facts, records)])])
+    else:
+        print("\n".join(summary(records[0])))
     print("\n".join(shown("plot", lambda: plot(runs))))
 
 
-def _records(run: Path) -> List[Dict[str, Any]]:
+def _records(run: Path) -> Records:
     if not os.path.isfile(run / METRICS):
         raise DataError(f"{run} has no {METRICS}", "name a run directory, such as runs/NAME")
     records = read_metrics(run / METRICS)
     if not any("loss" in record for record in records):
         raise DataError(f"{run / METRICS} has no logged step yet", "let the run go on")
     return records
+
+
+def _settings(run: Path) -> Dict[str, str]:
+    with suppress(UsageError):  # written by another version
+        return {name: str(v) for name, v in read_values(run / CONFIG, TrainConfig).items()}
+    return {}
 
 
 def _runs_in(directory: Path) -> List[Path]:
@@ -57,27 +68,14 @@ def _runs_in(directory: Path) -> List[Path]:
     return []
 
 
-def _list(runs: Sequence[Path]) -> List[List[str]]:
-    rows = [["run", *_FACTS, "last line"]]
-    for run in runs:
-        known, last = facts(read_metrics(run / METRICS)), (run / METRICS).stat().st_mtime
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
-        rows.append([run.name, *(known.get(fact, "-") for fact in _FACTS), written])
-    return rows
+def _rows(columns: Sequence[Dict[str, str]]) -> List[List[str]]:
+    """What each name is in each of the columns, - where it is not."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, "-") for column in columns)] for name in names]
 
 
-def _compared(runs: Sequence[Path], records: Sequence[List[Dict[str, Any]]]) -> List[List[str]]:
-    """A column for each run; a row for each setting that differs, and for each fact."""
-    columns: List[Dict[str, str]] = []
-    for run, history in zip(runs, records):
-        settings: Dict[str, Any] = {}
-        with suppress(UsageError):  # written by another version
-            settings = read_values(run / CONFIG, TrainConfig)
-        columns.append({**{name: str(v) for name, v in settings.items()}, **facts(history)})
-    names = dict.fromkeys(name for column in columns for name in column if name not in _FACTS)
-    rows = [["", *map(str, runs)]]
-    for name in [*names, *_FACTS]:
-        values = [column.get(name, "-") for column in columns]
-        if name in _FACTS or len({*values}) > 1:
-            rows.append([name, *values])
-    return rows
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints the rows with their columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())

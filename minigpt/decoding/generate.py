@@ -127,12 +127,12 @@ class Decoder:
         self, model: GPT, prompts: Prompts, room: int, samples: int = 1, step: Step = decode_step
     ) -> None:
         """`room` is how many tokens will be asked for: no larger cache is taken than that needs."""
-        checked = [as_ids(ids, "prompt", model.config.vocab_size) for ids in prompts]
-        if not all(checked):
-            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
         self.model, self.positions = model, model.config.n_positions
-        self.room, self.step = room, step
-        self._read([prompt[-self.positions :] for prompt in checked], samples)
+        self.room, self.step, vocabulary = room, step, model.config.vocab_size
+        rows = [as_ids(ids, "prompt", vocabulary)[-self.positions :] for ids in prompts]
+        if not all(rows):
+            raise UsageError("the prompt has no tokens", "start with the tokenizer's eos_id")
+        self._read(rows, samples)
 
     @torch.inference_mode()
     def _read(self, rows: Sequence[List[int]], samples: int = 1) -> None:

@@ -87,8 +87,7 @@ class Reporter(Silent):
         shown = {"disable": not self.live, "bar_format": _BAR, "dynamic_ncols": True}
         self.bar = tqdm(total=steps, initial=done, **shown)
         self.steps, self.loss_format = steps, loss
-        self.paced_steps, self.paced_seconds = 0.0, 0.0
-        self.printed = done, time.perf_counter()
+        self.pace, self.printed = (0.0, 0.0), (done, time.perf_counter())  # steps, and seconds
 
     def step(self) -> None:
         """One step is done; moves the bar and nothing else."""
@@ -98,21 +97,18 @@ class Reporter(Silent):
         """Writes a training record and refreshes the line on the terminal."""
         self._write(record)
         text = "loss " + self.loss_format % record["loss"]
+        before, self.printed = self.printed, (record["step"], time.perf_counter())
         if "tokens_per_second" in record:
-            text += f"  {_speed(record)}  ETA {duration(self._left(record['step']))}"
+            # Over the last lines, the newest counting most, and pauses as much as steps.
+            steps, seconds = (new - old for new, old in zip(self.printed, before))
+            self.pace = _KEPT * self.pace[0] + steps, _KEPT * self.pace[1] + seconds
+            left = (self.steps - record["step"]) * self.pace[1] / self.pace[0]
+            text += f"  {_speed(record)}  ETA {duration(left)}"
         else:
             text += f"  warm-up {record['warmup_seconds']:.1f} s"
-            self.printed = record["step"], time.perf_counter()
         self.bar.set_postfix_str(text)
         if self.lines:
             print(f"step {record['step']}/{self.steps}  {text}", flush=True)
-
-    def _left(self, step: int) -> float:
-        """Seconds to the end at the pace of the last lines, validation and saving included."""
-        before, self.printed = self.printed, (step, time.perf_counter())
-        self.paced_steps = _KEPT * self.paced_steps + step - before[0]
-        self.paced_seconds = _KEPT * self.paced_seconds + self.printed[1] - before[1]
-        return (self.steps - step) * self.paced_seconds / self.paced_steps
 
     def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:
         """A line that stays on the terminal, with its record for the file."""

@@ -64,15 +64,12 @@ def plot(runs: Sequence[Path]) -> List[str]:
     several, styles = len(runs) > 1, {"loss": ("training", "-"), "val_loss": ("validation", "o-")}
     for number, run in enumerate(runs):
         records = read_metrics(run / METRICS)
-        for key, (label, style) in styles.items():
+        for place, (key, (label, style)) in enumerate(styles.items()):
             points = [(record["step"], record[key]) for record in records if key in record]
+            color = f"C{number if several else place}"
+            alpha, label = (0.4 + 0.6 * place, f"{run}, {label}") if several else (1.0, label)
             if points:
-                look: Dict[str, Any] = {
-                    "color": f"C{number}",
-                    "alpha": 0.4 if key == "loss" else 1.0,
-                }
-                name = f"{run}, {label}" if several else label
-                axes.plot(*zip(*points), style, label=name, markersize=4, **look if several else {})
+                axes.plot(*zip(*points), style, label=label, markersize=4, color=color, alpha=alpha)
     title = "" if several else runs[0].name
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
@@ -103,9 +100,3 @@ def shown(what: str, lines: Callable[[], List[str]]) -> List[str]:
     except Exception as error:
         reason = str(error).splitlines() or [repr(error)]
         return [f"{what:<8} not shown: {reason[0]}"]
-
-
-def table(rows: Sequence[Sequence[str]]) -> List[str]:
-    """The rows with their columns one below the other."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

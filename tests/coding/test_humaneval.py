@@ -109,7 +109,10 @@ def test_problems_are_read_compressed_or_not(tmp_path):
         (json.dumps(PROBLEM), "p.jsonl:2: Own/0 again"),
         (json.dumps({**PROBLEM, "entry_point": "check"}), "is what the tests are called"),
         (json.dumps({**PROBLEM, "test": "assert add(1, 2) == 3"}), "test defines no check"),
-        (json.dumps({"task_id": 1, "test_list": ["assert f(1)"]}), "no function of its code"),
+        (
+            json.dumps({"task_id": 1, "test_list": ["assert f(1)"]}),
+            "p.jsonl:2 is a problem of MBPP",
+        ),
         ("[" * 100_000, "p.jsonl:2 is no JSON"),
     ],
 )
@@ -321,31 +324,6 @@ def test_in_the_sandbox_a_program_is_no_script():
         assert verdict.passed, verdict
     loud = "    return a + b\n\nprint('x' * (17 << 20))\n"
     assert run_program(problem.program(loud), LIMITS).reason == "printed too much"
-
-
-MBPP = {
-    "task_id": 11,
-    "text": 'Write a python function to add two "numbers" \\n.',
-    "code": "import math\r\ndef helper(x):\r\n  return x\r\ndef add(a, b):\r\n  return a + b",
-    "test_list": ["assert set([add(1, 2)]) == {3}", "assert add(2, 2) == 4"],
-    "test_setup_code": "import math",
-    "challenge_test_list": [],
-}
-
-
-@pytest.mark.parametrize(
-    "change", [{}, {"text": None, "prompt": "Add.", "test_imports": ["import re"]}]
-)
-def test_problems_of_mbpp_are_read(tmp_path, change):
-    (problem,) = read_problems(write(tmp_path / "mbpp.jsonl", {**MBPP, **change}))
-    assert (problem.task_id, problem.entry_point) == ("11", "add")
-    assert (
-        problem.prompt.startswith("def add(a, b):\n") and "assert add(2, 2) == 4" in problem.prompt
-    )
-    for answer in (BODY, WHOLE, "```python\n%s```" % WHOLE):
-        exec(problem.program(problem.completion(answer)), {"__name__": "program"})
-    with pytest.raises(AssertionError):
-        exec(problem.program("    return 3\n"), {"__name__": "program"})
 
 
 def test_problems_may_be_an_array_or_begin_with_a_mark(tmp_path):

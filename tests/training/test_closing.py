@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from minigpt.training import closing
-from minigpt.training.report import plot, table
+from minigpt.training.report import plot
 from tests.helpers.runs import corpus, train
 from tests.helpers.tuning import run_to_the_end, trainer_of
 
@@ -81,7 +81,3 @@ def test_a_picture_of_a_run_of_any_name(tmp_path, name, capfd, recwarn):
         (run / "loss.png").read_bytes()[:4] == (run / "compared.png").read_bytes()[:4] == b"\x89PNG"
     )
     assert capfd.readouterr().err == "" and not recwarn.list
-
-
-def test_a_table_has_its_columns_one_below_the_other():
-    assert table([["", "a", "b"], ["long", "1", "2"]]) == ["      a  b", "long  1  2"]
