@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
+import numpy as np
 import torch
 
 from minigpt.base.errors import UsageError, storage_error
@@ -25,6 +26,7 @@ from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for, set_dropout
+from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.job import compiles_update, job_of
 from minigpt.training.parallel import ALONE, World, processes
@@ -84,9 +86,18 @@ def build(
         answers=data.template is not None,
         peak=_peak(settings, device),
         adapter=adapter,
-        prompt=data.prompt or tokenizer.prompt(settings.sample_prompt),
+        prompt=data.prompt or _prompt(settings, data, tokenizer),
         notes=data.notes,
     )
+
+
+def _prompt(settings: Settings, data: Opened, tokenizer: Tokenizer) -> List[int]:
+    """What samples continue: as was said, or, of a text that is no Python, how that begins."""
+    held_out = data.validation.batch(np.arange(min(64, len(data.validation)))).tokens
+    text = settings.sample_prompt
+    if text == TrainConfig.sample_prompt and text not in tokenizer.decode([*held_out.flatten()]):
+        return held_out[0, :16].tolist()
+    return tokenizer.prompt(text)
 
 
 def create_run(trainer: Trainer) -> None:

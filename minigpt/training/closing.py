@@ -27,7 +27,7 @@ _YARDSTICK_BYTES = 20_000_000  # compressing more says nothing new and takes lon
 
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
-    text = trainer.settings.sample_prompt if trainer.settings.sample_prompt.strip() else "..."
+    text = trainer.tokenizer.decode(trainer.prompt).split("\n")[0].strip("\ufffd") or "..."
     prompting = '--instruct --prompt "..."' if trainer.answers else f"--prompt {shlex.quote(text)}"
     saved = trainer.save()
     lines = ["", *_quality(trainer), *shown("gzip, xz", lambda: _yardsticks(trainer))]

@@ -186,7 +186,7 @@ class TrainConfig:
     sample_every: _Fifth = None
     """Steps between samples written to samples.md, 0 for none."""
     sample_prompt: str = "def "
-    """What the samples start with; of records, the instruction is a held-out one."""
+    """What samples start with. Left out: an instruction of records, the beginning of other text."""
     save_every: _Fifth = None
     """Steps between checkpoints, 0 for one at the end only."""
     keep: int = 2

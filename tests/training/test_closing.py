@@ -64,6 +64,18 @@ def test_a_sample_is_cut_into_lines_that_a_screen_has(tmp_path, monkeypatch):
     assert "--prompt '값 = '\n" in report + "\n"
 
 
+@pytest.mark.parametrize(
+    "text, begun", [("한국어로 쓴 글입니다. ", "한국어로"), ("x = 1\ndef f(): pass\n", "def ")]
+)
+def test_samples_continue_a_text_in_its_own_language(tmp_path, monkeypatch, text, begun):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "t.txt").write_text(text * 2000, encoding="utf-8")
+    flags = {"data": str(tmp_path / "t.txt"), "out": str(tmp_path / "r"), "batch_size": 2}
+    run = trainer_of(**flags, steps=1, block_size=32, eval_tokens=64)
+    prompt = run.tokenizer.decode(run.prompt).strip("\ufffd")
+    assert prompt in text * 2 and (prompt == begun) == (begun == "def ")
+
+
 def history(run, losses):
     run.mkdir(parents=True)
     lines = [f'{{"step": {n}, "loss": {v}, "val_loss": {v}}}\n' for n, v in enumerate(losses, 1)]
