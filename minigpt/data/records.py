@@ -152,6 +152,10 @@ def read_records(
     found = find_files(names, validation)
     left_out.passed, left_out.held_out = [*found.notes], found.chosen()
     for file in found.files:
+        if file.path.suffix.lower() not in ROWS:
+            raise DataError(
+                f"{file.path} is no file of records", "name one of those for --validation"
+            )
         try:
             for where, value in rows(file.path, left_out, columns.__contains__):
                 turns = recognise(value, keys)

@@ -338,7 +338,10 @@ def _json(
         raise DataError(f"{path} is no JSON: {error}", "mend it there") from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]  # such as {"data": [...]}
-        value = [value] if any(map(wanted, value)) or len(lists) != 1 else lists[0]
+        known = any(
+            wanted(key) for key in value if not isinstance(value[key], list) or key != TRAIN
+        )
+        value = [value] if known or len(lists) != 1 else lists[0]
     if not isinstance(value, list):
         raise DataError(f"{path} is not a list of records", "begin it with [ and end it with ]")
     for number, record in enumerate(value, 1):

@@ -158,8 +158,24 @@ class TestValidation:
         with pytest.raises(UsageError, match=r"--validation is for .* out is prepared"):
             opened("out", validation="0.2")
 
+    def test_it_is_of_the_same_kind(self):
+        write(r_jsonl=pairs(9), t_txt=TEXT)
+        with pytest.raises(DataError, match=r"t\.txt is no file of records"):
+            opened("r.jsonl", validation="t.txt")
+        with pytest.raises(DataError, match="none fell to validation; left out 9: no text"):
+            opened("t.txt", validation="r.jsonl")
+
 
 class TestFiles:
+    def test_a_list_under_the_name_of_a_split(self):
+        records = [json.loads(line) for line in pairs(9).splitlines()]
+        write(
+            x_json=json.dumps({"train": records}),
+            y_json=json.dumps({"version": 1, "data": records}),
+        )
+        for name in ("x.json", "y.json"):
+            assert opened(name).notes[0].startswith("9 of 9 records")
+
     def test_several_and_directories_of_values(self):
         write(s__a_jsonl=pairs(20), s__b_jsonl=pairs(20, 20), t__c_txt=TEXT[:3000])
         for names in ("s", ("s/a.jsonl", "s/b.jsonl")):
