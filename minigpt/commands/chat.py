@@ -47,8 +47,9 @@ def conversation(
     """The ids of what has been said and of `text`, as in training: an answer is to follow."""
     if template.whole:
         said = (template.prompt(one) + answer + template.after for one, answer in turns)
-        return tokenizer.encode("".join(said) + template.prompt(text))
-    return template.render(tokenizer, turns)[0] + tokenizer.encode(template.prompt(text))
+        return tokenizer.prompt("".join(said) + template.prompt(text))
+    asked = tokenizer.encode_array(template.prompt(text)).tolist()
+    return template.render(tokenizer, turns)[0] + asked
 
 
 def _lines() -> Iterator[str]:
