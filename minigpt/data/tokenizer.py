@@ -225,7 +225,7 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
     except (OSError, ValueError):  # ValueError: a name that no file can have
         what = f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with"
         fix = "use bytes or gpt2"
-        if (directory / MANIFEST).is_file():  # no flag gives a checkpoint another one
+        if os.path.isfile(directory / MANIFEST):  # no flag gives a checkpoint another one
             fix = f"put {VOCAB} and {MERGES} there, or convert it again with --tokenizer gpt2"
         raise UsageError(f"{what} {VOCAB} and {MERGES}", fix) from None
     return GPT2Tokenizer(*files, rules)
