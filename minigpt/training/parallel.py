@@ -35,7 +35,8 @@ _SAID = "minigpt/said"  # in the store: how many ranks have had something to say
 
 def processes() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    size = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(size)) if size.isdigit() else 1
 
 
 def restarted() -> bool:
@@ -156,7 +157,7 @@ def joined(device: Device) -> Iterator[World]:
     """The world that torchrun has made; ALONE without it. What rank 0 does not do is not shown.
     TrainingError, in one process, when another has gone.
     """
-    if processes() == 1:
+    if processes() == 1 or device.static_shapes:  # MoAI refuses several itself
         yield ALONE
         return
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))

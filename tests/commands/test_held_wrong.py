@@ -31,7 +31,7 @@ CASES = {
     "broken jsonl": (1, lambda p: ["--data", text(p / "x.jsonl", '{"text": "a"}\n{')], "x.jsonl:2"),
     "data shorter than a block": (
         1,
-        lambda p: ["--data", text(p / "s.txt", "a = 1\n" * 20), "--block-size", 90],
+        lambda p: ["--data", text(p / "s.txt", "a = 1\n" * 10), "--block-size", 90],
         "--block-size",
     ),
     "a block longer than the positions": (2, lambda p: ["--block-size", 4000], "4000"),
