@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from dataclasses import field, fields, make_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import takewhile
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Type, TypeVar
 
@@ -55,7 +55,8 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
     words = _joined(kind, arguments)
     if "-h" in words or "--help" in words:
-        tyro.cli(_grouped(kind), prog=prog, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+        shown: Any = kind
+        tyro.cli(_grouped(shown), prog=prog, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -91,6 +92,7 @@ def _plain(kind: Type[Any], arguments: Sequence[str]) -> Iterator[str]:
         yield word
 
 
+@lru_cache(maxsize=None)  # tyro remembers classes by their addresses, so these must stay
 def _grouped(kind: Type[Any]) -> Type[Any]:
     """What --help shows of `kind`: its flags by group, without those that mean nothing there."""
     if not hasattr(kind, "groups"):
