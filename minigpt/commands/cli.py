@@ -24,7 +24,6 @@ from minigpt.base.errors import MinigptError, UsageError, flag
 
 Config = TypeVar("Config")
 _FLAG = re.compile(r"--\w[\w-]*(=|$)")
-_HIDDEN = Annotated[Any, tyro.conf.Suppress]
 # What other tools call them: Hugging Face's, nanoGPT, Megatron, llama.cpp, vLLM.
 _ELSEWHERE = {
     "init": "model-name-or-path pretrained-model base-model init-from", "lora_rank": "lora-r",
@@ -92,6 +91,12 @@ def _plain(kind: Type[Any], arguments: Sequence[str]) -> Iterator[str]:
         yield word
 
 
+def _hidden(default: Any) -> Any:
+    # By its type, since tyro takes 0 and False of Any for the same.
+    kind = type(default) if isinstance(default, (bool, int, float, str)) else Any
+    return Annotated[kind, tyro.conf.Suppress]
+
+
 @lru_cache(maxsize=None)  # tyro remembers classes by their addresses, so these must stay
 def _grouped(kind: Type[Any]) -> Type[Any]:
     """What --help shows of `kind`: its flags by group, without those that mean nothing there."""
@@ -105,7 +110,8 @@ def _grouped(kind: Type[Any]) -> Type[Any]:
     shown.pop("", None)
     parts: List[Any] = []
     for title, names in shown.items():
-        others = [(one.name, _HIDDEN, one.default) for one in flags if one.name not in names]
+        others = [(one.name, _hidden(one.default), one.default) for one in flags
+                  if one.name not in names]  # fmt: skip
         view = make_dataclass(title, others, bases=(kind,), namespace={"__doc__": ""})
         parts.append((title, view, field(default_factory=view)))
     return make_dataclass(kind.__name__, parts, namespace={"__doc__": kind.__doc__})
