@@ -173,6 +173,7 @@ def test_help_is_still_help(words, capsys):
         (".", None, "directory"),
         ("big", b"x" * (1 << 24) + b"y", "more than 16.8 MB"),
     ],
+    ids=["none", "bad", "directory", "big"],
 )
 def test_a_prompt_that_cannot_be_read_is_one_sentence(run, tmp_path, name, data, expected):
     if data is not None:

@@ -79,7 +79,9 @@ def test_killed_before_its_first_checkpoint_a_run_can_begin_again(tmp_path):
 
 def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
     run = tmp_path / "run"
-    process = started(tmp_path, *LONG, "--out", run)
+    # As from a terminal, whoever has started the tests: nohup's children would ignore it.
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
+    process = started(tmp_path, *LONG, "--out", run, **listens)
     until_it_steps(run, process)
     process.stdout.close()
     process.send_signal(signal.SIGHUP)
