@@ -1,7 +1,29 @@
-"""Every test starts from the same random numbers, on one thread, so that it can be repeated."""
+"""Every test starts from the same random numbers, on one thread, so that it can be repeated.
+
+One that hangs ends, with the lines it waits at on the screen, so that the others are still run.
+"""
+
+import faulthandler
+import os
 
 import pytest
 import torch
+
+LONGEST = 300  # seconds for one test and the fixtures it makes
+STDERR = []  # the real one: pytest catches what a test writes to its own
+
+
+def pytest_configure():
+    STDERR.append(os.dup(2))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=STDERR[0])
+
+
+def pytest_sessionfinish():
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
