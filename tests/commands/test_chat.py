@@ -1,6 +1,7 @@
 """`python -m minigpt chat`: as in training, cut to the context, and Ctrl-C ends an answer."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -76,10 +77,18 @@ def test_a_checkpoint_that_was_not_tuned_is_refused(tmp_path):
     assert "was not tuned" in said and "train.py" in said and len(said.splitlines()) == 1
 
 
-def read_until(terminal, text):
-    seen = b""
+def read_until(terminal, text, keys=b""):
+    """What the terminal shows up to `text`. The `keys` are pressed, again where nothing comes of
+    it for three seconds: one that falls between a prompt and the wait for a line is not heard.
+    """
+    seen, end = b"", time.monotonic() + 60
+    os.write(terminal, keys)
     while text not in seen:
-        seen += os.read(terminal, 1000)
+        assert time.monotonic() < end, seen
+        if select.select([terminal], [], [], 3.0)[0]:
+            seen += os.read(terminal, 1000)
+        else:
+            os.write(terminal, keys)
     return seen
 
 
@@ -97,13 +106,11 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(tuned):
     try:
         seen = read_until(terminal, b"> ")
         for _ in range(2):
-            os.write(terminal, b"hello\n")
-            read_until(terminal, b"remembered")  # the note before the answer
+            read_until(terminal, b"remembered", keys=b"hello\n")  # the note before the answer
             time.sleep(1.0)
-            os.write(terminal, b"\x03")
-            seen += read_until(terminal, b"\n> ")
-        os.write(terminal, b"half a line\x03")
-        seen += read_until(terminal, b"\n> ")
+            seen += read_until(terminal, b"\n> ", keys=b"\x03")
+        os.write(terminal, b"half a line")
+        seen += read_until(terminal, b"\n> ", keys=b"\x03")
         os.write(terminal, b"\x04")
         assert os.waitpid(child, 0)[1] == 0
         assert b"Traceback" not in seen
