@@ -1,7 +1,7 @@
 """Command lines from dataclasses: the flags are the fields, their help is the docstring under each.
 
-tyro parses. What is ours is how it fails: by one sentence and no traceback, with exit code 2 for a
-mistyped flag or value and 1 for another error of the user's.
+tyro parses. What is ours is how it fails: by one sentence, with exit code 2 for a mistyped flag or
+value, and 1 for another error of the user's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import field, fields, make_dataclass
 from functools import lru_cache, partial
 from itertools import takewhile
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Type, TypeVar
 
 import tyro
 from typing_extensions import Annotated, get_type_hints
@@ -52,14 +52,13 @@ _ELSEWHERE = {
 
 def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     """`arguments` as a `kind`, a dataclass. UsageError names what cannot be parsed."""
-    words = _joined(kind, arguments)
+    words = list(_words(kind, arguments))
     if "-h" in words or "--help" in words:
         shown: Any = kind
         tyro.cli(_grouped(shown), prog=prog, args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            words = list(_plain(kind, words))
             config, unknown = tyro.cli(kind, prog=prog, args=words, return_unknown_args=True)
     except SystemExit:
         raise _explain(kind, prog, arguments, said.getvalue()) from None
@@ -71,30 +70,37 @@ def parse(kind: Type[Config], prog: str, arguments: Sequence[str]) -> Config:
     raise UsageError(f"{word!r} belongs to no flag", "see --help")
 
 
-def _plain(kind: Type[Any], arguments: Sequence[str]) -> Iterator[str]:
-    """`arguments`, with what is true or false as tyro takes it: --packing false as --no-packing,
-    --no-tied-head as --tied-head=False.
-    """
-    types = {flag(f.name): str(f.type) for f in fields(kind) if "bool" in str(f.type).lower()}
-    rest = list(arguments)
+def _words(kind: Type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """`arguments` as tyro takes them: a text is joined by = to its flag, as it may begin with -."""
+    hints, rest = get_type_hints(kind), list(arguments)
     while rest:
         word = rest.pop(0)
-        name, _, value = word.replace("--no-", "--", 1).partition("=")
-        name = name.replace("_", "-")
-        if name in types and not value and rest and rest[0].lower() in ("true", "false"):
-            value = rest.pop(0)
-        if name in types and value.lower() in ("", "true", "false"):
-            yes = (value.lower() != "false") != word.startswith("--no-")
-            word = f"{name}={yes}"
-            if types[name] == "bool":
-                word = name if yes else "--no-" + name[2:]
-        yield word
+        name = word.replace("--no-", "--", 1).partition("=")[0][2:].replace("-", "_")
+        hint = hints.get(name) if word.startswith("--") else None
+        several, taken = getattr(hint, "__origin__", None) is tuple, False
+        if hint in (bool, Optional[bool]):
+            word = _switch(word, flag(name), rest, hint is bool)
+        elif "=" not in word and (several or hint in (str, Optional[str])):
+            while rest and not _FLAG.match(rest[0]) and not (taken and rest[0] == "-h"):
+                yield f"{word}={rest.pop(0)}"
+                taken = True
+                if not several:
+                    break
+        if not taken:
+            yield word
 
 
-def _hidden(default: Any) -> Any:
-    # By its type, since tyro takes 0 and False of Any for the same.
-    kind = type(default) if isinstance(default, (bool, int, float, str)) else Any
-    return Annotated[kind, tyro.conf.Suppress]
+def _switch(word: str, name: str, rest: List[str], plain: bool) -> str:
+    """--packing false as --no-packing, which tyro has for `plain` ones; others as --name=False."""
+    value = word.partition("=")[2]
+    if not value and rest and rest[0].lower() in ("true", "false"):
+        value = rest.pop(0)
+    if value.lower() not in ("", "true", "false"):
+        return word
+    yes = (value.lower() != "false") != word.startswith("--no-")
+    if plain:
+        return name if yes else "--no-" + name[2:]
+    return f"{name}={yes}"
 
 
 @lru_cache(maxsize=None)  # tyro remembers classes by their addresses, so these must stay
@@ -102,16 +108,14 @@ def _grouped(kind: Type[Any]) -> Type[Any]:
     """What --help shows of `kind`: its flags by group, without those that mean nothing there."""
     if not hasattr(kind, "groups"):
         return kind
-    flags, title = fields(kind), ""
-    shown: Dict[str, Set[str]] = {}
-    for one in flags:
-        title = kind.groups.get(one.name, title)
-        shown.setdefault(title, set()).add(one.name)
-    shown.pop("", None)
+    hints, title = get_type_hints(kind, include_extras=True), ""
+    titles: Dict[str, str] = {}
+    for one in fields(kind):
+        title = titles[one.name] = kind.groups.get(one.name, title)
     parts: List[Any] = []
-    for title, names in shown.items():
-        others = [(one.name, _hidden(one.default), one.default) for one in flags
-                  if one.name not in names]  # fmt: skip
+    for title in filter(None, dict.fromkeys(titles.values())):
+        others = [(one.name, Annotated[hints[one.name], tyro.conf.Suppress], one.default)
+                  for one in fields(kind) if titles[one.name] != title]  # fmt: skip
         view = make_dataclass(title, others, bases=(kind,), namespace={"__doc__": ""})
         parts.append((title, view, field(default_factory=view)))
     return make_dataclass(kind.__name__, parts, namespace={"__doc__": kind.__doc__})
@@ -138,8 +142,8 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
 
         if debug or not is_out_of_memory(error):
             raise
-        what = "there is no memory left; python -m minigpt plan says what fits"
-        print(f"error: {what}", file=sys.stderr)
+        print("error: there is no memory left; python -m minigpt plan says what fits",
+              file=sys.stderr)  # fmt: skip
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -150,9 +154,7 @@ def run(command: Callable[[List[str]], Optional[int]], arguments: Sequence[str])
 
 
 class _Unread:
-    """A stream whose reader may go away (head, a closed terminal, a full disk): from then on what
-    is written goes nowhere, and the work goes on.
-    """
+    """A stream whose reader may go away (head, a full disk): then what is written goes nowhere."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -178,43 +180,20 @@ def going_on_unread() -> Iterator[None]:
         yield
 
 
-def _joined(kind: Type[Any], arguments: Sequence[str]) -> List[str]:
-    """The arguments, with a text joined by = to the flag before it, since it may begin with a dash;
-    each to the flag where that takes several.
-    """
-    hints = get_type_hints(kind)
-    words: List[str] = []
-    taker, several = "", False  # the flag that takes the next word
-    for word in arguments:
-        first = bool(words) and words[-1] == taker
-        if taker and not _FLAG.match(word) and (first or (several and word != "-h")):
-            words[len(words) - first :] = [f"{taker}={word}"]
-        else:
-            hint = hints.get(word[2:].replace("-", "_")) if word.startswith("--") else None
-            several = getattr(hint, "__origin__", None) is tuple
-            taker = word if several or hint in (str, Optional[str]) else ""
-            words.append(word)
-    return words
-
-
 def _nearest(word: str, kind: Type[Any], prog: str) -> str:
     """The flag that is meant by `word`, which may be another tool's for it."""
-    ours = {name: name for name in _flags(kind)}
+    ours: Dict[str, str] = {}
     for name in kind.__dataclass_fields__:
-        ours.update(("--" + other, flag(name)) for other in _ELSEWHERE.get(name, "").split())
+        ours.update((flag(n), flag(name)) for n in [name, *_ELSEWHERE.get(name, "").split()])
     said = word.split("=")[0].lower().replace("_", "-")
     close = difflib.get_close_matches(said, sorted(ours, key=len), 1, 0.7)
     return f"did you mean {ours[close[0]]}?" if close else f"see {prog} --help"
 
 
-def _flags(kind: Type[Any]) -> List[str]:
-    return [flag(field) for field in kind.__dataclass_fields__]
-
-
 def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:
     """tyro says what is wrong in a box of many lines; the first flag in it is the one at fault."""
-    named = [word for word in re.findall(r"--[\w-]+", said) if word in _flags(kind)]
-    how = f"see {prog} --help"
+    flags, how = {flag(name) for name in kind.__dataclass_fields__}, f"see {prog} --help"
+    named = [word for word in re.findall(r"--[\w-]+", said) if word in flags]
     if not named:
         return UsageError(f"{prog}: something required is missing", how)
     given = _given(named[0], arguments)

@@ -1,7 +1,6 @@
 """`python -m minigpt devices`: what this machine computes on, and why not on something else.
 
-On MoAI no function of torch.cuda is called, since some of them (`get_device_name`) allocate the
-whole cluster. There, what `moreh-smi` or `ap-smi` says is shown.
+On MoAI no function of torch.cuda is called, since some (`get_device_name`) allocate the cluster.
 """
 
 from __future__ import annotations
@@ -9,29 +8,25 @@ from __future__ import annotations
 import os
 import platform
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import List, Tuple
 
 import torch
 
-from minigpt.base.errors import DeviceError, UsageError
+from minigpt.base.errors import DeviceError, require_number
 from minigpt.base.text import size, visible
-from minigpt.devices.device import find_device, is_moai
-from minigpt.devices.host import host_memory
+from minigpt.devices.device import find_device, host_memory, is_moai
 from minigpt.devices.smi import VirtualDevice, find_tool, parse_smi, run_tool
-from minigpt.planning.flavors import GCD_MIB, find_flavor
+from minigpt.planning.peaks import GCD_MIB, find_flavor
 
 Lines = List[Tuple[str, str]]  # what it is about, what there is to say
-
 _NOT_BUILT = "not here: this PyTorch is not built for it"
-
 # Those of Moreh's documents and examples (2024, 2025) that choose what a program gets.
 _VARIABLES = (
-    "MOREH_VISIBLE_DEVICE",
-    "ACCELERATOR_PLATFORM_FLAVOR",
-    "MOREH_ENABLE_ADVANCED_PARALLELIZATION",
+    "MOREH_VISIBLE_DEVICE", "ACCELERATOR_PLATFORM_FLAVOR", "MOREH_ENABLE_ADVANCED_PARALLELIZATION",
     "MOREH_ADVANCED_PARALLELIZATION_MEMORY_USAGE_CORRECTION_RATIO",
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -42,8 +37,7 @@ class DevicesConfig:
     """Seconds to wait for moreh-smi or ap-smi."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout <= 3600:
-            raise UsageError(f"--timeout is {self.timeout:g}", "it must be 1 to 3600 seconds")
+        require_number("--timeout", self.timeout, above=0, most=3600)
 
 
 def devices_command(config: DevicesConfig) -> None:
@@ -84,11 +78,9 @@ def _gpus() -> Lines:
 
 
 def _gpu(index: int) -> str:
-    properties = torch.cuda.get_device_properties(index)
-    try:
+    properties, free = torch.cuda.get_device_properties(index), "unknown"
+    with suppress(RuntimeError):  # another program has it to itself, or all of its memory
         free = size(torch.cuda.mem_get_info(index)[0])
-    except RuntimeError:  # another program has it to itself, or all of its memory
-        free = "unknown"
     bf16 = "bf16" if torch.version.hip or properties.major >= 8 else "no bf16"
     total = size(properties.total_memory)
     return f"{index}: {properties.name}, {total} of memory, {free} free, {bf16}"
@@ -118,17 +110,16 @@ def _shown(tool: str, timeout: float) -> List[str]:
         text = run_tool(tool, timeout)
     except DeviceError as error:
         return [str(error)]
-    devices = parse_smi(text)
-    flavors = {device.flavor: device for device in devices if device.flavor != "-"}
-    means = [f"{visible(name)}: {_flavor(device)}" for name, device in flavors.items()]
-    if not devices:
-        means = [f"{os.path.basename(tool)} shows no accelerator"]
+    name, devices = os.path.basename(tool), parse_smi(text)
+    lines = text.splitlines()
+    flavors = {device.flavor: _flavor(device) for device in devices if device.flavor != "-"}
+    lines += [f"{flavor}: {what}" for flavor, what in flavors.items()]
+    lines += [] if devices else [f"{name} shows no accelerator"]
     now = ", as one does" if any(device.running for device in devices) else ""
     change = f"moreh-switch-model, but not while a program runs{now}"
-    if os.path.basename(tool) == "ap-smi":
+    if name == "ap-smi":
         change = "ACCELERATOR_PLATFORM_FLAVOR=NAME before the command"
-    shown = [visible(line) for line in text.splitlines()]
-    return [*shown, *means, f"another flavor: {change}"]
+    return [visible(line) for line in [*lines, f"another flavor: {change}"]]
 
 
 def _flavor(device: VirtualDevice) -> str:

@@ -16,9 +16,10 @@ from minigpt.training.config_file import CONFIG, flag_words, left_open, read_val
 
 # What follows other settings as long as it is left open, also in a run that goes on.
 _FOLLOWED = {
-    **dict.fromkeys(("eval_every", "sample_every", "save_every"), ("steps", "epochs")),
-    "micro_batch_size": ("batch_size", "fused_backward"), "grad_clip": ("fused_backward",),
+    "eval_every": {"steps"}, "sample_every": {"steps"}, "save_every": {"steps"},
+    "micro_batch_size": {"batch_size", "fused_backward"}, "grad_clip": {"fused_backward"},
 }  # fmt: skip
+_LENGTHS = {"steps", "epochs"}  # the same in other words
 Config = TypeVar("Config", bound=TrainConfig)
 
 
@@ -35,41 +36,30 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
         above = path.parent.parent.parent  # of a run's checkpoint
         fix = f"say --resume {above}" if (above / CONFIG).is_file() else "name a run directory"
         raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", fix)
-    values = read_values(path, kind)
-    config = _parse_both(kind, prog, path, values, arguments, bool(source.resume))
-    if source.resume:
-        config.check_goes_on(values)
-    return config
-
-
-def _parse_both(
-    kind: Type[Config], prog: str, path: Path, values: Dict[str, Any], arguments: List[str],
-    resumes: bool,
-) -> Config:  # fmt: skip
-    said = {word.partition("=")[0].replace("_", "-") for word in arguments}
-    reopened = {n for n, causes in _FOLLOWED.items() if _is_said(said, *causes)}
-    if "epochs" in values:  # from which the steps were counted
-        reopened.add("steps")
-    leaves_open = left_open(path) & reopened if resumes else left_open(path)
-    others = {"steps": "epochs", "epochs": "steps"}  # the same in other words
-    in_file = {
-        name: value
-        for name, value in values.items()
-        if name not in leaves_open and not _is_said(said, name, others.get(name, name))
-    }
+    values, said = read_values(path, kind), _said(arguments)
+    open_there = left_open(path)
+    if source.resume:  # what the run has settled stays, but for what follows the flags
+        counted = {"steps"} if "epochs" in values else set()
+        open_there &= counted | {name for name, causes in _FOLLOWED.items() if causes & said}
+    in_file = {n: value for n, value in values.items() if n not in open_there | said}
     try:
         config = parse(kind, prog, [*flag_words(in_file, kind), *arguments])
     except UsageError as error:
         raise _of_file(error, path, in_file) from None
+    if source.resume:
+        config.check_goes_on(values)
     rates: List[Any] = [values.get("lr"), in_file.get("min_lr")]
     known = all(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
-    if flag("lr") in said and config.lr and known:
+    if "lr" in said and config.lr and known:
         return replace(config, min_lr=config.lr * rates[1] / rates[0])  # in the file's ratio
     return config
 
 
-def _is_said(said: Set[str], *names: str) -> bool:
-    return any(flag(word) in said for name in names for word in (name, "no_" + name))
+def _said(arguments: List[str]) -> Set[str]:
+    """The settings that are named by flags."""
+    flags = {word.partition("=")[0].replace("--no-", "--", 1) for word in arguments}
+    said = {word[2:].replace("-", "_") for word in flags}
+    return said | _LENGTHS if said & _LENGTHS else said
 
 
 def _of_file(error: UsageError, path: Path, in_file: Dict[str, Any]) -> UsageError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Dict, List, Optional, Tuple
+from typing import ClassVar, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from typing_extensions import Annotated
@@ -17,17 +17,15 @@ from minigpt.base.errors import MinigptError, UsageError
 from minigpt.base.text import duration, size
 from minigpt.commands.flags import parse_settings
 from minigpt.data.shards import TEXT, read_dataset
-from minigpt.data.sources import HELD_OUT, find_files
+from minigpt.data.sources import HELD_OUT, find_files, said
 from minigpt.devices.device import DEVICES, Device, find_device, is_moai
 from minigpt.model import zoo
 from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
-from minigpt.planning.flavors import FLAVORS, Flavor
 from minigpt.planning.memory import Job, memory, moments
-from minigpt.training.config import TrainConfig, left_open
+from minigpt.training.config import Settings, TrainConfig, left_open
 from minigpt.training.job import Pace, advice, job_of, pace, too_long
 from minigpt.training.resolve import resolve
-from minigpt.training.settings import Settings
 
 GB = peaks.GB
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
@@ -39,11 +37,11 @@ _PUBLISHED = {
 }
 _BYTES, _OF_A_TOKEN = 257, 3.0  # the bytes tokenizer's words; bytes that one of GPT-2's stands for
 _STAGES = 4  # pipeline stages in all four published logs of that model
-_PARTS = (
-    ("weights", "weights"), ("16-bit copies", "copies"), ("gradients", "gradients"),
-    ("optimizer states", "states"), ("activations", "activations"), ("logits and loss", "loss"),
-    ("passing", "work"),
-)  # fmt: skip
+_PARTS = {
+    "weights": "weights", "16-bit copies": "copies", "gradients": "gradients",
+    "optimizer states": "states", "activations": "activations", "logits and loss": "loss",
+    "passing": "work",
+}  # fmt: skip
 
 
 @dataclass
@@ -70,125 +68,114 @@ class PlanConfig(TrainConfig):
 def plan_command(arguments: List[str]) -> None:
     """Prints the plan of the run that train.py would make of `arguments`."""
     config = parse_settings(PlanConfig, "minigpt plan", arguments)
-    if config.device == "moai" or (config.device == "auto" and is_moai()):
-        job = _on_moai(config)
-        print("\n".join([*_about(job), *_flavor_lines(job, FLAVORS), *_whole(config, None)]))
-        return
-    job, accelerator, local = _target(config)
-    lines = [*_about(job), *_table(job, accelerator), *_verdict(job, accelerator, config, local)]
-    print("\n".join(lines + _whole(config, pace(job, accelerator))))
-
-
-def _target(config: PlanConfig) -> Tuple[Job, peaks.Accelerator, Optional[Device]]:
-    """What is planned and for what, and this machine's device if it is for that."""
-    room = peaks.parse_memory(config.memory) if config.memory is not None else None
-    if config.device == "auto" and room is not None:
-        unnamed = peaks.Accelerator("one that is not named", room, 0.0, 0.0)
-        return job_of(resolve(config, None, room=room), None), unnamed, None
-    local = None
-    if config.device in DEVICES:
-        local = find_device(config.device)
-        job = job_of(resolve(config, local), local)
-        accelerator = peaks.here(local, job.product_bytes)
-    else:
-        accelerator = peaks.find_accelerator(config.device)
-        room_there = accelerator.memory if room is None else room
-        job = job_of(resolve(config, None, room=room_there), None)
-        if accelerator.flavor:
-            job = _on_moai(config)
-    return job, accelerator if room is None else replace(accelerator, memory=room), local
-
-
-def _on_moai(config: PlanConfig) -> Job:
-    if config.memory is not None:
-        raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
-    device = Device("moai", torch.device("cuda"))
-    return job_of(resolve(config, device), device)
-
-
-def _about(job: Job) -> List[str]:
-    shape = job.shape
-    layers = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide"
-    rows, lora = f"{job.rows} rows at a time", ", LoRA" if job.lora else ""
-    return [
-        f"model     {shape.parameter_count():,} parameters: {layers}",
-        f"step      {job.batch} x {job.block} tokens, {rows}, {job.precision}{lora}",
+    device, planned = _target(config)
+    settings = resolve(config, device, room=planned.memory if planned else None)
+    job, step = job_of(settings, device), None
+    shape, adapter = job.shape, ", LoRA" if job.lora else ""
+    lines = [
+        f"model     {shape.parameter_count():,} parameters: {shape.n_layer} layers,"
+        f" {shape.n_head} heads, {shape.n_embd} wide",
+        f"step      {job.batch} x {job.block} tokens, {job.rows} rows at a time,"
+        f" {job.precision}{adapter}",
     ]
+    if planned is None:
+        lines += _flavor_lines(job, peaks.FLAVORS)
+    else:
+        step = pace(job, planned)
+        lines += [*_table(job, planned), *_verdict(job, planned, config, device)]
+    print("\n".join([*lines, *_whole(config, settings, step)]))
 
 
-def _table(job: Job, device: peaks.Accelerator) -> List[str]:
+def _target(config: PlanConfig) -> Tuple[Optional[Device], Optional[peaks.Accelerator]]:
+    """The device whose rules hold (None: not here), and what is planned for (None: all flavors)."""
+    room = peaks.parse_memory(config.memory) if config.memory is not None else None
+    name = "moai" if config.device == "auto" and is_moai() else config.device
+    if name == "auto" and room is not None:
+        return None, peaks.Accelerator("one that is not named", room, 0.0, 0.0)
+    device, planned = None, None
+    if name in DEVICES:
+        device = find_device(name)
+        planned = peaks.here(device, 4 if config.precision == "fp32" else 2)
+    elif name != "moai":
+        planned = peaks.find_accelerator(name)
+    if planned is None or planned.flavor:
+        if room is not None:
+            raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
+        return Device("moai", torch.device("cuda")), planned
+    return device, replace(planned, memory=room or planned.memory)
+
+
+def _table(job: Job, planned: peaks.Accelerator) -> List[str]:
     """Each part at its largest, and the largest sum; as asked, and with the other recomputation."""
-    jobs = [replace(job, recompute=False), replace(job, recompute=True)]
-    totals = [memory(one) for one in jobs]
-    texts = [("", ["all kept", "recomputed"])]
-    for title, part in _PARTS:
-        most = [max(getattr(moment, part) for moment in moments(one)) for one in jobs]
-        texts.append((title, [size(count) for count in most]))
-    texts.append(("at one time", [size(largest.total) for largest in totals]))
-    texts.append(("that is when", [largest.moment for largest in totals]))
-    texts.append(("rows that fit", [str(largest_rows(one, device.memory)) for one in jobs]))
-    lines = [f"{title:<18}{kept:>17}{again:>17}" for title, (kept, again) in texts]
-    return [f"device    {device.name}: {size(device.memory)}", "", *lines, ""]
+    titles = ["", *_PARTS, "at one time", "that is when", "rows that fit"]
+    columns = []
+    for head, one in (("all kept", False), ("recomputed", True)):
+        variant = replace(job, recompute=one)
+        most, steps = memory(variant), moments(variant)
+        parts = [size(max(getattr(moment, part) for moment in steps)) for part in _PARTS.values()]
+        rows = str(largest_rows(variant, planned.memory))
+        columns.append([head, *parts, size(most.total), most.moment, rows])
+    lines = [f"{title:<18}{kept:>17}{again:>17}" for title, kept, again in zip(titles, *columns)]
+    return [f"device    {planned.name}: {size(planned.memory)}", "", *lines, ""]
 
 
 def _verdict(
-    job: Job, accelerator: peaks.Accelerator, config: PlanConfig, local: Optional[Device]
+    job: Job, planned: peaks.Accelerator, config: PlanConfig, device: Optional[Device]
 ) -> List[str]:
-    if accelerator.flavor is not None:
-        return _flavor_lines(job, (accelerator.flavor,))
-    need, room = memory(job).total, accelerator.memory
+    if planned.flavor is not None:
+        return [*_flavor_lines(job, [planned.flavor]), _time(job, planned)]
+    need, room = memory(job).total, planned.memory
     if need <= room:
-        return [f"fits      yes, with {size(room - need)} to spare", _time(job, accelerator)]
+        return [f"fits      yes, with {size(room - need)} to spare", _time(job, planned)]
     lines = [f"fits      no: {size(need - room)} too much"]
-    found = advice(job, room, config, local)
+    found = advice(job, room, config, device)
     if not found:
         return [*lines, "          and no flag here helps; try a smaller --block-size or model"]
     lines += [f"          it does with {flags}" for flags, _ in found]
-    return [*lines, _time(found[0][1], accelerator), "          (with the first of these)"]
+    return [*lines, _time(found[0][1], planned), "          (with the first of these)"]
 
 
-def _time(job: Job, device: peaks.Accelerator) -> str:
-    step = pace(job, device)
+def _time(job: Job, planned: peaks.Accelerator) -> str:
+    step = pace(job, planned)
     if step is None:
         return "time      unknown without a --device"
     speed = int(job.batch * job.block / step.seconds)
     return f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"
 
 
-def _whole(config: PlanConfig, step: Optional[Pace]) -> List[str]:
+def _whole(config: PlanConfig, s: Settings, step: Optional[Pace]) -> List[str]:
     """All steps: how long they take, and how often they pass over the data, by its files' size."""
-    s = resolve(config, None)
     there, of_a_step = _tokens(s), s.batch_size * s.block_size
     steps = config.epochs * there / of_a_step if config.epochs else s.steps
     if not steps:
         return ["run       epochs are counted once the data are read: train.py ... --dry-run"]
     epochs, seconds = there and steps * of_a_step / there, step and steps * step.seconds
     text = f"run       {steps:,.0f} steps, {steps * of_a_step:,.0f} tokens"
-    text += f", about {epochs:,.1f} epochs of {s.data}" if epochs else ""
+    text += f", about {epochs:,.1f} epochs of {said(s.data)}" if epochs else ""
     return [text + (f", {duration(seconds)}" if seconds else ""), *too_long(epochs, seconds)]
 
 
 def _tokens(settings: Settings) -> float:
     """About how many there are to train on; 0 where that is not known before they are read."""
-    size = 0.0
+    count = 0.0
     with suppress(MinigptError, OSError):
-        if isinstance(settings.data, str):
-            content = read_dataset(Path(settings.data), TEXT)
-            if content is not None:
-                return float(content["splits"]["train"]["tokens"])
-        files = find_files(settings.data).files
-        size = sum(file.path.stat().st_size for file in files)
-    return size * (1 - HELD_OUT) / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
+        name = settings.data
+        content = read_dataset(Path(name), TEXT) if isinstance(name, str) else None
+        if content is not None:
+            return float(content["splits"]["train"]["tokens"])
+        count = sum(file.path.stat().st_size for file in find_files(name).files)
+    return count * (1 - HELD_OUT) / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
 
 
-def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
-    """What each GCD of a flavor would hold if everything were spread evenly, if weights and all
-    that belongs to them were cut into pipeline stages, and if every GCD had all of them.
+def _flavor_lines(job: Job, flavors: Sequence[peaks.Flavor]) -> List[str]:
+    """What each GCD of a flavor would hold if all were spread evenly, if the layers were cut into
+    pipeline stages, and if every GCD had all of the weights and what belongs to them.
     """
     lines = [
         "GB on each GCD of 64: computed, not known. What MoAI does is published where it says so",
         f"{'':<18}{'GCDs':>6}{'spread evenly':>14}{'4 stages':>10}{'replicated':>12}  fits",
     ]
+    known = job.shape == zoo.find("cerebras-13b").config and not job.lora
     for flavor in flavors:
         gcds, limit = flavor.gcds, peaks.GCD.memory / GB
         stages = min(gcds, _STAGES)
@@ -196,28 +183,20 @@ def _flavor_lines(job: Job, flavors: Tuple[Flavor, ...]) -> List[str]:
         staged, whole = _on_each(job, gcds, stages, stages), _on_each(job, gcds, 1)
         ways = ((whole, "yes"), (staged, "in stages"), (even, "if spread evenly"))
         fits = next((way for need, way in ways if need <= limit), "no")
-        numbers = f"{gcds:6}{even:14.1f}{staged:10.1f}{whole:12.1f}"
-        lines.append(f"{flavor.name:<18}{numbers}  {fits}{_published(job, flavor)}")
-    if len(flavors) == 1:
-        lines.append(_time(job, peaks.of_flavor(flavors[0])))
+        line = f"{flavor.name:<18}{gcds:6}{even:14.1f}{staged:10.1f}{whole:12.1f}  {fits}"
+        used = _PUBLISHED.get((flavor.name, job.batch, job.block))
+        if known and used:
+            line += f"; published: {used:,} MiB in all, {used * 2**20 / gcds / GB:.1f} on each"
+        lines.append(line)
     return lines
 
 
 def _on_each(job: Job, gcds: int, parts: int, stages: int = 1) -> float:
     """GB on each GCD when weights, gradients and states are cut into `parts`, and the layers into
-    `stages`; the batch and all that grows with it are divided among all GCDs of a stage, as far as
-    it has rows.
+    `stages`, among whose GCDs the batch is divided as far as it has rows.
     """
     most, among = 0.0, min(gcds, stages * job.batch)
     for moment in moments(job):
         kept = moment.weights + moment.gradients + moment.states
         most = max(most, kept / parts + (moment.total - kept) / among)
     return most / GB
-
-
-def _published(job: Job, flavor: Flavor) -> str:
-    found = _PUBLISHED.get((flavor.name, job.batch, job.block))
-    if found is None or job.shape != zoo.find("cerebras-13b").config or job.lora:
-        return ""
-    on_each = found * 2**20 / flavor.gcds / GB
-    return f"; published: {found:,} MiB in all, {on_each:.1f} on each"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import tyro
 
 from minigpt.base.errors import DataError, UsageError
+from minigpt.base.text import duration
+from minigpt.training.closing import plot, shown
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, read_values
 from minigpt.training.metrics import METRICS, read_metrics
-from minigpt.training.report import Records, facts, plot, shown, summary
+
+Records = List[Dict[str, Any]]
 
 
 @dataclass
@@ -29,7 +31,7 @@ class ReportConfig:
 def report_command(config: ReportConfig) -> None:
     """Prints the summary, the table of what differs, or the list; the first two with a picture."""
     runs = [Path(name) for name in config.runs]
-    listed = [] if os.path.isfile(runs[0] / METRICS) or len(runs) > 1 else _runs_in(runs[0])
+    listed = _runs_in(runs[0]) if len(runs) == 1 else []
     if listed:
         known = _rows([facts(read_metrics(run / METRICS)) for run in listed])
         written = [time.localtime((run / METRICS).stat().st_mtime) for run in listed]
@@ -45,10 +47,46 @@ def report_command(config: ReportConfig) -> None:
     print("\n".join(shown("plot", lambda: plot(runs))))
 
 
+def summary(records: Records) -> List[str]:
+    """The run in a few lines."""
+    losses, known = [record for record in records if "loss" in record], facts(records)
+    lines = [f"steps    {losses[-1]['step']}, {losses[-1].get('tokens', 0):,} tokens"]
+    lines.append(f"loss     {losses[0]['loss']:.4f} at first, {losses[-1]['loss']:.4f} at last")
+    if "speed" in known:
+        lines.append(f"speed    {known['speed']} (median)")
+    if "best loss" in known:
+        lines.append(f"best     validation loss {known['best loss']}")
+    return [*lines, f"time     {known['time']}, validation and saving left out"]
+
+
+def facts(records: Records) -> Dict[str, str]:
+    """The numbers by which runs are compared, as far as they are known; in words."""
+    losses = [record for record in records if "loss" in record]
+    if not losses:
+        return {}
+    found = {"last step": str(losses[-1]["step"])}
+    validations = [record for record in records if "val_loss" in record]
+    if validations:
+        best = min(validations, key=lambda record: float(record["val_loss"]))
+        bits = best.get("val_bits_per_byte", 0.0)
+        found["best loss"] = f"{best['val_loss']:.4f}, {bits:.3f} bits per byte, at {best['step']}"
+    speeds = sorted(r["tokens_per_second"] for r in losses if "tokens_per_second" in r)
+    if speeds:
+        found["speed"] = f"{int(speeds[len(speeds) // 2]):,} tokens/s"
+    seconds, before = 0.0, 0
+    for record in losses:
+        seconds += record.get("warmup_seconds", 0.0)
+        seconds += record.get("step_seconds", 0.0) * (record["step"] - before)
+        before = record["step"]
+    return {**found, "time": duration(seconds)}
+
+
 def _records(run: Path) -> Records:
-    if not os.path.isfile(run / METRICS):
-        raise DataError(f"{run} has no {METRICS}", "name a run directory, such as runs/NAME")
-    records = read_metrics(run / METRICS)
+    try:
+        records = read_metrics(run / METRICS)
+    except (OSError, ValueError):  # ValueError: what no file can be called
+        fix = "name a run directory, such as runs/NAME"
+        raise DataError(f"{run} has no {METRICS}", fix) from None
     if not any("loss" in record for record in records):
         raise DataError(f"{run / METRICS} has no logged step yet", "let the run go on")
     return records
@@ -61,10 +99,11 @@ def _settings(run: Path) -> Dict[str, str]:
 
 
 def _runs_in(directory: Path) -> List[Path]:
-    """Its runs, the one that wrote last at the end."""
-    with suppress(OSError, ValueError):  # ValueError: what no directory can be called
-        logs = [run / METRICS for run in directory.iterdir() if (run / METRICS).is_file()]
-        return [log.parent for log in sorted(logs, key=lambda log: log.stat().st_mtime)]
+    """The runs in what is no run itself, the one that wrote last at the end."""
+    with suppress(OSError, ValueError):
+        if not (directory / METRICS).is_file():
+            logs = [run / METRICS for run in directory.iterdir() if (run / METRICS).is_file()]
+            return [log.parent for log in sorted(logs, key=lambda log: log.stat().st_mtime)]
     return []
 
 

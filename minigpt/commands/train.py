@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import ContextManager, List, Optional, Tuple
 
 from minigpt.base.errors import DeviceError
 from minigpt.base.text import duration
 from minigpt.checkpoint import run_files
-from minigpt.checkpoint.resume import RunState
 from minigpt.commands.cli import going_on_unread
 from minigpt.commands.flags import parse_settings
 from minigpt.data.datasets import Opened
@@ -26,12 +26,11 @@ from minigpt.planning.memory import Job, trained_count
 from minigpt.training.build import build, create_run, open_data, open_state
 from minigpt.training.claim import claimed
 from minigpt.training.closing import closing_report
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.job import job_of, one_line, pace, too_long
 from minigpt.training.metrics import METRICS, read_metrics
 from minigpt.training.parallel import World, joined, processes, restarted
 from minigpt.training.resolve import resolve
-from minigpt.training.settings import Settings
 
 
 @going_on_unread()
@@ -56,7 +55,11 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
     if config.dry_run:
         _open(config, settings, device)
         return 0
-    with _place(settings, config, world) as run:
+    place: ContextManager[Path] = nullcontext(settings.run)
+    if world.first:
+        place = claimed(settings.run, named=bool(config.out or config.resume))
+    with place as run:
+        run = Path(world.told(str(run)))
         if world.first and not config.resume:
             config = replace(config, out=str(run))
         with world.one_by_one():
@@ -73,31 +76,6 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
         return code
 
 
-@contextmanager
-def _place(settings: Settings, config: TrainConfig, world: World) -> Iterator[Path]:
-    """The run's directory, which rank 0 takes for all."""
-    with ExitStack() as held:
-        run = settings.run
-        if world.first:
-            run = held.enter_context(claimed(run, bool(config.out or config.resume)))
-        yield Path(world.told(str(run)))
-
-
-def _open(
-    config: TrainConfig, settings: Settings, device: Device
-) -> Tuple[Settings, Tokenizer, Opened]:
-    """What `build` takes; says what was found, and what is to be done with it."""
-    tokenizer = load_tokenizer(settings.vocabulary)
-    data = open_data(settings, tokenizer)
-    settings = resolve(config, device, data)
-    state = open_state(settings, data)
-    lines = _opening(settings, device, tokenizer, data)
-    if config.dry_run:
-        lines.append(_dry_run(settings, data, state))
-    print(*lines, *_to_do(settings, device, data, state.step), sep="\n", flush=True)
-    return settings, tokenizer, data
-
-
 def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
     """Says what the run takes, and stops if that is not here. (A dry run may be for elsewhere.)"""
     plan = one_line(config, settings, device)
@@ -111,23 +89,53 @@ def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:
     print(f"         {fix}")
 
 
+def _open(
+    config: TrainConfig, settings: Settings, device: Device
+) -> Tuple[Settings, Tokenizer, Opened]:
+    """What `build` takes; says what was found, and what is to be done with it."""
+    tokenizer = load_tokenizer(settings.vocabulary)
+    data = open_data(settings, tokenizer)
+    settings = resolve(config, device, data)
+    state, lines = open_state(settings, data), _opening(settings, device, tokenizer, data)
+    if config.dry_run:
+        loader = Loader(data.train, settings.batch_size, settings.asked.seed, state.samples_seen)
+        batch = next(loader)
+        loader.close()
+        rows, length = batch.tokens.shape
+        what = f"the first batch has {rows} x {length} tokens, {batch.supervised} to learn from"
+        lines.append(f"dry run  {what}; no step was run")
+    print(*lines, *_to_do(settings, device, data, state.step), sep="\n", flush=True)
+    return settings, tokenizer, data
+
+
 def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened) -> List[str]:
     s, shape = settings, settings.shape
     learned, whole = trained_count(job_of(s, device)), shape.parameter_count()
-    what = "the rest is frozen" if s.lora is None else f"an adapter of rank {s.lora.rank}"
+    what, together, gpus = "the rest is frozen", processes(), device.gpus()
     if s.lora is not None:
-        whole += learned
-    return [
+        what, whole = f"an adapter of rank {s.lora.rank}", whole + learned
+    lines = [
         f"model    {whole:,} parameters: {shape.n_layer} layers, {shape.n_head} heads,"
-        f" {shape.n_embd} wide; {tokenizer.name} tokenizer",
-        *([f"trained  {learned:,} parameters, {what}"] if learned < whole else []),
-        f"data     {said(s.data)}: {data.train.token_count:,} tokens to train on,"
-        f" {data.validation.token_count:,} to validate: {data.held_out}",
-        *(f"         {note}" for note in data.notes),
-        *_processes(s, device),
-        f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"
-        f" {s.precision} on {device}",
+        f" {shape.n_embd} wide; {tokenizer.name} tokenizer"
     ]
+    if learned < whole:
+        lines.append(f"trained  {learned:,} parameters, {what}")
+    lines.append(
+        f"data     {said(s.data)}: {data.train.token_count:,} tokens to train on,"
+        f" {data.validation.token_count:,} to validate: {data.held_out}"
+    )
+    lines += [f"         {note}" for note in data.notes]
+    if together > 1:
+        lines.append(f"together {together} processes, {s.batch_size // together} rows each")
+    elif gpus > 1:
+        lines.append(
+            f"device   one of {gpus} GPUs; all: torchrun --nproc-per-node {gpus} train.py ..."
+        )
+    lines.append(
+        f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"
+        f" {s.asked.precision} on {device}"
+    )
+    return lines
 
 
 def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[str]:
@@ -137,43 +145,27 @@ def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[
     after = f" after step {step}" if step else ""
     time, seconds = _time(job_of(s, device), left, device)
     tokens = left * s.batch_size * s.block_size
-    return [
-        *([f"go on    from {s.resumes}"] if s.resumes else []),
-        _rate(s, step),
-        f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}",
-        *too_long(whole, seconds),
-    ]
-
-
-def _processes(settings: Settings, device: Device) -> List[str]:
-    """How the step is divided, or how it could be where other GPUs have nothing to do."""
-    here = device.gpus()
-    if processes() > 1:
-        return [f"together {processes()} processes, {settings.batch_size // processes()} rows each"]
-    if here > 1:
-        return [f"device   one of {here} GPUs; all: torchrun --nproc-per-node {here} train.py ..."]
-    return []
+    lines = [f"go on    from {s.resumes}"] if s.resumes else []
+    lines.append(_rate(s, step))
+    lines.append(f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}")
+    return lines + too_long(whole, seconds)
 
 
 def _rate(settings: Settings, step: int) -> str:
-    s, tenth = settings, settings.warmup_steps == settings.steps // 10
+    s = settings
     line = f"rate     {s.lr:.3g} after {s.warmup_steps} steps of warmup"
-    line += " (a tenth of the run)" if tenth and s.asked.warmup_steps is None else ""
-    line += ", " + s.schedule + (f" to {s.min_lr:.3g}" if s.schedule != "constant" else "")
+    if s.asked.warmup_steps is None and s.warmup_steps == s.steps // 10:
+        line += " (a tenth of the run)"
+    line += f", {s.schedule}" + (f" to {s.min_lr:.3g}" if s.schedule != "constant" else "")
     if s.warmup_steps >= s.steps:
         line += ": the run ends before, fewer --warmup-steps let it get there"
-    before = _rate_before(s, step)
+    log = s.run / METRICS
+    records = read_metrics(log) if s.resumes and log.is_file() else []
+    before = next((r["lr"] for r in records if "lr" in r and r["step"] == step), math.inf)
     now = learning_rate(step, s.steps, s.lr, s.min_lr, s.warmup_steps, s.schedule)
-    if before and s.warmup_steps <= step < s.steps and now > 1.01 * before:
+    if s.warmup_steps <= step < s.steps and now > 1.01 * before:
         line += f"\n         after step {step} it goes up, from {before:.3g} to {now:.3g}"
     return line
-
-
-def _rate_before(settings: Settings, step: int) -> Optional[float]:
-    """The rate of the step that a run goes on from, as it was logged."""
-    path = settings.run / METRICS
-    records = read_metrics(path) if settings.resumes and path.is_file() else []
-    return next((r["lr"] for r in records if "lr" in r and r["step"] == step), None)
 
 
 def _time(job: Job, steps: int, device: Device) -> Tuple[str, Optional[float]]:
@@ -182,13 +174,3 @@ def _time(job: Job, steps: int, device: Device) -> Tuple[str, Optional[float]]:
     if step is None:
         return "python -m minigpt plan --device NAME says how long it takes", None
     return f"about {duration(steps * step.seconds)}, {step.assumed}", steps * step.seconds
-
-
-def _dry_run(settings: Settings, data: Opened, state: RunState) -> str:
-    """What would be done, without weights and without the device."""
-    loader = Loader(data.train, settings.batch_size, settings.seed, state.samples_seen)
-    batch = next(loader)
-    loader.close()
-    rows, length = batch.tokens.shape
-    what = f"the first batch has {rows} x {length} tokens, {batch.supervised} to learn from"
-    return f"dry run  {what}; no step was run"

@@ -1,7 +1,12 @@
 """What a device is and what it can do. Others ask a Device, and compare no names of devices.
 
     cpu   everywhere      cuda  NVIDIA      rocm  AMD, through the same torch.cuda      mps  Apple
-    moai  Moreh's platform: PyTorch 1.13 whose one cuda:0 is a cluster of AMD GPUs
+    moai  Moreh's platform: PyTorch 1.13.1 or 2.1.0 whose one cuda:0 is a cluster of AMD GPUs
+
+What a program writes for one device, MoAI divides among all: it records the operations, compiles
+the graph, and chooses pipeline stages and micro-batches by itself (advanced parallelization,
+docs.moreh.io, framework 24.5). So a trainer passes the batch whole, keeps its shapes fixed, reads
+nothing between two log lines, and calls `start` before it builds a model.
 
 A method that is called `..._missing` says why something cannot be done here; nothing where it can.
 """
@@ -11,15 +16,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
-from typing import Any, ContextManager, Dict, Optional
+from pathlib import Path
+from typing import Any, ContextManager, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from minigpt.base.errors import DeviceError, UsageError
-from minigpt.devices import moai
-from minigpt.devices.host import host_memory
 
 DEVICES = ("auto", "cpu", "cuda", "mps")  # what --device can name on any machine; and moai
 PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
@@ -27,10 +32,9 @@ PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
 _PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
 _USABLE = 0.96  # of a GPU's free memory: kernels are loaded, and the allocator leaves gaps
 _MOAI = "cuda"  # what PyTorch calls MoAI's one device
-_OUT_OF_MEMORY = (
-    "out of memory", "out_of_memory", "can't allocate memory", "memory not enough",
-    "too big output tensor",
-)  # fmt: skip
+_OUT_OF_MEMORY = re.compile(
+    "out.of.memory|can't allocate memory|memory not enough|too big output tensor", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,13 @@ class Device:
 
     @property
     def static_shapes(self) -> bool:
-        """Whether a step must be one graph whose shapes never change, as on MoAI, where each new
-        graph is compiled: the batch whole, the loss as its formula, and no sampling.
-        """
+        """Whether a step must be one graph of fixed shapes, with the batch whole, as on MoAI."""
         return self.kind == "moai"
 
     @property
     def is_gpu(self) -> bool:
         """Whether it is a GPU of NVIDIA's or AMD's, driven by torch.cuda."""
         return self.kind in ("cuda", "rocm")
-
-    # What it can do
 
     @property
     def fused_attention(self) -> bool:
@@ -103,7 +103,11 @@ class Device:
         if self.kind == "mps":
             return "only fp32 is known to work on mps"
         if self.kind == "cpu" and precision == "fp16-mixed":
-            return _float16_missing()
+            ones = torch.ones(2, 2, dtype=torch.float16)
+            try:
+                torch.mm(ones, ones)
+            except RuntimeError:
+                return f"PyTorch {torch.__version__} cannot multiply float16 on a CPU"
         # torch.cuda.is_bf16_supported() counts emulation, which is slow and has no fused attention.
         old = self.kind == "cuda" and torch.cuda.get_device_capability()[0] < 8
         if old and precision != "fp16-mixed":
@@ -116,12 +120,24 @@ class Device:
         if missing:
             raise DeviceError(f"--precision {precision}: {missing}", "use another")
 
-    # How it is used
-
     def start(self, options: Optional[Dict[str, Any]]) -> None:
-        """To be called before a model is built: moai.start(options), where the device is MoAI."""
-        if self.kind == "moai":
-            moai.start(options)
+        """To be called before a model is built. On MoAI, turns on advanced parallelization with
+        those of the `options` (num_stages, ...) that are not None; `options` None leaves it off.
+        DeviceError when it cannot be had, or not by one of several processes.
+        """
+        if self.kind != "moai":
+            return
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+            what = "MoAI divides the work among its GPUs itself, and torchrun started several"
+            raise DeviceError(f"{what} processes", "start one with: python train.py")
+        if options is None:
+            return
+        moreh = getattr(torch, "moreh", None)
+        enable = getattr(getattr(moreh, "option", None), "enable_advanced_parallelization", None)
+        if enable is None:
+            fix = "update it with update-moreh, or train without by --no-moai-parallelization"
+            raise DeviceError("this MoAI framework has no advanced parallelization", fix)
+        enable(**{name: value for name, value in options.items() if value is not None})
 
     def autocast(self, precision: str) -> ContextManager[object]:
         """The context a forward pass runs in: in mixed precision, it multiplies in 16 bits."""
@@ -144,8 +160,6 @@ class Device:
         """How a loss is printed: MoAI computes it in bfloat16, which has three digits."""
         return "%.3g" if self.kind == "moai" else "%.4f"
 
-    # Memory
-
     def free_memory(self) -> Optional[int]:
         """Bytes that a run may take now. None where nothing tells, as on MoAI: to ask allocates."""
         if self.is_gpu:
@@ -167,8 +181,6 @@ class Device:
         """What the maker calls it; empty where PyTorch cannot say."""
         return str(torch.cuda.get_device_name()) if self.is_gpu else ""
 
-    # Random numbers
-
     @property
     def generator_device(self) -> torch.device:
         """Where a generator of one's own draws: on the host where the device has none."""
@@ -176,9 +188,7 @@ class Device:
         return self.torch_device if own else torch.device("cpu")
 
     def be_deterministic(self) -> None:
-        """From now on, only kernels that repeat themselves to the last bit; an error where there is
-        none. To be called before the first matrix product.
-        """
+        """From the first matrix product on, only kernels that repeat themselves to the last bit."""
         if self.is_gpu:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -217,24 +227,43 @@ def find_device(name: str = "auto") -> Device:
     if not available[name]:
         what = f"PyTorch {torch.__version__} finds no {name} device here"
         raise DeviceError(what, f"use --device {'moai' if is_moai() else 'cpu'}")
+    if name == "moai":
+        return Device("moai", torch.device(_MOAI))
+    place = torch.device(name)
     if name == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
         # This attention plans anew for every length, and texts have many; it is not deterministic.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if name != "cuda":
-        return Device(name, torch.device(_MOAI if name == "moai" else name))
-    place = torch.device("cuda")
-    if "LOCAL_RANK" in os.environ:  # torchrun's: each of its processes has a GPU of its own
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's processes have a GPU each
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
-    return Device("cuda" if torch.version.hip is None else "rocm", place)
+    return device_of(place)
 
 
 def device_of(place: torch.device) -> Device:
     """The device that tensors on `place` are on."""
-    if place.type != "cuda":
-        return Device(place.type, place)
     kind = "moai" if is_moai() else "cuda" if torch.version.hip is None else "rocm"
-    return Device(kind, place)
+    return Device(kind if place.type == "cuda" else place.type, place)
+
+
+def host_memory() -> Tuple[Optional[int], Optional[int]]:
+    """Bytes in all (in a container: its limit), and bytes still free; None where nothing tells."""
+    try:
+        found = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+        total, free = int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+        except (AttributeError, ValueError, OSError):
+            return None, None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        cache = dict(re.findall(r"(\w+) (\d+)", (group / "memory.stat").read_text()))
+        left = limit - used + int(cache["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no such limit, or "max"
+        return total, free
+    return min(total, limit), max(min(free, left), 0)
 
 
 def weight_dtype(precision: str) -> torch.dtype:
@@ -244,14 +273,4 @@ def weight_dtype(precision: str) -> torch.dtype:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, of whatever kind, says that it has no memory left."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _OUT_OF_MEMORY)
-
-
-def _float16_missing() -> str:
-    ones = torch.ones(2, 2, dtype=torch.float16)
-    try:
-        torch.mm(ones, ones)
-    except RuntimeError:
-        return f"PyTorch {torch.__version__} cannot multiply float16 on a CPU"
-    return ""
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))

@@ -1,12 +1,8 @@
 """What Moreh's tool says of the accelerator: `moreh-smi`, or `ap-smi` from framework 25.5 on.
 
-Its text is for people, and is shown to them as it is. A program needs one table of it: the flavors,
-their memory, and whether a program runs. A row of that is what stands between bars, and the row of
-headings above it says what each cell is. Nothing more is relied on: widths vary, other text stands
-around, the flavor is headed Model or Flavor, an idle accelerator shows dashes. No text makes this
-fail; a row that cannot be read is left out.
-
-Formats: docs.moreh.io (2023 to 2024) and the repository moreh-dev/moai-examples (2025).
+Its text is for people. A program needs one table of it, whose cells stand between bars under a row
+of headings; widths vary, the flavor is headed Model or Flavor, an idle accelerator shows dashes. No
+text makes this fail. Formats: docs.moreh.io (2023 to 2024), moreh-dev/moai-examples (2025).
 """
 
 from __future__ import annotations
@@ -61,9 +57,7 @@ def find_tool() -> Optional[str]:
 
 
 def run_tool(path: str, timeout: float) -> str:
-    """What the tool at `path` prints. DeviceError when it fails, or takes longer than `timeout`
-    seconds; then it is killed, with all that it started.
-    """
+    """What the tool prints. DeviceError when it fails, or takes longer than `timeout` seconds."""
     name = os.path.basename(path)
     try:
         process = subprocess.Popen(
@@ -77,7 +71,10 @@ def run_tool(path: str, timeout: float) -> str:
         text = _read(process, ends)
         code = process.wait(max(0.0, ends - time.monotonic()))
     except BaseException as error:  # Ctrl-C too: it does not reach another session
-        _kill(process)
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # and no longer, as it may hang in a driver
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         what = f"{name} gave no answer within {timeout:g} s"
@@ -102,11 +99,3 @@ def _read(process: subprocess.Popen[bytes], ends: float) -> str:
                 break
             data += piece
     return data.decode("utf-8", "replace")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and its children, without waiting for one that hangs in a driver."""
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(1)

@@ -1,13 +1,13 @@
-"""What of a job fits into a memory, what has to change when it does not, and how long a step takes.
+"""What of a job fits into a memory, what to change when it does not, and what a step computes.
 
-Nothing is loaded: all of it is computed from the shape of the model and the settings of the run.
+All of it is arithmetic on the shape of the model and the settings of the run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
-from typing import Any, Collection, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Collection, Iterator, List, NamedTuple, Tuple
 
 from minigpt.devices.device import Device
 from minigpt.model.gpt import GPTConfig
@@ -34,7 +34,6 @@ _LADDER = (
     Change("--precision bf16", "16-bit weights and states", 4, "precision", "bf16"),
     Change(LORA, "an adapter learns, not the weights", 16, "lora", LoRAConfig(16)),
 )
-_SMALLER_STEPS = 5  # their distance
 
 
 def more_memory(device: Device) -> str:
@@ -46,8 +45,7 @@ def more_memory(device: Device) -> str:
     return f"use a smaller --micro-batch-size or --block-size, or {RECOMPUTE}; {plan}"
 
 
-@dataclass(frozen=True)
-class Advice:
+class Advice(NamedTuple):
     """A job that fits, and what was changed for it."""
 
     job: Job
@@ -78,32 +76,29 @@ def with_rows(job: Job, rows: int) -> Job:
 
 def nearest_fit(job: Job, room: int, most: int = 3, barred: Collection[str] = ()) -> List[Advice]:
     """Changes after which the job fits into `room` bytes, the nearest to what was asked first. None
-    of them contains another, or a flag that is `barred`. Empty when nothing helps.
+    of them contains another, or a flag that is `barred`.
     """
-    tried = (_with(job, changes, room) for changes in _combinations(job, barred))
-    fitting = [advice for advice in tried if advice is not None]
+    fitting = []
+    for changes in _combinations(job, barred):
+        changed = replace(job, **{change.setting: change.value for change in changes})
+        rows = largest_rows(changed, room)
+        if rows:
+            asked = job.batch if changed.whole_batch else job.rows
+            fewer = (_fewer_rows(changed, rows),) if rows < asked else ()
+            fitting.append(Advice(with_rows(changed, min(rows, asked)), fewer + changes))
     found: List[Advice] = []
     for advice in sorted(fitting, key=lambda one: sum(change.distance for change in one.changes)):
-        rungs = set(advice.changes) & set(_LADDER)
-        if not any(set(nearer.changes) & set(_LADDER) <= rungs for nearer in found):
+        rungs = {*advice.changes} & {*_LADDER}
+        if not any({*nearer.changes} & {*_LADDER} <= rungs for nearer in found):
             found.append(advice)
     return found[:most]
 
 
-def _with(job: Job, changes: Tuple[Change, ...], room: int) -> Optional[Advice]:
-    """The job after `changes`, with as many of its rows as fit; None when not even one does."""
-    changed = replace(job, **{change.setting: change.value for change in changes})
-    rows, asked = largest_rows(changed, room), job.batch if changed.whole_batch else job.rows
-    if rows == 0:
-        return None
-    fewer = Change(f"--batch-size {rows}", "smaller steps", _SMALLER_STEPS, "batch", rows)
-    if not changed.whole_batch:
-        rounding = " but for rounding" if changed.precision == "bf16" else ""
-        same = f"the result is the same{rounding}"
-        fewer = Change(f"--micro-batch-size {rows}", same, 0, "rows", rows)
-    if rows < asked:
-        changes = (fewer, *changes)
-    return Advice(with_rows(changed, min(rows, asked)), changes)
+def _fewer_rows(job: Job, rows: int) -> Change:
+    if job.whole_batch:
+        return Change(f"--batch-size {rows}", "smaller steps", 5, "batch", rows)
+    same = "the result is the same" + (" but for rounding" if job.precision == "bf16" else "")
+    return Change(f"--micro-batch-size {rows}", same, 0, "rows", rows)
 
 
 def _combinations(job: Job, barred: Collection[str]) -> Iterator[Tuple[Change, ...]]:
@@ -136,9 +131,9 @@ def flops_per_token(shape: GPTConfig, block_size: int) -> int:
 
 
 def flops(job: Job) -> int:
-    """Floating-point operations of an optimizer step: `flops_per_token`, and with recomputation
-    the blocks' forward pass again. A frozen matrix has no gradient of its own, and below the first
-    layer that learns nothing goes back at all. The adapter's own are not counted.
+    """Floating-point operations of an optimizer step. Recomputation is the blocks' forward pass
+    again; a frozen matrix has no gradient of its own, and below the first layer that learns
+    nothing goes back at all. The adapter's own are not counted.
     """
     shape = job.shape
     each, head = flops_per_token(shape, job.block), shape.vocab_size * shape.n_embd
@@ -151,8 +146,3 @@ def flops(job: Job) -> int:
     if job.recompute:
         each += 2 * job.trained_layers * forward
     return each * job.batch * job.block
-
-
-def step_seconds(job: Job, peak_flops: float, utilization: float) -> float:
-    """Seconds of an optimizer step at a share `utilization` of `peak_flops` FLOP/s."""
-    return flops(job) / (peak_flops * utilization)

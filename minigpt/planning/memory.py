@@ -1,7 +1,6 @@
 """How much memory a training run takes, before anything of it is loaded: arithmetic, no PyTorch.
 
-A step has several moments, and not everything is alive in each of them. What a run needs is the
-largest moment:
+Not everything is alive at every moment of a step. What a run needs is the largest of them:
 
     forward           kept activations grow; in mixed precision, 16-bit copies of the weights
     loss              all kept activations, a piece of the logits, the head's gradient
@@ -9,14 +8,11 @@ largest moment:
     backward ends     all weight gradients, the tied head's twice
     step              all weight gradients, and what the update computes with
 
-The formulas follow the modules as they are written (model/, training/objective.py,
-optim/adamw.py), and the tests hold them against saved-tensor hooks and against the memory of real
-runs. They cannot be replaced by hooks on a block: the meta device has no autocast and no fused
-attention, and a CPU keeps other things than a GPU. Not counted: the allocator's fragments, the
-driver, and what torch.compile changes.
+The formulas follow the modules as they are written, and the tests hold them against saved-tensor
+hooks and against the memory of real runs. (Hooks on a meta device know no autocast and no fused
+attention.) Not counted: the allocator's fragments, the driver, what torch.compile changes.
 
-Letters: N tokens of a micro-batch, T of a row, L layers, C width, I width of the MLP, H heads, V
-vocabulary.
+Letters: N tokens of a micro-batch, T of a row, L layers, C width, I of the MLP, H heads, V words.
 """
 
 from __future__ import annotations
@@ -261,8 +257,8 @@ def _inside_block(job: Job) -> int:
 
 
 def _update(job: Job) -> int:
-    """What AdamW computes with: two copies of a weight, on the CPU of a slice of it. Of bfloat16
-    weights always of a slice, which is wider, and more copies.
+    """What AdamW computes with: two copies of a weight; on the CPU, and of bfloat16 weights, which
+    need more copies, of a slice of it.
     """
     if job.compiled_update:
         return 0

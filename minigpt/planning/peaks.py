@@ -1,10 +1,13 @@
 """What devices can do at most: FLOP/s of matrix products and bytes of memory.
 
-Source: the vendors' data sheets, dense figures (those with sparsity are twice as high): NVIDIA
-A100, H100 and H200 Tensor Core GPU; AMD Instinct MI250 and MI300X accelerators. float32 is without
-TF32, as PyTorch multiplies by default. An MI250 is two devices to PyTorch (GCDs), so it stands
-here as one of them. A vendor's GB counts as 1e9 bytes. The cards have a few percent more, which is
-left for the driver and for the allocator's fragments.
+Source: the vendors' data sheets, dense figures, NVIDIA A100, H100 and H200; AMD Instinct MI250 (to
+PyTorch two devices, GCDs, of which this is one) and MI300X. float32 is without TF32, as PyTorch
+multiplies by default. A vendor's GB counts as 1e9 bytes: the cards have a few percent more, which
+is left for the driver and for the allocator's fragments.
+
+A MoAI accelerator has one of the sizes that Moreh calls flavors, here those of KT's cloud ("KT HAC
+model information" on docs.moreh.io, 2024): other providers have other boards behind the same names.
+Of a GCD's 64 GB `moreh-smi` reports 65,520 MiB: `4xLarge.2048GB`, 16 MI250, shows 2,096,640 MiB.
 """
 
 from __future__ import annotations
@@ -19,9 +22,40 @@ import torch
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
 from minigpt.devices.device import DEVICES, Device
-from minigpt.planning.flavors import FLAVORS, Flavor, find_flavor
 
 GB, TERA = 10**9, 1e12
+GCD_MIB = 65_520  # the memory of one GCD, as moreh-smi counts it
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One size: `name` as `moreh-switch-model` lists it, how many MI250, on how many nodes."""
+
+    name: str
+    mi250: float
+    nodes: int
+    inferred: bool = False  # the boards and nodes are computed from the name, not published
+
+    @property
+    def gcds(self) -> int:
+        """GPUs of 64 GB: two on each MI250."""
+        return int(2 * self.mi250)
+
+    @property
+    def memory_mib(self) -> int:
+        """Memory of all GCDs, in MiB as `moreh-smi` reports them."""
+        return self.gcds * GCD_MIB
+
+
+# In the order of moreh-switch-model, which numbers them from 1.
+FLAVORS = (
+    Flavor("Small.64GB", 0.5, 1), Flavor("Medium.128GB", 1, 1), Flavor("Large.256GB", 2, 1),
+    Flavor("xLarge.512GB", 4, 1), Flavor("1.5xLarge.768GB", 6, 2, inferred=True),
+    Flavor("2xLarge.1024GB", 8, 2), Flavor("3xLarge.1536GB", 12, 3),
+    Flavor("4xLarge.2048GB", 16, 4), Flavor("6xLarge.3072GB", 24, 6),
+    Flavor("8xLarge.4096GB", 32, 8), Flavor("12xLarge.6144GB", 48, 12),
+    Flavor("24xLarge.12288GB", 96, 24), Flavor("48xLarge.24576GB", 192, 48),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,23 @@ ACCELERATORS = {
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
+def find_flavor(spelling: str) -> Optional[Flavor]:
+    """The flavor meant by `4xLarge.2048GB`, `4xLarge.2048` or `4xlarge`; None for others, such as
+    those of 2022 (`4xlarge.384gb`), other boards, and `micro`, whose size is not published.
+    """
+    for flavor in FLAVORS:
+        full = flavor.name.lower()
+        if spelling.strip().lower() in (full, full[: -len("gb")], full.rpartition(".")[0]):
+            return flavor
+    return None
+
+
+def of_flavor(flavor: Flavor) -> Accelerator:
+    """All GCDs of a MoAI flavor."""
+    n = flavor.gcds
+    return Accelerator(flavor.name, n * GCD.memory, n * GCD.bf16, n * GCD.fp32, flavor)
+
+
 def find_accelerator(name: str) -> Accelerator:
     """The accelerator meant by `name` (h200, A100 40GB, 4xLarge.2048GB); UsageError otherwise."""
     flavor = find_flavor(name)
@@ -62,12 +113,6 @@ def find_accelerator(name: str) -> Accelerator:
     return found
 
 
-def of_flavor(flavor: Flavor) -> Accelerator:
-    """All GCDs of a MoAI flavor."""
-    n = flavor.gcds
-    return Accelerator(flavor.name, n * GCD.memory, n * GCD.bf16, n * GCD.fp32, flavor)
-
-
 def _known(name: str) -> Optional[Accelerator]:
     """The entry for `name` as a person or as PyTorch writes it; a size in it must be right."""
     word = name.lower().replace("_", "-")
@@ -76,9 +121,7 @@ def _known(name: str) -> Optional[Accelerator]:
         word = word.replace(size.group(), "")
     word = re.sub(r"nvidia|amd|instinct|sxm\d?|hbm\d?e?|/.*| vf$|[ _-]", "", word)
     word = {"mi250x": "mi250", "h100pcie": "h100-pcie", "a100pcie": "a100"}.get(word, word)
-    if size and f"{word}-{size.group(1)}gb" in ACCELERATORS:
-        return ACCELERATORS[f"{word}-{size.group(1)}gb"]
-    found = ACCELERATORS.get(word)
+    found = ACCELERATORS.get(f"{word}-{size.group(1)}gb" if size else word, ACCELERATORS.get(word))
     return found if found and (not size or int(size.group(1)) * GB == found.memory) else None
 
 

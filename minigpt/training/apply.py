@@ -44,9 +44,7 @@ def objective_for(
     model: GPT, device: Device, precision: str = "fp32", recompute: bool = False,
     compiled: bool = False,
 ) -> Objective:  # fmt: skip
-    """The objective of `model` on `device`, as it is to be computed there. `recompute`: only the
-    input of each block is kept for the backward pass.
-    """
+    """The objective of `model` on `device`. `recompute`: a block keeps its input alone."""
     if not device.fused_attention:
         model.use_attention(explicit_attention)
     if compiled and not COMPILES_BLOCKS:
@@ -63,7 +61,13 @@ def objective_for(
     if compiled:
         objective.softmax = torch.compile(softmax_and_loss_to_compile)
     if precision.endswith("-mixed"):
-        _compute_in(objective, device, precision)
+        exact = objective.forward
+
+        def mixed(batch: Batch) -> torch.Tensor:
+            with device.autocast(precision):
+                return exact(batch)
+
+        vars(objective)["forward"] = mixed
     return objective
 
 
@@ -78,13 +82,3 @@ def _compiled(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
         return compiled(x, mask) if cache is None else forward(x, mask, cache, layer)
 
     return either
-
-
-def _compute_in(objective: Objective, device: Device, precision: str) -> None:
-    forward = objective.forward
-
-    def mixed(batch: Batch) -> torch.Tensor:
-        with device.autocast(precision):
-            return forward(batch)
-
-    vars(objective)["forward"] = mixed

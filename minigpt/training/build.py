@@ -26,11 +26,10 @@ from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for, set_dropout
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.job import compiles_update, job_of
 from minigpt.training.parallel import ALONE, World, processes
-from minigpt.training.settings import Settings
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -38,13 +37,14 @@ _FIRST_LOSS_SCALE = 2.0**16
 
 def open_data(settings: Settings, tokenizer: Tokenizer) -> Opened:
     """The datasets of a run; UsageError or DataError when they do not suit tokenizer and model."""
-    s, words = settings, tokenizer.vocab_size
-    if words > s.shape.vocab_size:
-        what = f"the {tokenizer.name} tokenizer has {words} tokens and the model"
-        raise UsageError(f"{what} {s.shape.vocab_size}", "use the tokenizer the model was made for")
+    s, asked = settings, settings.asked
+    if tokenizer.vocab_size > s.shape.vocab_size:
+        what = f"the {tokenizer.name} tokenizer has {tokenizer.vocab_size} tokens and the model"
+        fix = "use the tokenizer the model was made for"
+        raise UsageError(f"{what} {s.shape.vocab_size}", fix)
     found = open_datasets(
-        s.data, tokenizer, s.block_size, s.rendering, s.packing, s.record_keys, s.strict,
-        s.vocabulary, s.validation, s.text_key, s.special_tokens,
+        s.data, tokenizer, s.block_size, s.rendering, asked.packing, asked.record_keys,
+        asked.strict, s.vocabulary, asked.validation, asked.text_key, asked.special_tokens,
     )  # fmt: skip
     if found.template is None and s.template:
         raise UsageError(f"--template is for records, and {said(s.data)} is text", "leave it out")
@@ -55,46 +55,36 @@ def build(
     settings: Settings, device: Device, tokenizer: Tokenizer, data: Opened, world: World = ALONE
 ) -> Trainer:
     """A Trainer ready to run, from the settings resolved with `data`."""
-    state = open_state(settings, data)
-    if settings.deterministic:
+    asked, state = settings.asked, open_state(settings, data)
+    if asked.deterministic:
         device.be_deterministic()
-    device.start(settings.moai_options if settings.moai_parallelization else None)
-    torch.manual_seed(settings.seed)
+    device.start(asked.moai_options())
+    torch.manual_seed(asked.seed)
     model, adapter = _weights(settings, device)
     set_dropout(model, settings.shape.dropout)
-    freeze(model, settings.freeze_layers)
+    freeze(model, asked.freeze_layers)
     optimizer = _optimizer(settings, model, device)
     if settings.resumes is not None:
         load_optimizer(settings.resumes, model, optimizer, state.step - state.skipped_steps)
         device.set_rng_state(state.kept_rng())
-    compiles, share = _compiles(settings, device), (world.rank, world.size)
+    compiles = _compiles(asked, device)
     return Trainer(
-        settings=settings,
-        run=settings.run,
-        device=device,
-        model=model.train(),
-        objective=objective_for(model, device, settings.precision, settings.recompute, compiles),
-        world=world,
-        tokenizer=tokenizer,
-        optimizer=optimizer,
+        settings=settings, run=settings.run, device=device, model=model.train(), world=world,
+        objective=objective_for(model, device, asked.precision, asked.recompute, compiles),
+        tokenizer=tokenizer, optimizer=optimizer, adapter=adapter, state=state,
         update=_update(settings, model, optimizer, state),
-        loader=Loader(data.train, settings.batch_size, settings.seed, state.samples_seen, *share),
-        validation=data.validation,
-        state=state,
-        template=data.template or settings.tuned,
-        out_of_memory=more_memory(device),
-        answers=data.template is not None,
-        peak=_peak(settings, device),
-        adapter=adapter,
-        prompt=data.prompt or _prompt(settings, data, tokenizer),
-        notes=data.notes,
-    )
+        loader=Loader(data.train, settings.batch_size, asked.seed, state.samples_seen,
+                      world.rank, world.size),
+        validation=data.validation, prompt=data.prompt or _prompt(asked, data, tokenizer),
+        template=data.template or settings.tuned, answers=data.template is not None,
+        out_of_memory=more_memory(device), peak=_peak(settings, device), notes=data.notes,
+    )  # fmt: skip
 
 
-def _prompt(settings: Settings, data: Opened, tokenizer: Tokenizer) -> List[int]:
+def _prompt(asked: TrainConfig, data: Opened, tokenizer: Tokenizer) -> List[int]:
     """What samples continue: as was said, or, of a text that is no Python, how that begins."""
     held_out = data.validation.batch(np.arange(min(64, len(data.validation)))).tokens
-    text = settings.sample_prompt
+    text = asked.sample_prompt
     if text == TrainConfig.sample_prompt and text not in tokenizer.decode([*held_out.flatten()]):
         return held_out[0, :16].tolist()
     return tokenizer.prompt(text)
@@ -115,12 +105,11 @@ def create_run(trainer: Trainer) -> None:
 
 def open_state(settings: Settings, data: Opened) -> RunState:
     """Where the run is in its steps and data; UsageError when it cannot go on as `settings` say."""
-    fingerprint = f"{data.train.fingerprint} seed {settings.seed}"
-    state = RunState(data=fingerprint)
+    state = RunState(data=f"{data.train.fingerprint} seed {settings.asked.seed}")
     if settings.resumes is not None:
-        state = load_state(settings.resumes)
+        fingerprint, state = state.data, load_state(settings.resumes)
         _check_state(state, settings, fingerprint)
-    if settings.precision != "fp16-mixed":
+    if settings.asked.precision != "fp16-mixed":
         state.loss_scale, state.clean_steps = 0.0, 0
     elif not state.loss_scale:
         state.loss_scale = _FIRST_LOSS_SCALE
@@ -128,30 +117,29 @@ def open_state(settings: Settings, data: Opened) -> RunState:
 
 
 def _check_state(state: RunState, settings: Settings, fingerprint: str) -> None:
-    run, anew = settings.run, f"or start a new run with --init {settings.run}"
+    run, patience, done = settings.run, settings.asked.patience, ""
+    anew = f"or start a new run with --init {run}"
     if state.data != fingerprint:
         what = "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
         raise UsageError(f"{what} {run} was trained with", f"resume with the same, {anew}")
-    done = finished(state, settings)
+    if state.step >= settings.steps:
+        done = f"{run} has done all of its {state.step} steps"
+    elif 0 < patience <= state.worse:
+        done = f"{run} stopped after {state.worse} validations without a better loss"
     if done and differ(run / CONFIG, settings):  # asked for the same, it says again how it ended
         raise UsageError(done, f"go further with more --steps or a larger --patience, {anew}")
-
-
-def finished(state: RunState, settings: Settings) -> str:
-    """Why there is nothing left to do, in words; empty where there is."""
-    if state.step >= settings.steps:
-        return f"{settings.run} has done all of its {state.step} steps"
-    if 0 < settings.patience <= state.worse:
-        return f"{settings.run} stopped after {state.worse} validations without a better loss"
-    return ""
 
 
 def _weights(settings: Settings, device: Device) -> Tuple[GPT, Optional[Adapter]]:
     """The model on the device, and the adapter on it if that is what learns."""
     start, place = settings.start, device.torch_device
-    dtype = weight_dtype(settings.precision)
+    dtype = weight_dtype(settings.asked.precision)
     if start is None:
-        return _fresh(settings, device).to(place), None
+        torch.set_default_dtype(dtype)
+        try:  # drawn on the device where it can draw, in the dtype they are kept in
+            return GPT(settings.shape, device.generator_device).to(place), None
+        finally:
+            torch.set_default_dtype(torch.float32)
     if settings.resumes is not None and settings.lora is not None:
         return load_adapted(start, place, dtype), read_adapter(start)
     model = load_model(start, place, dtype)
@@ -160,19 +148,8 @@ def _weights(settings: Settings, device: Device) -> Tuple[GPT, Optional[Adapter]
     return add_lora(model, settings.lora), Adapter.on(start, settings.lora)
 
 
-def _fresh(settings: Settings, device: Device) -> GPT:
-    """Random weights, drawn on the device where it can draw, in the dtype they are kept in."""
-    torch.set_default_dtype(weight_dtype(settings.precision))
-    try:
-        return GPT(settings.shape, device.generator_device)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def _peak(settings: Settings, device: Device) -> Optional[float]:
-    """Tokens a second if the device reached the FLOP/s of its data sheet; what is recomputed is no
-    use and does not count (Chowdhery et al. 2022, appendix B).
-    """
+    """Tokens/s at the FLOP/s of the data sheet; what is recomputed is no use and does not count."""
     job = replace(job_of(settings, device), recompute=False)
     peak = looked_up_peak(device, job.product_bytes)
     return None if peak is None else processes() * peak * job.batch * job.block / flops(job)
@@ -180,7 +157,7 @@ def _peak(settings: Settings, device: Device) -> Optional[float]:
 
 def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:
     execution = plain if device.static_shapes else in_slices
-    if compiles_update(settings, device):
+    if compiles_update(settings.asked, device):
         execution = compiled
     betas = settings.beta1, settings.beta2
     groups = decay_groups(model, settings.weight_decay, settings.hidden_lr_scale)
@@ -188,7 +165,7 @@ def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:
 
 
 def _update(settings: Settings, model: GPT, optimizer: AdamW, state: RunState) -> Update:
-    if settings.fused_backward:
+    if settings.asked.fused_backward:
         return InBackward(optimizer)
     if not state.loss_scale:
         return Clipped(optimizer, model.parameters(), settings.grad_clip)
@@ -196,17 +173,17 @@ def _update(settings: Settings, model: GPT, optimizer: AdamW, state: RunState) -
     return Scaled(optimizer, model.parameters(), settings.grad_clip, *scale)
 
 
-def _compiles(settings: Settings, device: Device) -> bool:
+def _compiles(asked: TrainConfig, device: Device) -> bool:
     """Whether the model is to be compiled; says why not where that was asked for."""
-    if not settings.compile:
+    if not asked.compile:
         return False
     missing = device.compiler_missing()
     if missing:
         print(f"--compile: {missing}; going on without", flush=True)
-    elif settings.fused_backward and not COMPILES_BLOCKS:
+    elif asked.fused_backward and not COMPILES_BLOCKS:
         # The compiled backward pass of a whole model hands out all gradients together, at its end.
         print("--compile: the optimizer alone, for the sake of --fused-backward", flush=True)
-    compiles = not missing and (COMPILES_BLOCKS or not settings.fused_backward)
-    if compiles:
+    else:
         print("compiling: the first step takes from seconds to minutes", flush=True)
-    return compiles
+        return True
+    return False

@@ -1,5 +1,5 @@
-"""A run's directory belongs to one process at a time: the one that has the lock on its file `lock`,
-which says who that is. The system lets go of the lock when the process ends, killed or not.
+"""A run's directory belongs to one process at a time: the one that holds the lock on its file
+`lock`, which the system lets go of when the process ends, killed or not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ _OURS = {
 
 
 def require_startable(run: Path) -> None:
-    """UsageError unless a run may begin in `run`: the place is free, or has what is left of a run
-    that ended before its first checkpoint, and nothing else.
-    """
+    """UsageError unless `run` is free, or is what is left of a run without a checkpoint."""
     fix = ANOTHER_OUT
     if run_files.find(run) is not None:
         fix = f"go on with it by --resume {run}, or name another"

@@ -1,24 +1,22 @@
-"""The flags of train.py, and the keys of a TOML file: what a person can ask of a run.
-
-What is left open here (None) follows the model, the data or the run's length: resolve.py decides.
+"""What a person can ask of a run (TrainConfig), and the run, settled (Settings). What is left open
+(None) follows the model, the data or the run's length: resolve.py decides.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, Iterable, Mapping, Optional
+from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Union
 
 import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, flag, require_known
-from minigpt.base.text import nearest
 from minigpt.data.sources import Names
-from minigpt.data.template import TEMPLATES
+from minigpt.data.template import TEMPLATES, Template, find_template
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
-from minigpt.model.gpt import ACTIVATIONS
-from minigpt.model.lora import TARGETS, LoRAConfig
+from minigpt.model.gpt import ACTIVATIONS, GPTConfig
+from minigpt.model.lora import LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
 
 
@@ -37,23 +35,24 @@ _MoaiBool = Annotated[Optional[bool], left_open("BOOL", "the platform's choice")
 
 _SIZES = ("n_layer", "n_head", "n_embd", "n_inner", "n_positions")
 SHAPE = (*_SIZES, "activation", "tied_head")  # of a model from scratch
-_ABOVE_ZERO = (
-    "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
-    "hidden_lr_scale", "moai_num_stages", "moai_num_micro_batches", *_SIZES,
+_LIMITS: Tuple[Tuple[str, Callable[[float], bool], Tuple[str, ...]], ...] = (
+    ("above 0 and below a billion", lambda value: 0 < value < 1e9, (
+        "steps", "epochs", "batch_size", "micro_batch_size", "block_size", "lr", "eps",
+        "hidden_lr_scale", "moai_num_stages", "moai_num_micro_batches", *_SIZES)),
+    ("at least 1", lambda value: value >= 1, ("log_every", "keep")),
+    ("0 or more, and below 2^63", lambda value: 0 <= value < 2**63, (
+        "eval_every", "eval_tokens", "sample_every", "save_every", "seed", "min_lr",
+        "warmup_steps", "weight_decay", "grad_clip", "lora_rank", "freeze_layers", "patience")),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, ("beta1", "beta2", "dropout")),
 )  # fmt: skip
-_AT_LEAST_ONE = ("log_every", "keep")
-_NOT_NEGATIVE = (
-    "eval_every", "eval_tokens", "sample_every", "save_every", "seed", "min_lr", "warmup_steps",
-    "weight_decay", "grad_clip", "lora_rank", "freeze_layers", "patience",
-)  # fmt: skip
+_KNOWN = {
+    "activation": ACTIVATIONS, "precision": PRECISIONS, "schedule": SCHEDULES,
+    "template": TEMPLATES,
+}  # fmt: skip
 _OF_THE_START = (
     "init", "model", *SHAPE, "tokenizer",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "freeze_layers",
 )  # fmt: skip
-_ELSEWHERE = {
-    "c_attn": "qkv", "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "c_proj": "out,down",
-    "o_proj": "out", "c_fc": "up", "all-linear": "qkv,out,up,down",
-}  # fmt: skip
 
 
 @dataclass
@@ -211,28 +210,39 @@ class TrainConfig:
     """On MoAI: compute in bfloat16."""
 
     def __post_init__(self) -> None:
-        self._require(_ABOVE_ZERO, lambda v: 0 < v < 1e9, "above 0 and below a billion")
-        self._require(_AT_LEAST_ONE, lambda v: v >= 1, "at least 1")
-        self._require(_NOT_NEGATIVE, lambda v: 0 <= v < 2**63, "0 or more, and below 2^63")
-        self._require(("beta1", "beta2", "dropout"), lambda v: 0 <= v < 1, "at least 0 and below 1")
-        require_known("activation", self.activation, ACTIVATIONS)
-        require_known("precision", self.precision, PRECISIONS)
-        require_known("schedule", self.schedule, SCHEDULES)
-        require_known("template", self.template, TEMPLATES)
+        for what, holds, names in _LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise UsageError(f"{flag(name)} is {value}", f"it must be {what}")
+        for name, known in _KNOWN.items():
+            require_known(name, getattr(self, name), known)
+        self.lora_targets = ",".join(part.strip() for part in self.lora_targets.split(","))
         self.lora()
 
     def check_together(self) -> None:
         """UsageError when settings that are each possible make no sense together."""
-        if self.steps is not None and self.epochs is not None:
-            raise UsageError("--steps and --epochs both say when to stop", "give one of them")
-        if self.patience and self.eval_every == 0:
-            raise UsageError("--patience counts validations, and there are none", "--eval-every N")
-        if self.fused_backward and self.grad_clip:
-            what = "--fused-backward is done with a gradient before all norms are known"
-            raise UsageError(what, "use --grad-clip 0")
-        if self.fused_backward and self.precision == "fp16-mixed":
-            raise UsageError("--fused-backward cannot take back a step", "use another --precision")
-        self._check_adapter()
+        fresh = self.init == "scratch" and not self.resume
+        adapts, frozen = self.lora_rank > 0, self.freeze_layers is not None
+        for wrong, what, fix in (
+            (self.steps is not None and self.epochs is not None,
+             "--steps and --epochs both say when to stop", "give one of them"),
+            (self.patience and self.eval_every == 0,
+             "--patience counts validations, and there are none", "--eval-every N"),
+            (self.fused_backward and self.grad_clip,
+             "--fused-backward is done with a gradient before all norms are known",
+             "use --grad-clip 0"),
+            (self.fused_backward and self.precision == "fp16-mixed",
+             "--fused-backward cannot take back a step", "use another --precision"),
+            (adapts and frozen, "--lora-rank freezes all layers", "leave out --freeze-layers"),
+            (adapts and fresh, "--lora-rank adapts a finished model", "name one with --init"),
+            (frozen and fresh, "--freeze-layers keeps what a model knows", "name one with --init"),
+        ):  # fmt: skip
+            if wrong:
+                raise UsageError(what, fix)
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if not self.lora_rank and getattr(self, name) != getattr(TrainConfig, name):
+                raise UsageError(f"{flag(name)} without an adapter", "give it a --lora-rank")
 
     def check_on(self, device: Device) -> None:
         """DeviceError or UsageError when `device` cannot do what these settings ask of it."""
@@ -245,9 +255,7 @@ class TrainConfig:
             raise UsageError(f"--recompute: {missing}", "use --moai-activation-recomputation True")
 
     def check_goes_on(self, before: Mapping[str, Any]) -> None:
-        """UsageError when this asks for another start, place or weights than those of the run that
-        recorded `before`.
-        """
+        """UsageError when this asks for another start, place or weights than the run `before`."""
         anew = f"start a new run with --init {self.resume}"
         for name, value in (("config", self.config), ("out", self.out)):
             if value is not None and Path(value).resolve() != Path(self.resume or "").resolve():
@@ -262,34 +270,66 @@ class TrainConfig:
         if weight_dtype(was) != weight_dtype(self.precision):
             raise UsageError(f"--precision {self.precision} keeps other weights than {was}", anew)
 
-    def _check_adapter(self) -> None:
-        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-            if not self.lora_rank and getattr(self, name) != getattr(TrainConfig, name):
-                raise UsageError(f"{flag(name)} without an adapter", "give it a --lora-rank")
-        if self.lora_rank and self.freeze_layers is not None:
-            raise UsageError("--lora-rank freezes all layers", "leave out --freeze-layers")
-        if self.resume or self.init != "scratch":
-            return
-        if self.lora_rank:
-            raise UsageError("--lora-rank adapts a finished model", "name one with --init")
-        if self.freeze_layers is not None:
-            raise UsageError("--freeze-layers keeps what a model knows", "name one with --init")
-
     def lora(self) -> Optional[LoRAConfig]:
         """The adapter asked for, if one is."""
         if not self.lora_rank:
             return None
-        targets = tuple(part.strip() for part in self.lora_targets.split(","))
-        for target in set(targets).difference(TARGETS):
-            near = nearest(_ELSEWHERE.get(target, target), [*TARGETS, *_ELSEWHERE.values()])
-            raise UsageError(f"--lora-targets has no {target!r}", near)
+        targets = tuple(self.lora_targets.split(","))
         return LoRAConfig(self.lora_rank, self.lora_alpha, self.lora_dropout, targets)
 
-    def _require(self, names: Iterable[str], holds: Callable[[float], bool], what: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise UsageError(f"{flag(name)} is {value}", f"it must be {what}")
+    def moai_options(self) -> Optional[Dict[str, Any]]:
+        """What Device.start takes."""
+        if not self.moai_parallelization:
+            return None
+        names = [name for name in vars(self) if name.startswith("moai_")]
+        names.remove("moai_parallelization")
+        return {name[len("moai_") :]: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run, settled: nothing in it is open. A name that is also a flag's means what the flag's
+    help says; those flags that cannot be left open are read where they were `asked`.
+    """
+
+    asked: TrainConfig
+    run: Path  # the run's directory
+    # where it begins
+    start: Optional[Path]  # the checkpoint that gives the weights; None: they are drawn
+    resumes: Optional[Path]  # the same, where it is of this run, which goes on
+    vocabulary: Union[str, Path]  # what load_tokenizer opens: a name, or a checkpoint
+    shape: GPTConfig
+    lora: Optional[LoRAConfig]  # what learns; None: the weights
+    # the data
+    data: Names
+    template: Optional[str]  # as --template named it, or as the records were rendered
+    tuned: Optional[Template]  # that `start` was tuned with
+    # steps, and what happens every so often
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    block_size: int
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    schedule: str
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    hidden_lr_scale: float
+    grad_clip: float
+    eval_every: int
+    eval_tokens: int
+    sample_every: int
+    save_every: int
+
+    @property
+    def rendering(self) -> Template:
+        """How records become text, if the data are records."""
+        if self.template is None and self.tuned is not None:
+            return self.tuned
+        return find_template(self.template or "instruct")
 
 
 def check_block(block_size: int, n_positions: int, longer: str = "") -> None:

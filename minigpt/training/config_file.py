@@ -1,22 +1,19 @@
-"""config.toml: the settings of a run as `key = value`, and such a file as the flags it stands for.
-
-Keys are the names of the flags. A file is turned into words of a command line, so that it is read
-by the parser that reads the flags, and checked by what checks them.
+"""config.toml: the settings of a run as `key = value`, and such a file as the flags it stands for:
+words of a command line, which the parser of the flags reads and checks.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Set, Type
 
 from minigpt.base.errors import UsageError, flag
 from minigpt.base.files import write_text
 from minigpt.base.text import nearest
-from minigpt.training.config import TrainConfig
-from minigpt.training.settings import Settings
+from minigpt.training.config import Settings, TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib as toml
@@ -31,17 +28,14 @@ _ON_THE_LINE = ("config", "resume")  # they say which file is read
 
 
 def write_settings(path: Path, settings: Settings) -> None:
-    """Writes what `settings` have a value for; how to start is none of them. What was left open is
-    listed too, so that --config leaves it open again.
-    """
+    """Writes the settings that have a value, and which of them were left open, to be so again."""
     values = _values(settings)
-    open_before = _load(path).get(_OPEN, {}) if settings.resumes and path.exists() else {}
-    left = {name: value for name, value in values.items() if _asked(settings, name) is None}
-    left = {n: value for n, value in {**open_before, **left}.items() if values.get(n) == value}
+    listed = _load(path).get(_OPEN, {}) if settings.resumes and path.exists() else {}
+    listed.update((n, v) for n, v in values.items() if getattr(settings.asked, n) is None)
+    left = ", ".join(f"{n} = {_toml(v)}" for n, v in listed.items() if values.get(n) == v)
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items()]
-    listed = ", ".join(f"{name} = {_toml(value)}" for name, value in left.items())
     lines.append("# With --config, a setting that is still what stands here is left open.\n")
-    write_text(path, "".join([*lines, f"{_OPEN} = {{ {listed} }}\n"]))
+    write_text(path, "".join([*lines, f"{_OPEN} = {{ {left} }}\n"]))
 
 
 def differ(path: Path, settings: Settings) -> bool:
@@ -52,16 +46,9 @@ def differ(path: Path, settings: Settings) -> bool:
 
 def _values(settings: Settings) -> Dict[str, Any]:
     names = [field.name for field in fields(TrainConfig) if field.name not in _OF_ONE_START]
-    values = {name: getattr(settings, name, _asked(settings, name)) for name in names}
-    if settings.lora is not None:
-        values.update(("lora_" + name, value) for name, value in asdict(settings.lora).items())
-        values["lora_targets"] = ",".join(settings.lora.targets)
+    values = {name: getattr(settings, name, getattr(settings.asked, name)) for name in names}
     unsaid = {"special_tokens": False}  # earlier versions do not know it
     return {n: v for n, v in values.items() if v is not None and (n, v) not in unsaid.items()}
-
-
-def _asked(settings: Settings, name: str) -> Any:
-    return getattr(settings.asked, name)
 
 
 def _toml(value: Any) -> str:
@@ -74,8 +61,7 @@ def _toml(value: Any) -> str:
 def left_open(path: Path) -> Set[str]:
     """The settings in a run's file that nobody has chosen, there or since."""
     values = _load(path)
-    listed = values.get(_OPEN, {})
-    return {name for name in listed if values.get(name) == listed[name]}
+    return {name for name, value in values.get(_OPEN, {}).items() if values.get(name) == value}
 
 
 def _load(path: Path) -> Dict[str, Any]:
@@ -111,14 +97,14 @@ def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
 
 def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig) -> List[str]:
     """The words of a command line that say the same; a value of None says nothing."""
-    said = {name: value for name, value in values.items() if value is not None}
     switches, words = _switches(kind), []
-    for name, value in said.items():
-        switch = flag(name) if value else flag("no_" + name)
+    for name, value in values.items():
         if isinstance(value, tuple):
             words += [flag(name), *value]
-        else:
-            words.append(switch if name in switches else f"{flag(name)}={value}")
+        elif value is not None and name in switches:
+            words.append(flag(name) if value else flag("no_" + name))
+        elif value is not None:
+            words.append(f"{flag(name)}={value}")
     return words
 
 

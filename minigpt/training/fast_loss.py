@@ -2,9 +2,8 @@
 
     loss = cross_entropy_sum(x @ weight^T, targets)
 
-With 50,000 tokens to choose from, the logits of a batch are the largest thing in memory. Here they
-are made piece by piece, and each piece gives its share of the loss and of the gradients before the
-next one is made. The tests hold it equal to the plain formula (objective.py).
+The logits of a batch are the largest thing in memory. Here they are made piece by piece, and each
+piece gives its share of the loss and of the gradients before the next one is made.
 
 Letters: N positions of all rows, C width, V vocabulary.
 """
@@ -89,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Of bfloat16 weights too: a sum of so many terms needs more digits.
         wide = torch.float32
         grad_weight = torch.zeros_like(weight, dtype=wide) if head_learns else None
-        step = rows_at_a_time(V, x.device.type == "cpu")
+        step = max(1, (LOGITS_AT_A_TIME if x.device.type == "cpu" else LOGITS_ON_A_GPU) // V)
         for start in range(0, x.size(0), step):
             rows = slice(start, start + step)
             product = cast_x[rows] @ cast_weight.t()  # (step, V and padding)
@@ -97,7 +96,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += piece
             if grad_x is not None:
                 grad_x[rows] = slope @ cast_weight
-                _add_product(grad_weight, slope.t(), cast_x[rows])
+            if grad_weight is not None and dtype == wide:  # added inside the product: a pass less
+                grad_weight.addmm_(slope.t()[:V], cast_x[rows])
+            elif grad_weight is not None:
+                grad_weight += (slope.t() @ cast_x[rows])[:V]
             del product, slope  # before the next ones are made
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
@@ -110,19 +112,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:  # a frozen head has none
             grad_weight.mul_(grad)
         return grad_x.mul_(grad), grad_weight, None, None, None
-
-
-def _add_product(total: Optional[Tensor], a: Tensor, b: Tensor) -> None:
-    """Adds a @ b, but for the padding, to `total`, which is wider in mixed precision."""
-    if total is None:
-        return
-    V = total.size(0)
-    if a.dtype == total.dtype:  # inside the product: one pass over (V, C) less
-        total.addmm_(a[:V], b)
-    else:
-        total += (a @ b)[:V]
-
-
-def rows_at_a_time(V: int, on_cpu: bool) -> int:
-    """Rows whose logits are alive together."""
-    return max(1, (LOGITS_AT_A_TIME if on_cpu else LOGITS_ON_A_GPU) // V)

@@ -1,6 +1,4 @@
-"""Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) end a run after the step they fall into, so
-that it can be saved exactly.
-"""
+"""Ctrl-C, SIGTERM and a terminal's end (SIGHUP) end a run after the step they fall into, saved."""
 
 from __future__ import annotations
 
@@ -13,10 +11,7 @@ _HANGUP: int = getattr(signal, "SIGHUP", signal.SIGTERM)  # which Windows does n
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt:` — `interrupt.signal` is the signal that came, or None.
-
-    A second one ends the program at once, as it would have without us.
-    """
+    """`interrupt.signal` is the signal that came, or None. A second one ends the program at once."""
 
     def __init__(self) -> None:
         self.signal: Optional[int] = None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import List, NamedTuple, Optional, Set, Tuple
 
 from minigpt.base.text import duration, size
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.optim.execution import compiles
 from minigpt.planning import peaks
-from minigpt.planning.fit import FUSED, LORA, Advice, nearest_fit, step_seconds
+from minigpt.planning.fit import FUSED, LORA, flops, nearest_fit
 from minigpt.planning.memory import Job, memory
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.parallel import processes
-from minigpt.training.settings import Settings
 
 # Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
 # tokens in the published 81 minutes, on 16 MI250.
@@ -38,34 +36,26 @@ class Pace(NamedTuple):
 
 def job_of(settings: Settings, device: Optional[Device]) -> Job:
     """The job of a run on a device; None for one that is not here."""
-    s, batch = settings, settings.batch_size // processes()
-    job = Job(
-        s.shape, min(s.micro_batch_size, batch), batch, s.block_size, s.precision, s.recompute,
-        s.fused_backward, s.lora, s.freeze_layers,
-    )  # fmt: skip
-    if device is None:
-        return replace(job, compiled_update=True)
-    if device.static_shapes:
-        recompute = bool(s.moai_activation_recomputation)
-        job = replace(job, recompute=recompute, whole_logits=True)
-    return replace(
-        job, explicit=not device.fused_attention, on_cpu=device.on_cpu,
-        compiled_update=compiles_update(settings, device),
+    s, asked, batch = settings, settings.asked, settings.batch_size // processes()
+    moai = device is not None and device.static_shapes
+    return Job(
+        s.shape, min(s.micro_batch_size, batch), batch, s.block_size, asked.precision,
+        bool(asked.moai_activation_recomputation) if moai else asked.recompute,
+        asked.fused_backward, s.lora, asked.freeze_layers, whole_logits=moai,
+        explicit=device is not None and not device.fused_attention,
+        compiled_update=device is None or compiles_update(asked, device),
+        on_cpu=device is not None and device.on_cpu,
     )  # fmt: skip
 
 
-def compiles_update(settings: Settings, device: Device) -> bool:
-    """Whether the optimizer's step is compiled: on a GPU in every run, since it would be sent some
-    80 kernels for each weight, and pass over its memory as often.
-    """
-    wanted = (settings.compile or device.is_gpu) and not device.compiler_missing()
-    return wanted and compiles(weight_dtype(settings.precision), device.torch_device.type)
+def compiles_update(asked: TrainConfig, device: Device) -> bool:
+    """Whether AdamW's step is compiled: on every GPU, else some 80 kernels are sent a weight."""
+    wanted = (asked.compile or device.is_gpu) and not device.compiler_missing()
+    return wanted and compiles(weight_dtype(asked.precision), device.torch_device.type)
 
 
 def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict:
-    """The plan of a run on `device` in a line, whether it fits into what is free there, and what to
-    change in `config`, from which `settings` were resolved, if not.
-    """
+    """The plan on `device`, whether that is free there, and what to change in `config` if not."""
     job = job_of(settings, device)
     most, room = memory(job), device.free_memory()
     text = f"plan     {size(most.total)} at most ({most.moment})"
@@ -85,16 +75,15 @@ def pace(job: Job, device: peaks.Accelerator) -> Optional[Pace]:
     if not peak:
         return None
     assumed = f"assumed {share * 100:.0f}% of a peak of {peak / peaks.TERA:.4g} TFLOP/s"
-    return Pace(step_seconds(job, peak, share), assumed)
+    return Pace(flops(job) / (peak * share), assumed)
 
 
 def too_long(epochs: Optional[float], seconds: Optional[float]) -> List[str]:
     """A line for each way in which a whole run is longer than people mean runs to be."""
     lines = []
     if epochs and epochs > _MOST_EPOCHS:
-        lines.append(
-            f"note     all texts {epochs:,.0f} times: more than ten seldom help; --epochs 3"
-        )
+        seldom = "more than ten seldom help; --epochs 3"
+        lines.append(f"note     all texts {epochs:,.0f} times: {seldom}")
     if seconds and seconds > _WEEK:
         lines.append(f"note     {duration(seconds)} are long: fewer --steps, or a smaller model")
     return lines
@@ -104,10 +93,17 @@ def advice(
     job: Job, room: int, config: TrainConfig, device: Optional[Device] = None
 ) -> List[Tuple[str, Job]]:
     """The flags, beside those of `config`, with which its job fits into `room` bytes, the nearest
-    to what was asked first, and what it is then. `device`, where it is known, must support them.
+    to what was asked first, and what it is then. `device`, where known, must support them.
     """
-    found = nearest_fit(job, room, barred=_barred(config, device))
-    return [(_flags(one, config), one.job) for one in found]
+    found = []
+    for one in nearest_fit(job, room, barred=_barred(config, device)):
+        flags = str(one)
+        if FUSED in flags and config.grad_clip:
+            flags += ", --grad-clip 0"
+        if one.job.whole_batch and config.micro_batch_size not in (None, one.job.batch):
+            flags += f", --micro-batch-size {one.job.batch}"
+        found.append((flags, one.job))
+    return found
 
 
 def _barred(config: TrainConfig, device: Optional[Device]) -> Set[str]:
@@ -120,13 +116,3 @@ def _barred(config: TrainConfig, device: Optional[Device]) -> Set[str]:
     if device is not None and device.fused_backward_missing():
         barred.add(FUSED)
     return barred
-
-
-def _flags(advice: Advice, config: TrainConfig) -> str:
-    """The advice, and what else it needs beside what was said."""
-    text = str(advice)
-    if FUSED in text and config.grad_clip:
-        text += ", --grad-clip 0"
-    if advice.job.whole_batch and config.micro_batch_size not in (None, advice.job.batch):
-        text += f", --micro-batch-size {advice.job.batch}"
-    return text

@@ -1,8 +1,7 @@
 """What a run reports: a line on the terminal, a JSON object in metrics.jsonl, perhaps TensorBoard.
 
-Speed counts tokens and no padding. It is measured between two moments at which the loss has left
-the device, because only then is the work known to be done. The first step (allocation,
-compilation) and the time spent on validation and saving are left out.
+Speed is measured between two moments at which the loss has left the device, because only then is
+the work known to be done, without the first step, and without validation and saving.
 """
 
 from __future__ import annotations
@@ -81,7 +80,14 @@ class Reporter(Silent):
             kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= done]
             write_text(path, "".join(kept))
         self.file = path.open("a", encoding="utf-8")
-        self.events = _summary_writer(run, done) if tensorboard else None
+        self.events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                what = "--tensorboard needs the tensorboard package"
+                raise UsageError(what, "pip install tensorboard") from None
+            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
         self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.lines = not (self.live and sys.stdout.isatty())  # a log has all of them
         shown = {"disable": not self.live, "bar_format": _BAR, "dynamic_ncols": True}
@@ -152,12 +158,3 @@ def read_metrics(path: Path) -> List[Dict[str, Any]]:
             if isinstance(record.get("step"), int) and all(map(math.isfinite, record.values())):
                 records.append(record)
     return records
-
-
-def _summary_writer(run: Path, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        what = "--tensorboard needs the tensorboard package"
-        raise UsageError(what, "pip install tensorboard") from None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)

@@ -29,11 +29,11 @@ from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import learning_rate
 from minigpt.optim.update import Update
+from minigpt.training.config import Settings
 from minigpt.training.interrupt import Interrupt
 from minigpt.training.metrics import Clock, Reporter, Silent
 from minigpt.training.objective import Objective
 from minigpt.training.parallel import World
-from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation, validate
 
 
@@ -68,7 +68,7 @@ class Trainer:
         saves in either case. Returns the exit code: 0, or 128 and the signal (interrupt.py).
         """
         self.reporter = Reporter(
-            self.run, self.settings.steps, self.state.step, self.settings.tensorboard,
+            self.run, self.settings.steps, self.state.step, self.settings.asked.tensorboard,
             self.device.loss_format,
         ) if self.world.first else Silent()  # fmt: skip
         self.clock, self.unlogged = Clock(), 0
@@ -98,7 +98,7 @@ class Trainer:
 
     def finished(self) -> bool:
         """Whether all steps are done, or validation has not improved for too long."""
-        patience = self.settings.patience
+        patience = self.settings.asked.patience
         return self.state.step >= self.settings.steps or 0 < patience <= self.state.worse
 
     def _stops(self, interrupt: Interrupt) -> bool:
@@ -112,7 +112,7 @@ class Trainer:
         if batch.supervised == 0:
             raise TrainingError("a batch has no token to learn from", "check the data's answers")
         self.optimizer.set_lr(self.lr())
-        seed, step = self.settings.seed, self.state.step
+        seed, step = self.settings.asked.seed, self.state.step
         self.world.draw_apart(seed, step)
         parts = list(batch.micro_batches(self.settings.micro_batch_size))
         for part in parts:
@@ -150,7 +150,7 @@ class Trainer:
         sampling = sampling and (last or _due(step, settings.sample_every))
         saving = last or stopping or _due(step, settings.save_every)
         pausing = validating or sampling or saving
-        if pausing or step == first or _due(step, settings.log_every):
+        if pausing or step == first or _due(step, settings.asked.log_every):
             self._log(warmup=step == first)
         if validating:
             self._validate()
@@ -209,7 +209,7 @@ class Trainer:
             self._point_at_best()
         else:
             state.worse += 1
-        if 0 < self.settings.patience <= state.worse:
+        if 0 < self.settings.asked.patience <= state.worse:
             text = f"step {step}: no better for {state.worse} validations, stopping;"
             self.reporter.note(f"{text} the best was step {state.best_step}")
 
@@ -232,7 +232,7 @@ class Trainer:
         """The prompt continued, from a generator of its own: training does not notice."""
         ids = generate(
             self.model, self.prompt, count, temperature, 50,
-            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.settings.seed,
+            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.settings.asked.seed,
         )  # fmt: skip
         return self.tokenizer.decode(self.prompt + ids)
 
@@ -249,7 +249,7 @@ class Trainer:
                 self.template, self.adapter,
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
-            run_files.prune(self.run, self.settings.keep)
+            run_files.prune(self.run, self.settings.asked.keep)
         self.world.wait()
         self.saved = self.state.step
         return directory

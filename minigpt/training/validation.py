@@ -2,12 +2,10 @@
 
     loss           nats per token      = sum of -log p(token) / tokens
     perplexity     e^loss
-    bits per byte  = sum of -log2 p(token) / bytes of the text, the same unit for every tokenizer
-    and for gzip
+    bits per byte  = sum of -log2 p(token) / bytes of the text, whatever the tokenizer; or gzip's
 
-The set is fixed (the same windows every time, in order), every token counts alike, and nothing is
-drawn at random, so the numbers depend neither on the batch size nor on when they are taken, and
-training does not notice.
+The set is fixed, every token counts alike, and nothing is drawn at random, so the numbers depend
+neither on the batch size nor on when they are taken, and training does not notice.
 """
 
 from __future__ import annotations
@@ -55,10 +53,9 @@ class Validation:
     def record(self) -> Dict[str, float]:
         """For metrics.jsonl."""
         return {
-            "val_loss": self.loss,
-            "val_perplexity": self.perplexity,
+            "val_loss": self.loss, "val_perplexity": self.perplexity,
             "val_bits_per_byte": self.bits_per_byte,
-        }
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -69,8 +66,7 @@ def validate(
     """The losses of `dataset` added up, `rows` windows at a time, with the model in eval mode.
 
     At most `max_tokens` of it are used (0: all), evenly spread. `byte_lengths` (V,) are the bytes
-    each token stands for. Where all batches must have the same shapes, the last one is filled up
-    with rows that do not count.
+    each token stands for. Where all batches must be alike, the last is filled up with empty rows.
     """
     training = objective.training
     objective.eval()

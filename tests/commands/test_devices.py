@@ -14,7 +14,7 @@ import torch
 from minigpt.base.errors import UsageError
 from minigpt.commands import devices as command
 from minigpt.commands.devices import DevicesConfig, describe, devices_command
-from minigpt.devices import host
+from minigpt.devices import device as host
 from tests.helpers import smi_samples as samples
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.smi_samples import prints

@@ -18,7 +18,6 @@ from minigpt.planning.fit import (
     largest_rows,
     more_memory,
     nearest_fit,
-    step_seconds,
     with_rows,
 )
 from minigpt.planning.memory import memory
@@ -84,4 +83,3 @@ def test_time_is_that_of_the_published_formula():
     # Frozen embeddings, and below the layers that learn nothing goes back.
     top = replace(FULL, freeze_layers=30)
     assert flops(top) == pytest.approx((1 / 3 + 2 / 3 / 4) * flops(FULL), rel=0.03)
-    assert step_seconds(FULL, 1e15, 0.5) == pytest.approx(flops(FULL) / 5e14)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from minigpt.planning.flavors import FLAVORS, GCD_MIB, find_flavor
+from minigpt.planning.peaks import FLAVORS, GCD_MIB, find_flavor
 
 
 @pytest.mark.parametrize("flavor", FLAVORS, ids=lambda flavor: flavor.name)

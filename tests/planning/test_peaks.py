@@ -6,7 +6,7 @@ import torch
 from minigpt.base.errors import UsageError
 from minigpt.devices.device import find_device
 from minigpt.planning import peaks
-from minigpt.planning.flavors import FLAVORS
+from minigpt.planning.peaks import FLAVORS
 
 CPU, GB = find_device("cpu"), 10**9
 

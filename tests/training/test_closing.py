@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from minigpt.training import closing
-from minigpt.training.report import plot
+from minigpt.training.closing import plot
 from tests.helpers.runs import corpus, train
 from tests.helpers.tuning import run_to_the_end, trainer_of
 

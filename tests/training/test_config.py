@@ -14,10 +14,9 @@ from minigpt.commands.cli import parse
 from minigpt.commands.flags import parse_settings
 from minigpt.devices.device import Device, find_device
 from minigpt.model.lora import LoRAConfig
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.config_file import flag_words, read_values, write_settings
 from minigpt.training.resolve import resolve
-from minigpt.training.settings import Settings
 from tests.helpers.tuning import base
 
 CPU = Device("cpu", torch.device("cpu"))
@@ -138,7 +137,8 @@ def test_what_a_run_writes_it_reads_again(tmp_path, text):
     run = resolve(asked, CPU)
     write_settings(tmp_path / "a.toml", run)
     again = resolve(flags("--config", tmp_path / "a.toml"), CPU)
-    assert dataclasses.replace(again, run=run.run) == run
+    asked = dataclasses.replace(again.asked, config=None)
+    assert dataclasses.replace(again, run=run.run, asked=asked) == run
 
 
 def test_an_adapter_is_written_as_its_flags(tmp_path):
@@ -218,7 +218,7 @@ WRONG_FILES = {
     'schedule = "cosin"': "a.toml: schedule is 'cosin'; did you mean cosine",
     'template = "moay"': "a.toml: template is 'moay'; did you mean moai",
     "lora_rank = 2\nlora_alpha = -1": "a.toml: lora_alpha is -1.0; it must be above 0",
-    'lora_rank = 2\nlora_targets = "qvk"': "a.toml: lora_targets has no 'qvk'; did you mean qkv",
+    'lora_rank = 2\nlora_targets = "qvk"': "a.toml: lora_targets is 'qvk'; did you mean qkv",
     'lora_targets = ["qkv"]': "a.toml: lora_targets is ['qkv']; write one number or one text",
     "lr = 2026-01-01": "a.toml: lr is datetime.date(2026, 1, 1); write one number",
     "[optimizer]\nlr = 1": "a.toml: unknown setting optimizer",
@@ -300,10 +300,12 @@ def written(tmp_path, *words):
 
 def test_what_a_run_left_open_stays_open(tmp_path):
     file = written(tmp_path, "--steps", 3000, "--weight-decay", 0.2)
-    assert settled(*file) == dataclasses.replace(settled(), steps=3000, weight_decay=0.2,
-                                                 run=settled(*file).run, eval_every=600,
-                                                 sample_every=600, save_every=600,
-                                                 eval_tokens=103_680)  # fmt: skip
+    asked = TrainConfig(steps=3000, weight_decay=0.2, config=str(file[1]))
+    run = settled(*file)
+    assert run == dataclasses.replace(
+        settled(), asked=asked, run=run.run, steps=3000, weight_decay=0.2, eval_every=600,
+        sample_every=600, save_every=600, eval_tokens=103_680,
+    )  # fmt: skip
     short = settled(*file, "--steps", 50)
     assert (short.eval_every, short.save_every, short.warmup_steps) == (10, 10, 5)
     assert settled(*file, "--lr", 1e-4).min_lr == pytest.approx(5e-6)

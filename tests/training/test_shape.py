@@ -14,8 +14,7 @@ from minigpt.model.gpt import GPT
 from minigpt.model.zoo import ZOO
 from minigpt.training.apply import set_dropout
 from minigpt.training.config import TrainConfig
-from minigpt.training.resolve import resolve
-from minigpt.training.shape import shape_of
+from minigpt.training.resolve import resolve, shape_of
 from tests.helpers.runs import train
 from tests.helpers.tuning import base
 
@@ -42,7 +41,7 @@ def test_every_part_of_a_shape():
 @pytest.mark.parametrize("word", ["--tied-head=false", "--no-tied-head"])
 def test_a_flag_that_is_true_or_false_is_said_either_way(word):
     assert settled(word).shape.tied_head is False
-    assert settled("--packing", "false").packing is False
+    assert settled("--packing", "false").asked.packing is False
 
 
 @pytest.mark.parametrize("width", [32, 64, 256, 768])
