@@ -37,8 +37,7 @@ from minigpt.planning.memory import memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
-from minigpt.training.job import job_of
-from minigpt.training.resolve import resolve
+from minigpt.training.resolve import job_of, resolve
 from minigpt.training.trainer import Trainer
 
 _MIXED = {"batch_size": 16, "precision": "bf16-mixed", "steps": 20}

@@ -14,7 +14,6 @@ import re
 import sys
 from dataclasses import field, fields, make_dataclass
 from functools import lru_cache, partial
-from itertools import takewhile
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Type, TypeVar
 
 import tyro
@@ -96,7 +95,7 @@ def _switch(word: str, name: str, rest: List[str], plain: bool) -> str:
     if not value and rest and rest[0].lower() in ("true", "false"):
         value = rest.pop(0)
     if value.lower() not in ("", "true", "false"):
-        return word
+        raise UsageError(f"{name} cannot be {value}", "say true or false")
     yes = (value.lower() != "false") != word.startswith("--no-")
     if plain:
         return name if yes else "--no-" + name[2:]
@@ -193,21 +192,13 @@ def _nearest(word: str, kind: Type[Any], prog: str) -> str:
 def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) -> UsageError:
     """tyro says what is wrong in a box of many lines; the first flag in it is the one at fault."""
     flags, how = {flag(name) for name in kind.__dataclass_fields__}, f"see {prog} --help"
-    named = [word for word in re.findall(r"--[\w-]+", said) if word in flags]
-    if not named:
+    named = next((word for word in re.findall(r"--[\w-]+", said) if word in flags), None)
+    if named is None:
         return UsageError(f"{prog}: something required is missing", how)
-    given = _given(named[0], arguments)
-    if given is None:
-        return UsageError(f"{named[0]} is missing", how)
-    return UsageError(f"{named[0]} cannot be {given or 'nothing'}", f"{how} for what it takes")
-
-
-def _given(name: str, arguments: Sequence[str]) -> Optional[str]:
-    """What follows the last flag called `name`; None when there is none."""
-    found = None
-    for place, word in enumerate(arguments):
-        said, sign, value = word.partition("=")
-        if said.replace("_", "-") == name:
-            following = takewhile(lambda w: not w.startswith("--"), arguments[place + 1 :])
-            found = value if sign else " ".join(following)
-    return found
+    line = " ".join(arguments)
+    parts = [re.split("[= ]", part, maxsplit=1) for part in re.split(" (?=--)", line)]
+    given = [part[1:] for part in parts if part[0].replace("_", "-") == named]
+    if not given:
+        return UsageError(f"{named} is missing", how)
+    value = "".join(given[-1]) or "nothing"
+    return UsageError(f"{named} cannot be {value}", f"{how} for what it takes")

@@ -1,27 +1,37 @@
 """`python -m minigpt devices`: what this machine computes on, and why not on something else.
 
 On MoAI no function of torch.cuda is called, since some (`get_device_name`) allocate the cluster.
+There, Moreh's tool is asked: `moreh-smi`, or `ap-smi` from framework 25.5 on. Its text is for
+people. A program needs one table of it, whose cells stand between bars under a row of headings;
+widths vary, the flavor is headed Model or Flavor, an idle accelerator shows dashes. No text makes
+this fail. Formats: docs.moreh.io (2023 to 2024), moreh-dev/moai-examples (2025).
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
 from minigpt.base.errors import DeviceError, require_number
 from minigpt.base.text import size, visible
 from minigpt.devices.device import find_device, host_memory, is_moai
-from minigpt.devices.smi import VirtualDevice, find_tool, parse_smi, run_tool
 from minigpt.planning.peaks import GCD_MIB, find_flavor
 
 Lines = List[Tuple[str, str]]  # what it is about, what there is to say
 _NOT_BUILT = "not here: this PyTorch is not built for it"
+_MOST = 1 << 16  # bytes that are read; who prints more prints no table
 # Those of Moreh's documents and examples (2024, 2025) that choose what a program gets.
 _VARIABLES = (
     "MOREH_VISIBLE_DEVICE", "ACCELERATOR_PLATFORM_FLAVOR", "MOREH_ENABLE_ADVANCED_PARALLELIZATION",
@@ -48,19 +58,22 @@ def devices_command(config: DevicesConfig) -> None:
 
 def describe(timeout: float) -> Lines:
     """All there is to say, line by line; a tool has `timeout` seconds to answer."""
-    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    lines = [("python", system), ("torch", torch.__version__), ("cpu", _cpu())]
-    lines += [*_gpus(), ("mps", _mps()), *_moai(timeout)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # _gpus has said it
-        return [*lines, ("auto", f"--device auto takes {find_device('auto')}")]
-
-
-def _cpu() -> str:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     total, free = (size(count) if count else "unknown" for count in host_memory())
-    return f"{cores or 'unknown'} cores, {total} of memory, {free} free"
+    mps = _NOT_BUILT
+    if hasattr(torch.backends, "mps") and torch.backends.mps.is_built():
+        here = torch.backends.mps.is_available()
+        mps = "here; its memory is the CPU's" if here else "not here: no Apple GPU is found"
+    lines = [
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("cpu", f"{cores or 'unknown'} cores, {total} of memory, {free} free"),
+        *_gpus(), ("mps", mps), *_moai(timeout),
+    ]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # _gpus has said it
+        return [*lines, ("auto", f"--device auto takes {find_device('auto')}")]
 
 
 def _gpus() -> Lines:
@@ -84,13 +97,6 @@ def _gpu(index: int) -> str:
     bf16 = "bf16" if torch.version.hip or properties.major >= 8 else "no bf16"
     total = size(properties.total_memory)
     return f"{index}: {properties.name}, {total} of memory, {free} free, {bf16}"
-
-
-def _mps() -> str:
-    if not hasattr(torch.backends, "mps") or not torch.backends.mps.is_built():
-        return _NOT_BUILT
-    here = torch.backends.mps.is_available()
-    return "here; its memory is the CPU's" if here else "not here: no Apple GPU is found"
 
 
 def _moai(timeout: float) -> Lines:
@@ -132,3 +138,80 @@ def _flavor(device: VirtualDevice) -> str:
     if device.total_mib and device.total_mib % GCD_MIB == 0:
         return f"{device.total_mib // GCD_MIB} GCDs, by the total memory"
     return "how many GPUs that is, is not published"
+
+
+@dataclass(frozen=True)
+class VirtualDevice:
+    """What PyTorch sees as one device. An idle one shows no memory."""
+
+    flavor: str  # "-" where none is set
+    total_mib: Optional[int]
+    running: bool  # whether a program uses it
+
+
+def parse_smi(text: str) -> List[VirtualDevice]:
+    """The devices in what `moreh-smi` or `ap-smi` prints."""
+    found, headings = [], [""]
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().split("|")[1:-1]]
+        if cells and cells[0].lower() in ("device", "#"):
+            headings = [cell.lower() for cell in cells]
+        elif len(cells) == len(headings) and re.fullmatch(r"(\*\s*)?[0-9]{1,9}", cells[0]):
+            row = dict(zip(headings, cells))
+            flavor = row.get("model", row.get("flavor"))
+            used = row.get("memory usage", row.get("mem usage(%)", ""))
+            total = re.fullmatch(r"([0-9]{1,15})\s*MiB", row.get("total memory", ""))
+            if flavor:  # the table of processes has none
+                mib = int(total.group(1)) if total else None
+                found.append(VirtualDevice(flavor, mib, re.match("[0-9]", used) is not None))
+    return found
+
+
+def find_tool() -> Optional[str]:
+    """The path of Moreh's tool; None where there is none."""
+    return shutil.which("moreh-smi") or shutil.which("ap-smi")
+
+
+def run_tool(path: str, timeout: float) -> str:
+    """What the tool prints. DeviceError when it fails, or takes longer than `timeout` seconds."""
+    name = os.path.basename(path)
+    try:
+        process = subprocess.Popen(
+            [path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise DeviceError(f"{path} cannot be started: {error.strerror or error}") from None
+    try:
+        ends = time.monotonic() + timeout
+        text = _read(process, ends)
+        code = process.wait(max(0.0, ends - time.monotonic()))
+    except BaseException as error:  # Ctrl-C too: it does not reach another session
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # and no longer, as it may hang in a driver
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        what = f"{name} gave no answer within {timeout:g} s"
+        raise DeviceError(what, "try it by itself") from None
+    if code != 0:
+        last = text.rstrip().rpartition("\n")[2].strip()[:200]
+        raise DeviceError(f"{name} failed with exit code {code}{last and ': ' + visible(last)}")
+    return text
+
+
+def _read(process: subprocess.Popen[bytes], ends: float) -> str:
+    """All that the process prints until it closes its output; TimeoutExpired after `ends`."""
+    assert process.stdout is not None
+    data = b""
+    with process.stdout as output:
+        while len(data) < _MOST:
+            left = max(0.0, ends - time.monotonic())
+            if not select.select([output], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(process.args, left)
+            piece = os.read(output.fileno(), _MOST)
+            if not piece:
+                break
+            data += piece
+    return data.decode("utf-8", "replace")

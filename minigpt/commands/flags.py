@@ -43,7 +43,7 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
         open_there &= counted | {name for name, causes in _FOLLOWED.items() if causes & said}
     in_file = {n: value for n, value in values.items() if n not in open_there | said}
     try:
-        config = parse(kind, prog, [*flag_words(in_file, kind), *arguments])
+        config = parse(kind, prog, [*flag_words(in_file), *arguments])
     except UsageError as error:
         raise _of_file(error, path, in_file) from None
     if source.resume:

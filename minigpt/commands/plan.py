@@ -1,6 +1,6 @@
 """`python -m minigpt plan`: whether a run fits and how long it takes, before anything is loaded.
 
-It takes the flags of train.py, which says the same in a line before it loads a model (job.py).
+It takes the flags of train.py, which says the same in a line before it loads a model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.training.config import Settings, TrainConfig, left_open
-from minigpt.training.job import Pace, advice, job_of, pace, too_long
-from minigpt.training.resolve import resolve
+from minigpt.training.resolve import Pace, advice, job_of, pace, resolve, too_long
 
 GB = peaks.GB
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
@@ -35,8 +34,8 @@ _PUBLISHED = {
     ("8xLarge.4096GB", 32, 1024): 3_460_240,
     ("8xLarge.4096GB", 16, 2048): 1_951_344,
 }
-_BYTES, _OF_A_TOKEN = 257, 3.0  # the bytes tokenizer's words; bytes that one of GPT-2's stands for
 _STAGES = 4  # pipeline stages in all four published logs of that model
+_BYTES, _OF_A_TOKEN = 257, 3.0  # the bytes tokenizer's words; bytes that one of GPT-2's stands for
 _PARTS = {
     "weights": "weights", "16-bit copies": "copies", "gradients": "gradients",
     "optimizer states": "states", "activations": "activations", "logits and loss": "loss",
@@ -72,12 +71,10 @@ def plan_command(arguments: List[str]) -> None:
     settings = resolve(config, device, room=planned.memory if planned else None)
     job, step = job_of(settings, device), None
     shape, adapter = job.shape, ", LoRA" if job.lora else ""
-    lines = [
-        f"model     {shape.parameter_count():,} parameters: {shape.n_layer} layers,"
-        f" {shape.n_head} heads, {shape.n_embd} wide",
-        f"step      {job.batch} x {job.block} tokens, {job.rows} rows at a time,"
-        f" {job.precision}{adapter}",
-    ]
+    layers = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide"
+    lines = [f"model     {shape.parameter_count():,} parameters: {layers}"]
+    rows = f"{job.rows} rows at a time, {job.precision}{adapter}"
+    lines.append(f"step      {job.batch} x {job.block} tokens, {rows}")
     if planned is None:
         lines += _flavor_lines(job, peaks.FLAVORS)
     else:

@@ -27,10 +27,9 @@ from minigpt.training.build import build, create_run, open_data, open_state
 from minigpt.training.claim import claimed
 from minigpt.training.closing import closing_report
 from minigpt.training.config import Settings, TrainConfig
-from minigpt.training.job import job_of, one_line, pace, too_long
 from minigpt.training.metrics import METRICS, read_metrics
 from minigpt.training.parallel import World, joined, processes, restarted
-from minigpt.training.resolve import resolve
+from minigpt.training.resolve import job_of, one_line, pace, resolve, too_long
 
 
 @going_on_unread()
@@ -114,37 +113,29 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
     what, together, gpus = "the rest is frozen", processes(), device.gpus()
     if s.lora is not None:
         what, whole = f"an adapter of rank {s.lora.rank}", whole + learned
-    lines = [
-        f"model    {whole:,} parameters: {shape.n_layer} layers, {shape.n_head} heads,"
-        f" {shape.n_embd} wide; {tokenizer.name} tokenizer"
-    ]
+    layers = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide"
+    lines = [f"model    {whole:,} parameters: {layers}; {tokenizer.name} tokenizer"]
     if learned < whole:
         lines.append(f"trained  {learned:,} parameters, {what}")
-    lines.append(
-        f"data     {said(s.data)}: {data.train.token_count:,} tokens to train on,"
-        f" {data.validation.token_count:,} to validate: {data.held_out}"
-    )
+    held_out = f"{data.validation.token_count:,} to validate: {data.held_out}"
+    train = f"{data.train.token_count:,} tokens to train on"
+    lines.append(f"data     {said(s.data)}: {train}, {held_out}")
     lines += [f"         {note}" for note in data.notes]
     if together > 1:
         lines.append(f"together {together} processes, {s.batch_size // together} rows each")
     elif gpus > 1:
-        lines.append(
-            f"device   one of {gpus} GPUs; all: torchrun --nproc-per-node {gpus} train.py ..."
-        )
-    lines.append(
-        f"run      {s.run}: {s.steps} steps of {s.batch_size} x {s.block_size} tokens,"
-        f" {s.asked.precision} on {device}"
-    )
-    return lines
+        all_of_them = f"torchrun --nproc-per-node {gpus} train.py ..."
+        lines.append(f"device   one of {gpus} GPUs; all: {all_of_them}")
+    steps = f"{s.steps} steps of {s.batch_size} x {s.block_size} tokens"
+    return [*lines, f"run      {s.run}: {steps}, {s.asked.precision} on {device}"]
 
 
 def _to_do(settings: Settings, device: Device, data: Opened, step: int) -> List[str]:
     """How many steps are to be done, at which rate, and how long that takes."""
     s, left = settings, max(0, settings.steps - step)
     epochs, whole = (steps * s.batch_size / len(data.train) for steps in (left, s.steps))
-    after = f" after step {step}" if step else ""
     time, seconds = _time(job_of(s, device), left, device)
-    tokens = left * s.batch_size * s.block_size
+    tokens, after = left * s.batch_size * s.block_size, f" after step {step}" if step else ""
     lines = [f"go on    from {s.resumes}"] if s.resumes else []
     lines.append(_rate(s, step))
     lines.append(f"to do    {left:,} steps{after}, {tokens:,} tokens, {epochs:,.2f} epochs; {time}")

@@ -49,7 +49,6 @@ class Device:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it is the processor itself."""
         return self.kind == "cpu"
 
     @property
@@ -174,7 +173,6 @@ class Device:
         return int(torch.cuda.max_memory_allocated()) if self.is_gpu else None
 
     def gpus(self) -> int:
-        """How many GPUs this machine has."""
         return int(torch.cuda.device_count()) if self.is_gpu else 0
 
     def gpu_name(self) -> str:

@@ -49,7 +49,6 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """N, of one micro-batch."""
         return self.rows * self.block
 
     @property
@@ -108,7 +107,6 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return sum(value for name, value in vars(self).items() if name != "moment")
 
 

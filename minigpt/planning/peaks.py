@@ -97,16 +97,12 @@ def find_flavor(spelling: str) -> Optional[Flavor]:
     return None
 
 
-def of_flavor(flavor: Flavor) -> Accelerator:
-    """All GCDs of a MoAI flavor."""
-    n = flavor.gcds
-    return Accelerator(flavor.name, n * GCD.memory, n * GCD.bf16, n * GCD.fp32, flavor)
-
-
 def find_accelerator(name: str) -> Accelerator:
     """The accelerator meant by `name` (h200, A100 40GB, 4xLarge.2048GB); UsageError otherwise."""
-    flavor = find_flavor(name)
-    found = of_flavor(flavor) if flavor is not None else _known(name)
+    flavor, found = find_flavor(name), _known(name)
+    if flavor is not None:
+        n = flavor.gcds
+        return Accelerator(flavor.name, n * GCD.memory, n * GCD.bf16, n * GCD.fp32, flavor)
     if found is None:
         known = [*DEVICES, "moai", *ACCELERATORS, *(flavor.name for flavor in FLAVORS)]
         raise UsageError(f"--device {name} is not known", nearest(name.lower(), known))

@@ -28,8 +28,8 @@ from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.apply import COMPILES_BLOCKS, freeze, objective_for, set_dropout
 from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.config_file import CONFIG, differ, write_settings
-from minigpt.training.job import compiles_update, job_of
 from minigpt.training.parallel import ALONE, World, processes
+from minigpt.training.resolve import compiles_update, job_of
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Iterator
 
 from minigpt.base.errors import TrainingError, storage_error
-from minigpt.base.files import ANOTHER_OUT, hold, require_free
+from minigpt.base.files import hold, require_free
 from minigpt.checkpoint import run_files
 
 LOCK, _SIGN = "lock", "minigpt, process"
@@ -24,15 +24,13 @@ _OURS = {
 
 def require_startable(run: Path) -> None:
     """UsageError unless `run` is free, or is what is left of a run without a checkpoint."""
-    fix = ANOTHER_OUT
     if run_files.find(run) is not None:
-        fix = f"go on with it by --resume {run}, or name another"
-    else:
-        with suppress(OSError, ValueError):  # nothing there
-            begun = (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
-            if begun and _OURS.issuperset(os.listdir(str(run))):
-                return
-    require_free(run, fix)
+        require_free(run, f"go on with it by --resume {run}, or name another")
+    with suppress(OSError, ValueError):  # nothing there
+        begun = (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
+        if begun and _OURS.issuperset(os.listdir(str(run))):
+            return
+    require_free(run)
 
 
 @contextmanager
@@ -41,13 +39,9 @@ def claimed(run: Path, named: bool) -> Iterator[Path]:
     it. One that nobody `named` gets a name that nobody has. TrainingError when it is in use.
     """
     try:
-        try:
-            run.mkdir(parents=True, exist_ok=named)
-        except FileExistsError:  # made in this very second by another
-            if named:
-                raise
+        if not named and run.exists():  # made in this very second by another
             run = run.with_name(f"{run.name}-{os.getpid()}")
-            run.mkdir()
+        run.mkdir(parents=True, exist_ok=True)
         (run / LOCK).touch()
         held = hold(run / LOCK)
         sign = f"{_SIGN} {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n"

@@ -224,7 +224,7 @@ class TrainConfig:
         """UsageError when settings that are each possible make no sense together."""
         fresh = self.init == "scratch" and not self.resume
         adapts, frozen = self.lora_rank > 0, self.freeze_layers is not None
-        for wrong, what, fix in (
+        refuse(
             (self.steps is not None and self.epochs is not None,
              "--steps and --epochs both say when to stop", "give one of them"),
             (self.patience and self.eval_every == 0,
@@ -237,9 +237,7 @@ class TrainConfig:
             (adapts and frozen, "--lora-rank freezes all layers", "leave out --freeze-layers"),
             (adapts and fresh, "--lora-rank adapts a finished model", "name one with --init"),
             (frozen and fresh, "--freeze-layers keeps what a model knows", "name one with --init"),
-        ):  # fmt: skip
-            if wrong:
-                raise UsageError(what, fix)
+        )  # fmt: skip
         for name in ("lora_alpha", "lora_dropout", "lora_targets"):
             if not self.lora_rank and getattr(self, name) != getattr(TrainConfig, name):
                 raise UsageError(f"{flag(name)} without an adapter", "give it a --lora-rank")
@@ -279,11 +277,9 @@ class TrainConfig:
 
     def moai_options(self) -> Optional[Dict[str, Any]]:
         """What Device.start takes."""
-        if not self.moai_parallelization:
-            return None
-        names = [name for name in vars(self) if name.startswith("moai_")]
-        names.remove("moai_parallelization")
-        return {name[len("moai_") :]: getattr(self, name) for name in names}
+        moai = {name: value for name, value in vars(self).items() if name.startswith("moai_")}
+        wanted = moai.pop("moai_parallelization")
+        return {name[len("moai_") :]: value for name, value in moai.items()} if wanted else None
 
 
 @dataclass(frozen=True)
@@ -294,17 +290,14 @@ class Settings:
 
     asked: TrainConfig
     run: Path  # the run's directory
-    # where it begins
     start: Optional[Path]  # the checkpoint that gives the weights; None: they are drawn
     resumes: Optional[Path]  # the same, where it is of this run, which goes on
     vocabulary: Union[str, Path]  # what load_tokenizer opens: a name, or a checkpoint
     shape: GPTConfig
     lora: Optional[LoRAConfig]  # what learns; None: the weights
-    # the data
     data: Names
     template: Optional[str]  # as --template named it, or as the records were rendered
     tuned: Optional[Template]  # that `start` was tuned with
-    # steps, and what happens every so often
     steps: int
     batch_size: int
     micro_batch_size: int
@@ -330,6 +323,13 @@ class Settings:
         if self.template is None and self.tuned is not None:
             return self.tuned
         return find_template(self.template or "instruct")
+
+
+def refuse(*cases: Tuple[object, str, str]) -> None:
+    """UsageError for the first of the cases (whether, what is wrong, what to do) that holds."""
+    for holds, what, fix in cases:
+        if holds:
+            raise UsageError(what, fix)
 
 
 def check_block(block_size: int, n_positions: int, longer: str = "") -> None:

@@ -47,8 +47,9 @@ def differ(path: Path, settings: Settings) -> bool:
 def _values(settings: Settings) -> Dict[str, Any]:
     names = [field.name for field in fields(TrainConfig) if field.name not in _OF_ONE_START]
     values = {name: getattr(settings, name, getattr(settings.asked, name)) for name in names}
-    unsaid = {"special_tokens": False}  # earlier versions do not know it
-    return {n: v for n, v in values.items() if v is not None and (n, v) not in unsaid.items()}
+    if not values["special_tokens"]:  # which earlier versions do not know
+        del values["special_tokens"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _toml(value: Any) -> str:
@@ -86,8 +87,6 @@ def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
             raise UsageError(f"{path}: {name} says what to read", f"give {flag(name)} beside it")
         if name not in known:
             raise UsageError(f"{path}: unknown setting {name}", nearest(name, known))
-        if name in _switches(kind) and not isinstance(value, bool):
-            raise UsageError(f"{path}: {name} is {value!r}", "it must be true or false")
         if name in _LISTS and isinstance(value, list) and all(type(v) is str for v in value):
             values[name] = tuple(value)
         elif not isinstance(value, (str, int, float)):
@@ -95,19 +94,12 @@ def read_values(path: Path, kind: Type[TrainConfig]) -> Dict[str, Any]:
     return values
 
 
-def flag_words(values: Mapping[str, Any], kind: Type[TrainConfig] = TrainConfig) -> List[str]:
+def flag_words(values: Mapping[str, Any]) -> List[str]:
     """The words of a command line that say the same; a value of None says nothing."""
-    switches, words = _switches(kind), []
+    words: List[str] = []
     for name, value in values.items():
         if isinstance(value, tuple):
             words += [flag(name), *value]
-        elif value is not None and name in switches:
-            words.append(flag(name) if value else flag("no_" + name))
         elif value is not None:
             words.append(f"{flag(name)}={value}")
     return words
-
-
-def _switches(kind: Type[TrainConfig]) -> Set[str]:
-    """The flags that take no value: --compile and --no-compile."""
-    return {field.name for field in fields(kind) if field.type == "bool"}

@@ -11,7 +11,7 @@ _HANGUP: int = getattr(signal, "SIGHUP", signal.SIGTERM)  # which Windows does n
 
 
 class Interrupt:
-    """`interrupt.signal` is the signal that came, or None. A second one ends the program at once."""
+    """`interrupt.signal` is the signal that came, or None. A second ends the program at once."""
 
     def __init__(self) -> None:
         self.signal: Optional[int] = None

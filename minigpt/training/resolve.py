@@ -1,4 +1,5 @@
 """What was asked, and what was left open, settled:  TrainConfig  ->  resolve  ->  Settings
+And what the memory plan says of that, before anything is loaded.
 
 No weights are read: of a checkpoint, config.json and template.json are opened, and a device is
 asked for its free memory.
@@ -10,25 +11,27 @@ import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from minigpt.base.errors import UsageError, flag
 from minigpt.base.files import shorter
-from minigpt.base.text import nearest
+from minigpt.base.text import duration, nearest, size
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import read_config as read_shape
 from minigpt.data.datasets import Opened
 from minigpt.data.records import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.devices.device import Device
+from minigpt.devices.device import PRECISIONS, Device, weight_dtype
 from minigpt.model import zoo
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.zoo import Recipe, ZooEntry
-from minigpt.planning.fit import largest_rows
+from minigpt.optim.execution import compiles
+from minigpt.planning import peaks
+from minigpt.planning.fit import FUSED, LORA, flops, largest_rows, nearest_fit
+from minigpt.planning.memory import Job, memory
 from minigpt.training.claim import require_startable
-from minigpt.training.config import SHAPE, Settings, TrainConfig, check_block
-from minigpt.training.job import job_of
+from minigpt.training.config import SHAPE, Settings, TrainConfig, check_block, refuse
 from minigpt.training.parallel import processes
 
 FINE_TUNING = Recipe(
@@ -43,6 +46,11 @@ _STEP_TOKENS = 2**31
 _VALIDATED = 0.3  # tokens for each that is trained on, at least and at most:
 _FEWEST, _MOST = 4096, 1_000_000
 _VOCABULARIES: Dict[Union[str, Path], int] = {"bytes": 257, "gpt2": 50257}
+
+# Shares of the peak that a step is assumed to reach. MoAI's is that of its tutorial: 27.2 million
+# tokens in the published 81 minutes, on 16 MI250.
+_SHARE, _MOAI_SHARE = 0.4, 0.08
+_MOST_EPOCHS, _WEEK = 10, 7 * 24 * 3600
 
 
 def resolve(
@@ -98,27 +106,26 @@ def _steps(config: TrainConfig, start: Start, rows: Optional[int]) -> Dict[str, 
 def _check_sizes(s: Settings) -> None:
     longer = f", or --n-positions {s.block_size}" if s.start is None else ""
     check_block(s.block_size, s.shape.n_positions, longer)
-    if s.batch_size * s.block_size > _STEP_TOKENS:
-        what = f"--batch-size {s.batch_size} makes steps of more than two billion tokens"
-        raise UsageError(what, "choose a smaller one")
-    size = processes()
-    if s.batch_size % size:
-        sizes = f"{max(1, s.batch_size // size) * size} or {(s.batch_size // size + 1) * size}"
-        what = f"--batch-size {s.batch_size} does not divide among {size} processes"
-        raise UsageError(what, f"use {sizes}")
-    if size > 1 and s.asked.fused_backward:
-        what = "--fused-backward steps before the other processes' gradients are there"
-        raise UsageError(what, "leave it out under torchrun")
-    if s.min_lr > s.lr:
-        what = f"--min-lr {s.min_lr} is above --lr {s.lr}, from which the rate falls"
-        raise UsageError(what, "make it smaller, or leave it out")
-    if (s.asked.freeze_layers or 0) > s.shape.n_layer:
-        has = f"the model has {s.shape.n_layer} layers"
-        raise UsageError(f"--freeze-layers is {s.asked.freeze_layers}", has)
+    ranks, frozen = processes(), s.asked.freeze_layers or 0
+    sizes = f"{max(1, s.batch_size // ranks) * ranks} or {(s.batch_size // ranks + 1) * ranks}"
+    refuse(
+        (s.batch_size * s.block_size > _STEP_TOKENS,
+         f"--batch-size {s.batch_size} makes steps of more than two billion tokens",
+         "choose a smaller one"),
+        (s.batch_size % ranks,
+         f"--batch-size {s.batch_size} does not divide among {ranks} processes", f"use {sizes}"),
+        (ranks > 1 and s.asked.fused_backward,
+         "--fused-backward steps before the other processes' gradients are there",
+         "leave it out under torchrun"),
+        (s.min_lr > s.lr, f"--min-lr {s.min_lr} is above --lr {s.lr}, from which the rate falls",
+         "make it smaller, or leave it out"),
+        (frozen > s.shape.n_layer, f"--freeze-layers is {frozen}",
+         f"the model has {s.shape.n_layer} layers"),
+    )  # fmt: skip
 
 
 def _rows(s: Settings, device: Optional[Device], room: Optional[int]) -> int:
-    """Of a micro-batch: as asked, or what suits the device; on a GPU what keeps it busy and fits."""
+    """Of a micro-batch: as asked, or what suits the device: a GPU is kept busy, where that fits."""
     rows = s.asked.micro_batch_size
     if s.asked.fused_backward or (device is not None and device.static_shapes):
         if rows not in (None, s.batch_size):
@@ -233,3 +240,97 @@ def shape_of(entry: ZooEntry, config: TrainConfig) -> Tuple[GPTConfig, Recipe]:
         fitted.update(output_scale=base.output_scale * part, attention_scale=heads / width)
         recipe = replace(recipe, hidden_lr_scale=recipe.hidden_lr_scale * part)
     return replace(base, **{**fitted, **asked}), recipe
+
+
+class Verdict(NamedTuple):
+    """What train.py says before it loads anything."""
+
+    line: str
+    fits: bool
+    advice: str  # flags with which it fits; empty when none do
+
+
+class Pace(NamedTuple):
+    """How long a step is expected to take."""
+
+    seconds: float
+    assumed: str  # what that rests on, in words
+
+
+def job_of(settings: Settings, device: Optional[Device]) -> Job:
+    """The job of a run on a device; None for one that is not here."""
+    s, asked, batch = settings, settings.asked, settings.batch_size // processes()
+    moai = device is not None and device.static_shapes
+    return Job(
+        s.shape, min(s.micro_batch_size, batch), batch, s.block_size, asked.precision,
+        bool(asked.moai_activation_recomputation) if moai else asked.recompute,
+        asked.fused_backward, s.lora, asked.freeze_layers, whole_logits=moai,
+        explicit=device is not None and not device.fused_attention,
+        compiled_update=device is None or compiles_update(asked, device),
+        on_cpu=device is not None and device.on_cpu,
+    )  # fmt: skip
+
+
+def compiles_update(asked: TrainConfig, device: Device) -> bool:
+    """Whether AdamW's step is compiled: on every GPU, else some 80 kernels are sent a weight."""
+    wanted = (asked.compile or device.is_gpu) and not device.compiler_missing()
+    return wanted and compiles(weight_dtype(asked.precision), device.torch_device.type)
+
+
+def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict:
+    """The plan on `device`, whether that is free there, and what to change in `config` if not."""
+    job = job_of(settings, device)
+    most, room = memory(job), device.free_memory()
+    text = f"plan     {size(most.total)} at most ({most.moment})"
+    if room is None:
+        flavors = "python -m minigpt plan --device FLAVOR says what fits on MoAI"
+        return Verdict(f"{text}, divided by the platform; {flavors}", True, "")
+    fits = most.total <= room
+    text += f", {size(room)} free on the {device}: {'fits' if fits else 'does not fit'}"
+    found = [] if fits else advice(job, room, config, device)
+    return Verdict(text, fits, found[0][0] if found else "")
+
+
+def pace(job: Job, device: peaks.Accelerator) -> Optional[Pace]:
+    """How fast `device` is expected to be; None where its peak is not known."""
+    share = _MOAI_SHARE if device.flavor else _SHARE
+    peak = device.bf16 if device.flavor else device.flops(job.product_bytes)
+    if not peak:
+        return None
+    assumed = f"assumed {share * 100:.0f}% of a peak of {peak / peaks.TERA:.4g} TFLOP/s"
+    return Pace(flops(job) / (peak * share), assumed)
+
+
+def too_long(epochs: Optional[float], seconds: Optional[float]) -> List[str]:
+    """A line for each way in which a whole run is longer than people mean runs to be."""
+    lines = []
+    if epochs and epochs > _MOST_EPOCHS:
+        seldom = "more than ten seldom help; --epochs 3"
+        lines.append(f"note     all texts {epochs:,.0f} times: {seldom}")
+    if seconds and seconds > _WEEK:
+        lines.append(f"note     {duration(seconds)} are long: fewer --steps, or a smaller model")
+    return lines
+
+
+def advice(
+    job: Job, room: int, config: TrainConfig, device: Optional[Device] = None
+) -> List[Tuple[str, Job]]:
+    """The flags, beside those of `config`, with which its job fits into `room` bytes, the nearest
+    to what was asked first, and what it is then. `device`, where known, must support them.
+    """
+    barred = {LORA} if config.resume or config.init == "scratch" else set()
+    for precision in PRECISIONS:
+        other = config.resume and weight_dtype(precision) != weight_dtype(config.precision)
+        if other or (device is not None and device.precision_missing(precision)):
+            barred.add(f"--precision {precision}")
+    if device is not None and device.fused_backward_missing():
+        barred.add(FUSED)
+    found = []
+    for one in nearest_fit(job, room, barred=barred):
+        flags = str(one)
+        if FUSED in flags and config.grad_clip:
+            flags += ", --grad-clip 0"
+        if one.job.whole_batch and config.micro_batch_size not in (None, one.job.batch):
+            flags += f", --micro-batch-size {one.job.batch}"
+        found.append((flags, one.job))
+    return found

@@ -11,8 +11,7 @@ from minigpt.commands.flags import parse_settings
 from minigpt.devices.device import Device, find_device
 from minigpt.planning.memory import memory
 from minigpt.training.config import TrainConfig
-from minigpt.training.job import job_of, one_line
-from minigpt.training.resolve import default_rows, resolve
+from minigpt.training.resolve import default_rows, job_of, one_line, resolve
 from tests.helpers.runs import corpus
 from tests.helpers.tuning import base, run_to_the_end, trainer_of
 

@@ -14,8 +14,7 @@ from minigpt.model.gpt import GPT
 from minigpt.planning import peaks
 from minigpt.planning.memory import trained_count
 from minigpt.training.config import TrainConfig
-from minigpt.training.job import job_of
-from minigpt.training.resolve import resolve
+from minigpt.training.resolve import job_of, resolve
 from tests.helpers.runs import command as words_of
 from tests.helpers.runs import environment, train
 from tests.helpers.tuning import base, instructions, tuning

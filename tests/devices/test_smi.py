@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.base.errors import DeviceError
-from minigpt.devices.smi import VirtualDevice, find_tool, parse_smi, run_tool
+from minigpt.commands.devices import VirtualDevice, find_tool, parse_smi, run_tool
 from tests.helpers import smi_samples as samples
 
 TUTORIAL = VirtualDevice("4xLarge.2048GB", 2_096_640, True)
