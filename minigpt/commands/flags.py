@@ -57,8 +57,8 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
 
 def _said(arguments: List[str]) -> Set[str]:
     """The settings that are named by flags."""
-    flags = {word.partition("=")[0].replace("--no-", "--", 1) for word in arguments}
-    said = {word[2:].replace("-", "_") for word in flags}
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    said = {name.replace("--no-", "--", 1)[2:].replace("-", "_") for name in flags}
     return said | _LENGTHS if said & _LENGTHS else said
 
 

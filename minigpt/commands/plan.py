@@ -23,10 +23,10 @@ from minigpt.model import zoo
 from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, memory, moments
+from minigpt.planning.peaks import GB
 from minigpt.training.config import Settings, TrainConfig, left_open
 from minigpt.training.resolve import Pace, advice, job_of, pace, resolve, too_long
 
-GB = peaks.GB
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
 # framework 24.5): flavor, batch, block -> MiB in use on all GCDs.
 _PUBLISHED = {

@@ -101,15 +101,11 @@ def plot(runs: Sequence[Path]) -> List[str]:
     figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
     for number, run in enumerate(runs):
         records = read_metrics(run / METRICS)
-        for key, label, style, alpha in (
-            ("loss", "training", "-", 0.4), ("val_loss", "validation", "o-", 1.0),
-        ):  # fmt: skip
-            look: Dict[str, Any] = {"label": label}
-            if several:  # a colour for each run
-                look = {"label": f"{run}, {label}", "color": f"C{number}", "alpha": alpha}
+        for key, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
             points = [(record["step"], record[key]) for record in records if key in record]
+            name, color = (f"{run}, {label}", f"C{number}") if several else (label, None)
             if points:
-                axes.plot(*zip(*points), style, markersize=4, **look)
+                axes.plot(*zip(*points), style, label=name, color=color, markersize=4)
     title = "" if several else runs[0].name
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)

@@ -121,15 +121,11 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, mps or moai."""
     precision: str = "fp32"
-    """fp32; bf16-mixed or fp16-mixed: fp32 weights, 16-bit arithmetic; bf16: weights, gradients and
-    optimizer in bfloat16, with what rounding drops carried on.
-    """
+    """fp32; bf16-mixed, fp16-mixed: 16-bit arithmetic on fp32 weights; bf16: all in 16 bits."""
     recompute: bool = False
     """Compute again in the backward pass, and keep less for it: less memory, a third more time."""
     fused_backward: bool = False
-    """Step on each weight in the backward pass and free its gradient: no copy of all gradients, no
-    clipping, no micro-batches (PyTorch 2.1 and later).
-    """
+    """Step inside the backward pass: no copy of all gradients, no clipping, no micro-batches."""
     compile: bool = False
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
     deterministic: bool = False

@@ -215,10 +215,9 @@ def _from_scratch(entry: ZooEntry, config: TrainConfig) -> Start:
 def shape_of(entry: ZooEntry, config: TrainConfig) -> Tuple[GPTConfig, Recipe]:
     """The shape and recipe of `entry` with what `config` asks for instead, fitted to the width.
 
-    A sum over the width stays as large when what is summed is drawn with a deviation of 1 /
-    sqrt(width); the rate of a wider model falls with 1 / width, as those of the published ones
-    about do. What is called muP has its own rules (Yang et al. 2022). Rows fill the context if the
-    recipe's do. UsageError for a shape that contradicts itself.
+    What is summed over the width is drawn with a deviation of 1 / sqrt(width), and the rate of a
+    wider model falls with 1 / width, as those of the published ones about do; muP has its own rules
+    (Yang et al. 2022). Rows fill the context if the recipe's do. UsageError for no shape.
     """
     base, recipe = entry.config, entry.recipe
     asked = {name: getattr(config, name) for name in SHAPE if getattr(config, name) is not None}
