@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Iterable
 
 
@@ -22,6 +23,14 @@ def size(count: float) -> str:
         if count < 1000:
             return f"{count:.1f} {unit}"
     return f"{count / 1000:.1f} TB"
+
+
+def parse_size(text: str) -> int:
+    """5GB, 512 MiB or 2e9 -> bytes; 0 for what is none."""
+    match = re.fullmatch(r"(\d{0,15}\.?\d{1,15}(?:e\d\d?)?) *([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None:
+        return 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
 def duration(seconds: float) -> str:

@@ -135,14 +135,20 @@ def open_sharded(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
     """As `open_safetensors`, of the one file in `directory`, or of the shards in its index."""
     names = [SINGLE]
     if (directory / INDEX).exists():
-        index = read_object(directory / INDEX, CheckpointError, "use another checkpoint")
-        found = index.get("weight_map")
-        names = sorted({*map(str, found.values())}) if isinstance(found, dict) else []
-        if not names or any(Path(name).name != name or "\0" in name for name in names):
-            what = f"{directory / INDEX} does not name the weights' files beside it"
-            raise CheckpointError(what, "use another checkpoint")
+        names = shard_names(directory / INDEX)
     opened = [open_safetensors(directory / name, stack) for name in names]
     return {name: tensor for tensors in opened for name, tensor in tensors.items()}
+
+
+def shard_names(index: Path, fix: str = "use another checkpoint") -> List[str]:
+    """The files that an index names. It may come from anywhere, so only files beside it will do."""
+    found = read_object(index, CheckpointError, fix).get("weight_map")
+    names = sorted({*map(str, found.values())}) if isinstance(found, dict) else []
+    strange = [name for name in names if Path(name).name != name or name in ("", "..")]
+    if not names or strange or "\0" in "".join(names):
+        named = f": {strange[0]!r} is elsewhere" if strange else ""
+        raise CheckpointError(f"{index} does not name the weights' files beside it{named}", fix)
+    return names
 
 
 def write_sharded(

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
+from urllib.parse import quote
 
 import torch
 import tyro
+from tqdm import tqdm
 from typing_extensions import Annotated
 
 from minigpt.base.errors import CheckpointError, UsageError, require_known
 from minigpt.base.files import require_free
+from minigpt.base.text import nearest, parse_size, size
 from minigpt.checkpoint.model_files import DTYPES, load_model
 from minigpt.commands.cli import parse
 from minigpt.data.tokenizer import MERGES, VOCAB, Tokenizer, load_tokenizer
 from minigpt.decoding.generate import generate
-from minigpt.hf import published
 from minigpt.hf.convert import HF, KINDS, NANOGPT, USE_IT, convert
+from minigpt.hf.download import Hub, download
 from minigpt.hf.export import export
 from minigpt.hf.vocabulary import BESIDE, CHOICES
+from minigpt.model import zoo
 from minigpt.model.gpt import GPT
 from minigpt.training.config import left_open
 from minigpt.training.objective import cross_entropy_sum
@@ -70,66 +73,23 @@ class ConvertConfig:
         require_known("tokenizer", self.tokenizer, CHOICES)
         require_known("from", self.kind, KINDS)
         self.shard_bytes = parse_size(self.shard_size)
-
-
-def parse_size(text: str) -> int:
-    """5GB, 500MB, 2e9 -> bytes."""
-    match = re.fullmatch(r"(\d*\.?\d+(?:e\d\d?)?) *([kmgt]?)b?", text.strip().lower())
-    powers = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-    count = int(float(match[1]) * powers[match[2]]) if match else 0
-    if count < 1:
-        raise UsageError(f"--shard-size is {text!r}", "write a size such as 5GB or 500MB")
-    return count
+        if self.shard_bytes < 1:
+            raise UsageError(f"--shard-size is {self.shard_size!r}", "write it as 5GB or 500MB")
 
 
 def convert_command(arguments: List[str]) -> None:
     """Does what `arguments` say."""
     config = parse(ConvertConfig, "convert_hf.py", arguments)
-    if config.to_hf is None and config.fold_mup:
+    if config.to_hf is not None:
+        _convert_back(config, Path(config.to_hf))
+        return
+    if config.fold_mup:
         raise UsageError("--fold-mup is for --to-hf", "leave it out")
-    if config.to_hf is None:
-        _convert(config)
-    elif config.out is None or config.source:
-        raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
-    elif any(getattr(config, name) != getattr(ConvertConfig, name) for name in _ONLY_IN):
-        names = ", ".join(f"--{name}" for name in _ONLY_IN[:-1]) + ", --from"
-        raise UsageError(f"--to-hf takes none of {names}", "convert back without them")
-    else:
-        source, out = Path(config.to_hf), Path(config.out)
-        print("\n".join(export(source, out, config.fold_mup, config.shard_bytes)))
-
-
-def _convert(config: ConvertConfig) -> None:
     if not config.source:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
-    directory, to_fetch = Path(config.source), not Path(config.source).exists()
-    name = directory.resolve().stem if directory.is_file() else directory.resolve().name
-    if config.kind == NANOGPT and not directory.is_file():
-        raise UsageError(f"{directory} is no file", "name nanoGPT's ckpt.pt")
-    if config.kind == HF and directory.is_file():
-        what = f"{directory} is a file"
-        fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
-        raise UsageError(what, fix)
-    if to_fetch:
-        published.find(config.source)
-        name = published.local_name(config.source, config.revision)
-    out = Path(config.out or Path("checkpoints") / name)
-    require_free(out, USE_IT, directory)  # before anything is downloaded
-    if to_fetch:
-        directory = published.fetch(config.source, config.revision)
-    with published.progress_bar("converting") as bar:
-
-        def tell(written: int, total: int) -> None:
-            bar.total = total
-            bar.update(written)
-
-        lines = convert(
-            directory, out, config.dtype, config.shard_bytes, config.weights, tell,
-            config.tokenizer, config.kind,
-        )  # fmt: skip
-    print("\n".join(lines))
+    source, out = _convert(config, fetches=config.kind == HF and not Path(config.source).exists())
     if config.verify:
-        found = _verify(out, directory)
+        found = _verify(out, source)
         print("\n".join(found))
         if any(NOT_EQUAL in line for line in found):
             raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
@@ -137,6 +97,69 @@ def _convert(config: ConvertConfig) -> None:
     if not (out / VOCAB).exists():
         next_ = f"put the {VOCAB} and {MERGES} of its vocabulary into {out}, to train or generate"
     print(f"next     {next_}")
+
+
+def _convert_back(config: ConvertConfig, checkpoint: Path) -> None:
+    if config.out is None or config.source:
+        raise UsageError("--to-hf takes --out and no SOURCE", "add --out DIR")
+    if any(getattr(config, name) != getattr(ConvertConfig, name) for name in _ONLY_IN):
+        names = ", ".join(f"--{name}" for name in _ONLY_IN[:-1]) + ", --from"
+        raise UsageError(f"--to-hf takes none of {names}", "convert back without them")
+    print("\n".join(export(checkpoint, Path(config.out), config.fold_mup, config.shard_bytes)))
+
+
+def published(name: str, may_fetch: bool = True) -> None:
+    """Makes checkpoints/NAME of a model of the zoo; CheckpointError where it may not be fetched."""
+    _published(name)
+    if not may_fetch:
+        fix = f"get the weights with: python convert_hf.py {name}"
+        raise CheckpointError(f"{Path('checkpoints') / name} is not there", fix)
+    _convert(ConvertConfig(name), fetches=True)
+
+
+def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
+    """Downloads what `fetches` says and converts; returns (what was read, what was written)."""
+    source = Path(config.source)
+    if config.kind == NANOGPT and not source.is_file():
+        raise UsageError(f"{source} is no file", "name nanoGPT's ckpt.pt")
+    if config.kind == HF and source.is_file() and not fetches:
+        fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
+        raise UsageError(f"{source} is a file", fix)
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    if fetches:
+        entry = _published(config.source)
+        if config.revision != "main":  # each is a model of its own
+            name = f"{name}@{quote(config.revision, '')}"
+        source = Path("downloads") / name
+    out = Path(config.out or Path("checkpoints") / name)
+    require_free(out, USE_IT, source)  # before anything is downloaded
+    if fetches:
+        hub = Hub.from_environment(entry.repo or "", config.revision, entry.subfolder)
+        about = size(4 * entry.config.parameter_count())
+        print(f"download {hub.url('')} to {source}: about {about}", flush=True)
+        download(hub, source)
+    with tqdm(unit="B", unit_scale=True, desc="converting", disable=None) as bar:
+
+        def tell(written: int, total: int) -> None:
+            bar.total = total
+            bar.update(written)
+
+        lines = convert(
+            source, out, config.dtype, config.shard_bytes, config.weights, tell, config.tokenizer,
+            config.kind,
+        )  # fmt: skip
+    print("\n".join(lines), flush=True)
+    return source, out
+
+
+def _published(name: str) -> zoo.ZooEntry:
+    entry = zoo.ZOO.get(name)
+    if entry is None:
+        what = f"{name} is neither a directory nor a published model"
+        raise UsageError(what, nearest(name, [known for known in zoo.ZOO if zoo.ZOO[known].repo]))
+    if entry.repo is None:
+        raise UsageError(f"{name} has no published weights", f"train it: --model {name}")
+    return entry
 
 
 @torch.no_grad()

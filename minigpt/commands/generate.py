@@ -16,7 +16,7 @@ from minigpt.base.text import size
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
-from minigpt.data.tokenizer import END_MARK, SpecialTokens, load_tokenizer
+from minigpt.data.tokenizer import END_MARK, load_tokenizer, reading_marks
 from minigpt.decoding.generate import Sampling, step_for, stream
 from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import find_device
@@ -124,7 +124,7 @@ def generate_command(config: GenerateConfig) -> None:
     if config.instruct:
         template = tuned_template(writer.directory)
         shown, texts, stop = [""] * len(prompts), [*map(template.prompt, prompts)], template.stop
-    tokenizer = SpecialTokens(writer.tokenizer) if config.special_tokens else writer.tokenizer
+    tokenizer = reading_marks(writer.tokenizer) if config.special_tokens else writer.tokenizer
     if not config.special_tokens and any(map(END_MARK.search, texts)):
         note("<|endoftext|> is read as text; --special-tokens reads it as the end of a document")
     ids = [tokenizer.prompt(text) for text in texts]

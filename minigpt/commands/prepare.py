@@ -18,7 +18,7 @@ from minigpt.data.prepare import SHARD_TOKENS, make, record_work, text_work
 from minigpt.data.records import holds_records, parse_keys
 from minigpt.data.sources import HELD_OUT, LeftOut, Names, share_of
 from minigpt.data.template import find_template
-from minigpt.data.tokenizer import SpecialTokens, Tokenizer
+from minigpt.data.tokenizer import Tokenizer, reading_marks
 
 # Not left_open: nothing here takes the time to import PyTorch.
 _TEMPLATE = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: instruct)")
@@ -91,4 +91,4 @@ def prepare(config: PrepareConfig) -> Path:
 
 def _tokenizer(config: PrepareConfig) -> Tokenizer:
     tokenizer = load_tokenizer(config.tokenizer)
-    return SpecialTokens(tokenizer) if config.special_tokens else tokenizer
+    return reading_marks(tokenizer) if config.special_tokens else tokenizer

