@@ -19,18 +19,16 @@ from minigpt.base.files import require_free
 from minigpt.base.text import nearest, parse_size, size
 from minigpt.checkpoint.model_files import DTYPES, load_model
 from minigpt.commands.cli import parse
-from minigpt.data.tokenizer import MERGES, VOCAB, Tokenizer, load_tokenizer
+from minigpt.data.tokenizer import MERGES, VOCAB, load_tokenizer
 from minigpt.decoding.generate import generate
 from minigpt.hf.convert import HF, KINDS, NANOGPT, USE_IT, convert
 from minigpt.hf.download import Hub, download
 from minigpt.hf.export import export
 from minigpt.hf.vocabulary import BESIDE, CHOICES
 from minigpt.model import zoo
-from minigpt.model.gpt import GPT
 from minigpt.training.config import left_open
 from minigpt.training.objective import cross_entropy_sum
 
-NOT_EQUAL = "NOT EQUAL"
 _PROSE = (
     "The quick brown fox jumps over the lazy dog. Once upon a time there was a small village by"
     " the sea, where everybody knew everybody else and nothing ever happened."
@@ -89,10 +87,7 @@ def convert_command(arguments: List[str]) -> None:
         raise UsageError("nothing to convert", "name a directory or a model, such as cerebras-111m")
     source, out = _convert(config, fetches=config.kind == HF and not Path(config.source).exists())
     if config.verify:
-        found = _verify(out, source)
-        print("\n".join(found))
-        if any(NOT_EQUAL in line for line in found):
-            raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")
+        _verify(out, source)
     next_ = f"python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
     if not (out / VOCAB).exists():
         next_ = f"put the {VOCAB} and {MERGES} of its vocabulary into {out}, to train or generate"
@@ -108,13 +103,24 @@ def _convert_back(config: ConvertConfig, checkpoint: Path) -> None:
     print("\n".join(export(checkpoint, Path(config.out), config.fold_mup, config.shard_bytes)))
 
 
-def published(name: str, may_fetch: bool = True) -> None:
+def published(name: str, may_fetch: bool) -> None:
     """Makes checkpoints/NAME of a model of the zoo; CheckpointError where it may not be fetched."""
     _published(name)
     if not may_fetch:
         fix = f"get the weights with: python convert_hf.py {name}"
         raise CheckpointError(f"{Path('checkpoints') / name} is not there", fix)
     _convert(ConvertConfig(name), fetches=True)
+
+
+def _published(name: str) -> zoo.ZooEntry:
+    entry = zoo.ZOO.get(name)
+    if entry is None:
+        what = f"{name} is neither a directory nor a published model"
+        raise UsageError(what, nearest(name, [known for known in zoo.ZOO if zoo.ZOO[known].repo]))
+    if entry.repo is None:
+        fix = f"train it from scratch with --model {name}"
+        raise UsageError(f"{name} has no published weights", fix)
+    return entry
 
 
 def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
@@ -126,14 +132,13 @@ def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
         fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
         raise UsageError(f"{source} is a file", fix)
     name = source.resolve().stem if source.is_file() else source.resolve().name
-    if fetches:
-        entry = _published(config.source)
-        if config.revision != "main":  # each is a model of its own
-            name = f"{name}@{quote(config.revision, '')}"
-        source = Path("downloads") / name
+    if fetches and config.revision != "main":  # each is a model of its own
+        name = f"{config.source}@{quote(config.revision, '')}"
+    entry = _published(config.source) if fetches else None
+    source = Path("downloads") / name if fetches else source
     out = Path(config.out or Path("checkpoints") / name)
     require_free(out, USE_IT, source)  # before anything is downloaded
-    if fetches:
+    if entry is not None:
         hub = Hub.from_environment(entry.repo or "", config.revision, entry.subfolder)
         about = size(4 * entry.config.parameter_count())
         print(f"download {hub.url('')} to {source}: about {about}", flush=True)
@@ -144,58 +149,49 @@ def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
             bar.total = total
             bar.update(written)
 
-        lines = convert(
-            source, out, config.dtype, config.shard_bytes, config.weights, tell, config.tokenizer,
-            config.kind,
-        )  # fmt: skip
+        how = (config.dtype, config.shard_bytes, config.weights, tell, config.tokenizer)
+        lines = convert(source, out, *how, config.kind)
     print("\n".join(lines), flush=True)
     return source, out
 
 
-def _published(name: str) -> zoo.ZooEntry:
-    entry = zoo.ZOO.get(name)
-    if entry is None:
-        what = f"{name} is neither a directory nor a published model"
-        raise UsageError(what, nearest(name, [known for known in zoo.ZOO if zoo.ZOO[known].repo]))
-    if entry.repo is None:
-        raise UsageError(f"{name} has no published weights", f"train it: --model {name}")
-    return entry
-
-
 @torch.no_grad()
-def _verify(checkpoint: Path, source: Path) -> List[str]:
-    """How the model does on English prose, and how far its logits are from transformers'."""
-    model = load_model(checkpoint, dtype=torch.float32)
-    tokens = torch.arange(min(32, model.config.n_positions)).unsqueeze(0) % model.config.vocab_size
-    lines = ["verify   there is no vocabulary, so no prompt to try"]
-    if (checkpoint / VOCAB).exists():
-        tokenizer = load_tokenizer(checkpoint)
-        tokens = torch.tensor([tokenizer.encode(_PROSE)[: model.config.n_positions]])
-        lines = _spoken(model, tokenizer, tokens)
-    return [*lines, _compared(model, source, tokens)] if source.is_dir() else lines
+def _verify(out: Path, source: Path) -> None:
+    """Says how the model does on English prose, and how far its logits are from transformers';
+    CheckpointError if they are others.
+    """
+    model = load_model(out, dtype=torch.float32)
+    config = model.config
+    tokens = torch.arange(min(32, config.n_positions)).unsqueeze(0) % config.vocab_size
+    if (out / VOCAB).exists():
+        tokenizer = load_tokenizer(out)
+        tokens = torch.tensor([tokenizer.encode(_PROSE)[: config.n_positions]])
+        ids, begin = tokens[0].tolist(), tokens[0, :8].tolist()
+        loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
+        text = tokenizer.decode(generate(model, begin, 12, temperature=0))
+        print(f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for"
+              f" a trained model, {math.log(config.vocab_size):.1f} is guessing)\n"
+              f"verify   {tokenizer.decode(begin)!r} goes on: {text!r}")  # fmt: skip
+    else:
+        print("verify   there is no vocabulary, so no prompt to try")
+    if source.is_dir():
+        _compare(model(tokens), tokens, source, out)
 
 
-def _spoken(model: GPT, tokenizer: Tokenizer, tokens: torch.Tensor) -> List[str]:
-    ids = tokens[0].tolist()
-    loss = cross_entropy_sum(model(tokens)[:, :-1], tokens[:, 1:]).item() / (len(ids) - 1)
-    text = tokenizer.decode(generate(model, ids[:8], 12, temperature=0))
-    return [
-        f"verify   loss on English prose {loss:.2f} nats a token (2.5 to 4.5 is usual for"
-        f" a trained model, {math.log(model.config.vocab_size):.1f} is guessing)",
-        f"verify   {tokenizer.decode(ids[:8])!r} goes on: {text!r}",
-    ]
-
-
-def _compared(model: GPT, source: Path, tokens: torch.Tensor) -> str:
+def _compare(logits: torch.Tensor, tokens: torch.Tensor, source: Path, out: Path) -> None:
     try:
         transformers: Any = import_module("transformers")
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
     except ImportError:
-        return "verify   transformers is not installed, so nothing to compare with"
-    try:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
+        print("verify   transformers is not installed, so nothing to compare with")
+        return
     except Exception as error:
-        return f"verify   transformers does not open {source}: {error}"
-    expected = theirs.eval()(tokens).logits
-    difference = (model(tokens) - expected).abs().max().item() / expected.abs().max().item()
-    verdict = "equal" if difference <= 1e-5 else NOT_EQUAL  # nan is not
-    return f"verify   logits against transformers': {verdict} ({difference:.1e} of the largest)"
+        print(f"verify   transformers does not open {source}: {error}")
+        return
+    expected = model.eval()(tokens).logits
+    difference = (logits - expected).abs().max().item() / expected.abs().max().item()
+    equal = difference <= 1e-5  # nan is not
+    verdict = f"{'equal' if equal else 'NOT EQUAL'} ({difference:.1e} of the largest)"
+    print(f"verify   logits against transformers': {verdict}")
+    if not equal:
+        raise CheckpointError(f"{out} computes something else", f"do not use it; remove {out}")

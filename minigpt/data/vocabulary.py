@@ -1,22 +1,28 @@
-"""What vocab.json, merges.txt and the rules beside them say, read once and checked.
+"""Byte-level BPE: what vocab.json, merges.txt and the rules beside them say, read once and checked,
+and how the bytes of a piece of text are merged.
 
 A token has an id, by vocab.json, and a rank, by the line of merges.txt that makes it: behind the
 256 bytes, in GPT-2's order. In GPT-2 the two are one number; other vocabularies have their special
 tokens first, or words in another order. Text becomes ranks, and these become ids.
+
+tiktoken does that, but for pieces of thousands of letters, blanks or signs in a row: its regular
+expressions run out of stack on a million of them, which is no Exception but a panic, and its older
+versions need time that grows with the square of a piece. These are cut out and merged here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 import unicodedata
+from array import array
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Dict, Iterator, List, NamedTuple, Pattern, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Pattern, Tuple
 
 from minigpt.base.errors import DataError
 from minigpt.base.files import as_dataclass, parse_object
-from minigpt.data.long_pieces import SPACES, merge
 
 EOS = "<|endoftext|>"
 # Of OpenAI's encoder.json (vocab.json in checkpoints) and vocab.bpe (merges.txt), as in tiktoken.
@@ -32,6 +38,18 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = dict(zip(map(chr, [*_PRINTABLE, *range(256, 324)]), [*_PRINTABLE, *_OTHERS]))
 
+LONG = 4096  # characters; below, tiktoken's square is small
+_HALF = LONG // 2
+# A long piece is letters and digits, or white space and signs, but for its first few characters:
+# so one of the places that are tried has this.
+_HALF_RUN = re.compile(r"[^\W_]{%d}|[\W_]{%d}" % (_HALF, _HALF))
+# GPT-2's pattern, with one character for all letters (A), digits (0), white spaces (tab) and signs
+# (!) that it does not tell apart, as `re` has no \p{L} and \p{N}.
+_PATTERN = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[a-zA]+| ?0+| ?['!]+|[ \t]+(?![^ \t])|[ \t]+")
+_TOLD_APART = " 'sdmtlver"
+# What \s is in Unicode and in Rust; Python's has the separators U+001C to U+001F too.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+SPACES += "".join(map(chr, range(0x2000, 0x200B)))
 
 Pair = Tuple[bytes, bytes]
 
@@ -47,6 +65,10 @@ class Words(NamedTuple):
     pairs: Dict[Pair, int]  # the two parts of each merge -> its rank
     missing: bytes  # what is no token, and is left out of a text as by Hugging Face
     by_rank: bool
+
+    def merged(self, piece: str) -> List[int]:
+        """The ranks of a piece of text."""
+        return merge(piece.encode().translate(None, self.missing), self.ranks, self.pairs)
 
 
 def merge_lines(merges: bytes) -> List[str]:
@@ -108,6 +130,68 @@ def _as_bytes(token: str) -> bytes:
     return bytes(map(_BYTE_OF.__getitem__, token))
 
 
+@lru_cache(maxsize=None)
+def _kind(character: str) -> str:
+    if character in _TOLD_APART:
+        return character
+    if character.isalnum():
+        return "A" if character.isalpha() else "0"
+    return "\t" if character in SPACES else "!"
+
+
+def pieces(text: str, always: bool = False) -> Iterator[Tuple[str, bool]]:
+    """`text` as it is, or, where it may have long pieces in it, or `always`, cut where GPT-2's
+    pattern cuts it; with each part, whether it is a long piece.
+    """
+    long = always or any(_HALF_RUN.match(text, i) for i in range(0, len(text), _HALF))
+    if text and not long:
+        yield text, False
+        return
+    for found in _PATTERN.finditer("".join(map(_kind, text))):
+        yield text[found.start() : found.end()], found.end() - found.start() >= LONG
+
+
+def merge(
+    piece: bytes, ranks: Dict[bytes, int], pairs: Optional[Dict[Pair, int]] = None
+) -> List[int]:
+    """The ranks of one piece: of all pairs of neighbours that make a token (or are in `pairs`), the
+    one of the lowest rank is merged, of several the leftmost, until there are none. Time: n log n
+    of the length.
+    """
+    end = len(piece)
+    after = array("i", range(1, end + 1))  # where the token that begins here ends; `end` if none
+    before = array("i", range(-1, end))  # where the token ahead of the one here begins
+
+    def rank_of(start: int) -> Optional[int]:
+        """Of the token that begins here and the next one together."""
+        middle = after[start]
+        if middle == end:
+            return None
+        if pairs is None:
+            return ranks.get(piece[start : after[middle]])
+        return pairs.get((piece[start:middle], piece[middle : after[middle]]))
+
+    found = ((rank_of(start), start) for start in range(end))
+    waiting = [rank << 40 | start for rank, start in found if rank is not None]  # less than pairs
+    heapq.heapify(waiting)
+    while waiting:
+        rank, start = divmod(heapq.heappop(waiting), 1 << 40)
+        if rank_of(start) != rank:
+            continue  # one of the two is part of another token by now
+        middle = after[start]
+        after[start], after[middle] = after[middle], end
+        before[after[start]] = start
+        for place in (start, before[start]):
+            rank_here = rank_of(place) if place >= 0 else None
+            if rank_here is not None:
+                heapq.heappush(waiting, rank_here << 40 | place)
+    ids, start = [], 0
+    while start < end:
+        ids.append(ranks[piece[start : after[start]]])
+        start = after[start]
+    return ids
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a tokenizer has beside its words, by the names of tokens. As it stands here, and then
@@ -134,7 +218,7 @@ class Rules:
         done = 0
         for found in _any_of(tuple(here)).finditer(text):
             (start, stop), flags = found.span(), self.added[found[0]]
-            around = text[max(0, start - 1) : start], text[stop : stop + 1]
+            around = text[start - 1 : start], text[stop : stop + 1]
             if "single_word" in flags and any(map(_in_word, around)):
                 continue
             if "lstrip" in flags:
@@ -152,15 +236,13 @@ class Rules:
 @lru_cache(maxsize=8)
 def _any_of(tokens: Tuple[str, ...]) -> Pattern[str]:
     longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) if tokens else "(?!)")
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _in_word(character: str) -> bool:
     """What \\w is in Rust."""
-    if not character:
-        return False
-    kind = unicodedata.category(character)
-    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or character in "\u200c\u200d"
+    kind = unicodedata.category(character) if character else ""
+    return kind[:1] in ("L", "M") or kind in ("Nd", "Nl", "Pc") or character in ("\u200c", "\u200d")
 
 
 def read_rules(rules: bytes, vocabulary: Dict[str, int]) -> Rules:
@@ -172,9 +254,8 @@ def read_rules(rules: bytes, vocabulary: Dict[str, int]) -> Rules:
         if not all(type(f) is list and {*f} <= {*FLAGS} for f in read.added.values()):
             raise ValueError("an added token is described in other words")
         for token in [read.eos, *read.names.values(), *read.added, *read.begin, *read.end]:
-            if not token or type(token) is not str or token not in vocabulary:
+            if type(token) is not str or token not in vocabulary or not token:
                 raise ValueError("%.40a is none of its tokens" % (token,))
         return read
     except ValueError as error:
-        what = "the tokenizer's special tokens cannot be read"
-        raise DataError(f"{what}: {error}", _AGAIN) from None
+        raise DataError(f"the special tokens cannot be read: {error}", _AGAIN) from None

@@ -14,15 +14,11 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", **dict.fromkeys(_TANH, "g
 
 # Our name of a setting: theirs, and what it is for transformers where a file does not say it.
 _FIELDS: Dict[str, Tuple[str, Any]] = {
-    "vocab_size": ("vocab_size", 50257),
-    "n_positions": ("n_positions", 1024),
-    "n_layer": ("n_layer", 12),
-    "n_head": ("n_head", 12),
-    "n_embd": ("n_embd", 768),
-    "layer_norm_eps": ("layer_norm_epsilon", 1e-5),
-    "dropout": ("resid_pdrop", 0.1),
+    "vocab_size": ("vocab_size", 50257), "n_positions": ("n_positions", 1024),
+    "n_layer": ("n_layer", 12), "n_head": ("n_head", 12), "n_embd": ("n_embd", 768),
+    "layer_norm_eps": ("layer_norm_epsilon", 1e-5), "dropout": ("resid_pdrop", 0.1),
     "tied_head": ("tie_word_embeddings", True),
-}
+}  # fmt: skip
 # Settings that change what is computed, with the one value this model has.
 _REQUIRED = {
     "scale_attn_weights": True,
@@ -93,5 +89,5 @@ def write(config: GPTConfig, dtype: str, eos_id: Optional[int] = None) -> Dict[s
 
 
 def _refuse(where: str, what: str) -> CheckpointError:
-    what = f"{where} {what}, which this GPT cannot represent"
-    return CheckpointError(what, "convert a GPT-2 or Cerebras-GPT")
+    fix = "convert a GPT-2 or Cerebras-GPT"
+    return CheckpointError(f"{where} {what}, which this GPT cannot represent", fix)

@@ -76,9 +76,10 @@ def _checked(
         where = source / "config.json"
         values, theirs = layout.read_json(where), layout.open_weights(source, stack, weights)
     else:
-        where, values, theirs = source, _model_args(source), layout.open_files([source], stack)
+        where, values = source, _model_args(source)
+        theirs = layout.open_weights(source.parent, stack, source.name)
     config, notes = hf_config.read(values, str(where))
-    named = {name: tensor for name, tensor in theirs.items() if not layout.is_buffer(name)}
+    named = {name: tensor for name, tensor in theirs.items() if not layout.MASK.fullmatch(name)}
     masks = len(theirs) - len(named)
     notes += _tie(source, named) if config.tied_head else []
     tensors = _in_order(source, config, named, kind)
@@ -130,7 +131,7 @@ def _in_order(
         theirs, shape = layout.to_theirs(name), layout.other_shape(name, tuple(parameter.shape))
         tensor = named.pop(layout.unwrapped(theirs), None)
         if kind == NANOGPT and tensor is not None:
-            tensor = _turned(name, tensor)
+            tensor = layout.turned(name, tensor)
         elif kind == NANOGPT and name.endswith(".bias"):
             dtype = found[layout.EMBEDDING].dtype
             tensor = LazyTensor(dtype, shape, partial(torch.zeros, shape, dtype=dtype))
@@ -147,11 +148,6 @@ def _in_order(
     return found
 
 
-def _turned(name: str, tensor: LazyTensor) -> LazyTensor:
-    shape = layout.other_shape(name, tensor.shape)
-    return LazyTensor(tensor.dtype, shape, lambda: layout.other_layout(name, tensor.read()))
-
-
 def _as_ours(
     theirs: Dict[str, LazyTensor], dtype: Optional[torch.dtype], progress: Progress,
     notes: List[str],
@@ -159,35 +155,25 @@ def _as_ours(
     """The tensors in our layout and `dtype` (None: theirs), each valid until the next is read;
     `notes` are told of what is in them.
     """
-    sizes = {name: tensor.to(dtype).nbytes for name, tensor in theirs.items()}
+    turned = {name: layout.turned(name, tensor) for name, tensor in theirs.items()}
+    sizes = {name: tensor.to(dtype).nbytes for name, tensor in turned.items()}
     # For one tensor after the other: new pages cost more than the copying itself.
     room, total = torch.empty(max(sizes.values()), dtype=torch.uint8), sum(sizes.values())
 
     def read(name: str, wanted: torch.dtype) -> Tensor:
-        tensor = _converted(name, theirs[name].read(), wanted, room[: sizes[name]])
+        source = tensor = turned[name].read()
+        if not source.is_contiguous() or source.dtype != wanted:  # both in one pass
+            tensor = room[: sizes[name]].view(wanted).view(source.shape).copy_(source)
         if not _is_finite(tensor):
+            if _is_finite(source):
+                what = f"{name} has numbers beyond what {wanted} can hold"
+                raise CheckpointError(what, "use --dtype keep, or bf16 for fp16")
             notes.append(f"{layout.to_theirs(name)} has numbers that are nan or infinite")
         progress(sizes[name], total)
         return tensor
 
-    ours = {}
-    for name, tensor in theirs.items():
-        wanted, shape = dtype or tensor.dtype, layout.other_shape(name, tensor.shape)
-        ours[name] = LazyTensor(wanted, shape, partial(read, name, wanted))
-    return ours
-
-
-def _converted(name: str, theirs: Tensor, dtype: torch.dtype, room: Tensor) -> Tensor:
-    """Our tensor, in `room` if transposed or cast; CheckpointError if its dtype cannot hold it."""
-    source = layout.other_layout(name, theirs)
-    if source.is_contiguous() and source.dtype == dtype:
-        return source
-    tensor = room.view(dtype).view(source.shape)
-    tensor.copy_(source)  # transposes and casts in one pass
-    if not _is_finite(tensor) and _is_finite(source):
-        what = f"{name} has numbers beyond what {dtype} can hold"
-        raise CheckpointError(what, "use --dtype keep, or bf16 for fp16")
-    return tensor
+    kinds = {name: dtype or tensor.dtype for name, tensor in turned.items()}
+    return {n: LazyTensor(kinds[n], t.shape, partial(read, n, kinds[n])) for n, t in turned.items()}
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -7,9 +7,11 @@ and the head the output scale, so that it is no longer tied and takes a matrix o
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import List, Optional
 
@@ -25,9 +27,36 @@ from minigpt.data.template import Template, load_template, save_template
 from minigpt.data.tokenizer import MARKER, MERGES, VOCAB, GPT2Tokenizer, load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
-from minigpt.hf.chat_template import chat_template
 from minigpt.hf.vocabulary import FAST, SETTINGS, fast, settings
 from minigpt.model.gpt import GPTConfig
+
+# A template as Hugging Face's tokenizers have it: Jinja, from a list of messages to a text. An
+# answer follows all that was said since the one before it, as in data/records.py. A question that
+# has no answer yet ends in what comes before one, whether a prompt for it is asked for or not.
+_CHAT = r"""
+{%- set ns = namespace(asked='') -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}
+        {{- before + ns.asked + between + message['content'] + after -}}
+        {%- set ns.asked = '' -%}
+    {%- elif message['content'].strip() -%}
+        {%- set ns.asked = ns.asked + ('\n\n' if ns.asked else '') + message['content'] -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if messages[-1]['role'] != 'assistant' -%}
+    {{- before + ns.asked + between -}}
+{%- endif -%}
+"""
+
+
+def chat_template(template: Template) -> str:
+    """The Jinja source that gives the text whose tokens `template.render` makes."""
+    end = " + eos_token" if template.eos and not template.whole else ""
+    text = ""
+    for name in ("before", "between", "after"):
+        said = json.dumps(getattr(template, name), ensure_ascii=False)
+        text += f"{{%- set {name} = {said}{end if name == 'after' else ''} -%}}\n"
+    return text.rstrip() + _CHAT
 
 
 def export(
@@ -38,7 +67,7 @@ def export(
     """
     directory = resolve(checkpoint)
     require_free(out, source=directory)
-    config = read_config(directory)
+    config, template = read_config(directory), load_template(directory)
     plain = _without_scales(config)
     if (directory / MARKER).exists():
         what = f"{directory} has the bytes tokenizer, which transformers does not know"
@@ -50,20 +79,21 @@ def export(
         ours = open_weights(directory, stack)
         if not plain.tied_head:
             ours.setdefault(layout.HEAD, ours[layout.EMBEDDING])
-        folded = None if plain == config else config
-        theirs = {layout.to_theirs(n): _as_theirs(n, tensor, folded) for n, tensor in ours.items()}
-        with atomic_directory(out) as partial:
-            eos_id, template = None, load_template(directory)
+        if plain != config:
+            ours = {n: replace(t, read=partial(_folded, n, t, config)) for n, t in ours.items()}
+        theirs = {layout.to_theirs(name): layout.turned(name, t) for name, t in ours.items()}
+        with atomic_directory(out) as place:
+            eos_id = None
             if (directory / VOCAB).exists():  # not where what was converted had none
-                eos_id = _write_tokenizer(directory, partial, config.n_positions, template)
-            write_sharded(partial, theirs, shard_bytes)
+                eos_id = _write_tokenizer(directory, place, config.n_positions, template)
+            write_sharded(place, theirs, shard_bytes)
             dtype = str(ours[layout.EMBEDDING].dtype).replace("torch.", "")
-            write_json(partial / "config.json", hf_config.write(plain, dtype, eos_id))
+            write_json(place / "config.json", hf_config.write(plain, dtype, eos_id))
             # GPT-2 has nothing to pad with but its EOS; transformers says so where this does not.
             ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
-            write_json(partial / "generation_config.json", ends)
+            write_json(place / "generation_config.json", ends)
             if template is not None:  # of no use to others, and needed on the way back
-                save_template(partial, template)
+                save_template(place, template)
     total = size(sum(tensor.nbytes for tensor in theirs.values()))
     what = f"{len(theirs)} tensors, {total}, opens in transformers as it is"
     return [f"wrote    {out}: {what}", *_what_llama_cpp_does(plain)]
@@ -106,23 +136,13 @@ def _without_scales(config: GPTConfig) -> GPTConfig:
     return replace(plain, tied_head=False)
 
 
-def _as_theirs(name: str, ours: LazyTensor, folded: Optional[GPTConfig]) -> LazyTensor:
-    """Our tensor in their layout, with the scales of `folded` in it."""
-
-    def read() -> Tensor:
-        tensor = ours.read() if folded is None else _fold(name, ours.read(), folded)
-        return layout.other_layout(name, tensor)
-
-    return LazyTensor(ours.dtype, layout.other_shape(name, ours.shape), read)
-
-
-def _fold(name: str, tensor: Tensor, config: GPTConfig) -> Tensor:
+def _folded(name: str, ours: LazyTensor, config: GPTConfig) -> Tensor:
+    tensor = ours.read()
     if name in (layout.EMBEDDING, "position_embedding.weight"):
         return tensor * config.embedding_scale
     if name == layout.HEAD:
         return tensor * config.output_scale
     if ".attention.qkv." in name:
-        tensor = tensor.clone()
-        C = config.n_embd
+        tensor, C = tensor.clone(), config.n_embd
         tensor[C : 2 * C] *= config.qk_scale * math.sqrt(config.head_dim)
     return tensor

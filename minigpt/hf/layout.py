@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from torch import Tensor
 
@@ -29,30 +29,19 @@ AGAIN = "get it again, from where the weights are"
 # blocks.3.MODULE.weight is transformer.h.3.MODULE.weight; outside of the blocks nothing stands
 # before the module.
 _THEIRS = {
-    "token_embedding": "wte",
-    "position_embedding": "wpe",
-    "attention_norm": "ln_1",
-    "attention.qkv": "attn.c_attn",
-    "attention.out": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-    "final_norm": "ln_f",
-}
+    "token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f",
+    "attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj",
+    "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
+}  # fmt: skip
 HEAD, EMBEDDING = "head.weight", "token_embedding.weight"
 
-# The causal mask, which old versions saved with the weights. It must not match attn.c_attn.bias.
-_BUFFER = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
+# The causal mask, which old versions saved with the weights; none of them, but a buffer.
+MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 # What GPT-2's own class and others that wrap a model put into the names of its tensors.
 _WRAPPERS = (
     "transformer", "module", "model", "_orig_mod", "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 )  # fmt: skip
-
-
-def is_buffer(theirs: str) -> bool:
-    """Whether a tensor of theirs is a mask, which is no weight."""
-    return _BUFFER.search(theirs) is not None
 
 
 def unwrapped(theirs: str) -> str:
@@ -87,26 +76,21 @@ def other_shape(ours: str, shape: Tuple[int, ...]) -> Tuple[int, ...]:
     return shape[::-1] if is_transposed(ours) else shape
 
 
+def turned(ours: str, tensor: LazyTensor) -> LazyTensor:
+    """`other_layout` of a tensor that is not here yet."""
+    shape = other_shape(ours, tensor.shape)
+    return LazyTensor(tensor.dtype, shape, lambda: other_layout(ours, tensor.read()))
+
+
 def open_weights(
     directory: Path, stack: ExitStack, weights: Optional[str] = None
 ) -> Dict[str, LazyTensor]:
-    """`open_files` of what is in a directory, or of `weights`, a file in it or from here that has
-    another name.
-    """
-    if weights is None:
-        return open_files([directory / name for name in _weight_files(directory)], stack)
-    found = [path for path in (directory / weights, Path(weights)) if path.is_file()]
-    if not found:
-        raise CheckpointError(f"there is no {directory / weights}", "name a file with --weights")
-    return open_files(found[:1], stack)
-
-
-def open_files(paths: Iterable[Path], stack: ExitStack) -> Dict[str, LazyTensor]:
     """Every tensor by its name, without what wraps it, none read yet; the files stay open as long
-    as `stack`. CheckpointError for one that cannot be read, and for a name that comes twice.
+    as `stack`. `weights` names a single file that is called otherwise, in the directory or from
+    here. CheckpointError for one that cannot be read, and for a name that comes twice.
     """
     tensors: Dict[str, LazyTensor] = {}
-    for path in paths:
+    for path in _weight_files(directory, weights):
         _require_content(path)
         safe = path.suffix == ".safetensors"
         found = open_safetensors(path, stack) if safe else open_torch_file(path)
@@ -127,12 +111,17 @@ def _require_content(path: Path) -> None:
             raise CheckpointError(what, "get it with: git lfs pull")
 
 
-def _weight_files(directory: Path) -> List[str]:
+def _weight_files(directory: Path, weights: Optional[str]) -> List[Path]:
+    if weights is not None:
+        paths = [path for path in (directory / weights, Path(weights)) if path.is_file()]
+        if not paths:
+            raise CheckpointError(f"there is no {directory / weights}", "name one with --weights")
+        return paths[:1]
     for single, index in WEIGHT_FILES:  # the index of older shards may lie beside a single file
         if (directory / single).is_file():
-            return [single]
+            return [directory / single]
         if (directory / index).is_file():
-            return shard_names(directory / index, AGAIN)
+            return [directory / name for name in shard_names(directory / index, AGAIN)]
     what = f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of such"
     raise CheckpointError(what, "name a directory with weights, or the file with --weights")
 

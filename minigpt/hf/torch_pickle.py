@@ -34,9 +34,9 @@ _WRAPPERS = ("checkpoint", "model", "module", "model_state_dict", "state_dict")
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _DTYPES = {
-    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "Bool": torch.bool,
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
-    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+    "Char": torch.int8, "Byte": torch.uint8,
 }  # fmt: skip
 
 Places = Dict[str, Tuple[int, int]]  # where something begins in the file, and how many bytes it has
@@ -50,13 +50,6 @@ class View(NamedTuple):
     offset: int
     shape: Tuple[int, ...]
     stride: Tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """How many numbers lie between its first and its last, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride))
 
 
 def open_torch_file(path: Path) -> Dict[str, LazyTensor]:
@@ -99,37 +92,33 @@ def _read_zip(path: Path, data: mmap.mmap) -> Tuple[Any, Places]:
             if signature != b"PK\x03\x04" or not 0 <= begin < place <= len(data) - size:
                 raise ValueError("a record is not where the archive says")
             places[record.filename.partition("/")[2]] = place, size
-    if "data.pkl" not in places:
-        raise ValueError("it has no data.pkl")
     place, size = places["data.pkl"]
     order = places.get("byteorder", (0, 0))[0]
     if order and data[order : order + 6] != b"little":
         raise ValueError("it was saved on a big-endian machine")
     value, _ = _run(io.BytesIO(data[place : place + min(size, _PICKLE_BYTES)]))
-    return value, {n[len("data/") :]: at for n, at in places.items() if n.startswith("data/")}
+    return value, places
 
 
 def _read_legacy(data: mmap.mmap) -> Tuple[Any, Places]:
     """As `_read_zip`: four pickles, a list of keys, and for each its storage behind its length."""
     # In memory a length that lies is found out before anything of that size is made.
     head = io.BytesIO(data[:_PICKLE_BYTES])
-    magic, protocol, system = (_run(head)[0] for _ in range(3))
-    if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
+    if [_run(head)[0] for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
         raise ValueError("it does not begin as one")
-    if not system.get("little_endian", True):
+    if not _run(head)[0].get("little_endian", True):
         raise ValueError("it was saved on a big-endian machine")
     (value, views), (keys, _) = _run(head), _run(head)
     dtypes = {view.key: view.dtype for view in views}
     places: Places = {}
     place = head.tell()
     for key in keys:
-        if type(key) is not str:
-            raise ValueError("a storage's name is no text")
+        name = "data/" + key  # a text, before it is hashed
         (numel,) = struct.unpack_from("<q", data, place)
         place, size = place + 8, numel * width(dtypes[key])
         if not 0 <= size <= len(data) - place:
             raise ValueError("a storage reaches beyond its end")
-        places[key] = place, size
+        places[name] = place, size
         place += size
     return value, places
 
@@ -140,28 +129,28 @@ def _lazy(path: Path, name: str, view: View, places: Places) -> LazyTensor:
     possible = all(type(n) is int and 0 <= n < _MOST for n in numbers)
     if not possible or not len(view.shape) == len(view.stride) <= _DIMENSIONS:
         raise ValueError(f"tensor {name!r:.80} has an impossible shape")
-    place, size = places.get(view.key, (0, 0))
-    if (view.offset + view.span) * width(view.dtype) > size:
+    steps = sum((size - 1) * stride for size, stride in zip(view.shape, view.stride))
+    span = 0 if 0 in view.shape else 1 + steps  # the numbers from its first to its last
+    place, size = places.get("data/" + view.key, (0, 0))
+    if (view.offset + span) * width(view.dtype) > size:
         raise ValueError(f"tensor {name!r:.80} claims more numbers than there are")
-    if math.prod(view.shape) > view.span:  # a stride of 0 would make much out of little
+    if math.prod(view.shape) > span:  # a stride of 0 would make much out of little
         raise ValueError(f"tensor {name!r:.80} repeats numbers")
-    return LazyTensor(view.dtype, view.shape, partial(_read, path, view, place))
+    start = place + view.offset * width(view.dtype)
+    return LazyTensor(view.dtype, view.shape, partial(_read, path, view, start, span))
 
 
-def _read(path: Path, view: View, place: int) -> Tensor:
-    if not view.span:
+def _read(path: Path, view: View, start: int, span: int) -> Tensor:
+    if not span:
         return torch.empty(view.shape, dtype=view.dtype)
     # A private map: whoever writes to a tensor changes his memory and never the file. The system
     # counts it as memory, so it is no larger than the tensor.
-    start, size = place + view.offset * width(view.dtype), view.span * width(view.dtype)
-    data = np.memmap(str(path), np.uint8, "c", start, (size,))
+    data = np.memmap(str(path), np.uint8, "c", start, (span * width(view.dtype),))
     return torch.from_numpy(data).view(view.dtype).as_strided(view.shape, view.stride)
 
 
 def _state_dict(value: Any) -> Dict[str, View]:
-    """The tensors, by name, of a state_dict, or of the one that a trainer has saved with other
-    things, such as its optimizer, its settings and how far it was.
-    """
+    """The tensors, by name, of a state_dict, or of the one that a trainer has saved with others."""
     for name in _WRAPPERS:
         if type(value) is dict and type(value.get(name)) is dict:
             value = value[name]
@@ -190,7 +179,8 @@ def _run(file: IO[bytes]) -> Tuple[Any, List[View]]:
         elif name in _INSTRUCTIONS:
             given = [] if instruction.arg is None else [argument]
             stack.append(_INSTRUCTIONS[name](*given, *_taken(stack, instruction)))
-            views += [stack[-1]] if isinstance(stack[-1], View) else []
+            if isinstance(stack[-1], View):
+                views.append(stack[-1])
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError(f"the pickle uses {name}")
     return stack.pop(), views
@@ -225,9 +215,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View
 
 
 def _dictionary(items: Any = ()) -> Dict[str, Any]:
-    """Of texts and small numbers as keys: to hash a tuple of a million tuples could take for
-    ever.
-    """
+    """Its keys are texts or small numbers: to hash tuples of a million tuples takes for ever."""
     if not all(type(key) is str or (type(key) is int and 0 <= key < _MOST) for key, _ in items):
         raise ValueError("the pickle has a dictionary whose keys are no text")
     return dict(items)

@@ -24,9 +24,7 @@ FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _PARTS = r"vocab\.(json|txt|bpe)|merges\.txt|encoder\.json|tekken\.json|meta\.pkl"
 _OTHERS = re.compile(rf".*\.(model|spm|tiktoken)|{_PARTS}")  # what tokenizers are in, or half in
 _SIZES = _GPT2_TOKENS, _PADDED = 50257, 50304  # of models with GPT-2's vocabulary; nanoGPT pads
-_WAY_ON = (
-    "--tokenizer none converts the weights without it, --tokenizer gpt2 says that it is GPT-2's"
-)
+_WAY_ON = "--tokenizer none converts the weights alone, --tokenizer gpt2 says that it is GPT-2's"
 # As Hugging Face writes GPT-2's pattern where it is not their ByteLevel's own.
 _PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Classes whose tokenizer.json says all, and those that mean GPT-2's kind where there is none.
@@ -48,36 +46,34 @@ def find_vocabulary(
     """
     if choice == NONE:
         return None, ["the vocabulary is left out, as --tokenizer none says"]
-    if choice == BESIDE and source.is_file():
-        choice = _of_nanogpt(source, tokens)
+    if choice == BESIDE and source.is_file():  # nanoGPT's
+        choice = GPT2
+        if tokens not in _SIZES:
+            what = f"the {tokens} tokens of {source} are the characters in nanoGPT's meta.pkl"
+            fix = "--tokenizer none converts the weights; to train your own, use --tokenizer bytes"
+            raise CheckpointError(what, fix)
     if choice == GPT2:
-        own = _fitting(GPT2Tokenizer(*find_gpt2()), tokens, "GPT-2's vocabulary")
-        return own, ["the vocabulary is GPT-2's own"]
-    two = (source / VOCAB).is_file() and (source / MERGES).is_file()
-    if two or (source / FAST).is_file():
-        return _read_beside(source / (FAST if (source / FAST).is_file() else VOCAB), tokens)
-    _refuse_others(source)
-    note = "there is no vocabulary beside the weights"
-    if tokens == _GPT2_TOKENS:
-        return GPT2Tokenizer(*find_gpt2()), [note + ": GPT-2's own is used"]
-    size = "too large" if tokens < _GPT2_TOKENS else f"of {_GPT2_TOKENS} tokens, not {tokens}"
-    return None, [f"{note}, and GPT-2's own is {size}: none kept"]
-
-
-def _of_nanogpt(path: Path, tokens: int) -> str:
-    if tokens in _SIZES:
-        return GPT2
-    what = f"the {tokens} tokens of {path} are the characters in nanoGPT's meta.pkl, not GPT-2's"
-    fix = "--tokenizer none converts the weights; to train on one's own, use --tokenizer bytes"
-    raise CheckpointError(what, fix)
-
-
-def _fitting(tokenizer: GPT2Tokenizer, tokens: int, name: str) -> GPT2Tokenizer:
-    if tokenizer.vocab_size > tokens:
+        found, name = GPT2Tokenizer(*find_gpt2()), "GPT-2's vocabulary"
+        notes = ["the vocabulary is GPT-2's own"]
+    elif _has(source, FAST) or (_has(source, VOCAB) and _has(source, MERGES)):
+        path = source / (FAST if _has(source, FAST) else VOCAB)
+        (found, notes), name = _read_beside(path, tokens), str(path)
+    else:
+        _refuse_others(source)
+        note = "there is no vocabulary beside the weights"
+        if tokens == _GPT2_TOKENS:
+            return GPT2Tokenizer(*find_gpt2()), [note + ": GPT-2's own is used"]
+        size = "too large" if tokens < _GPT2_TOKENS else f"of {_GPT2_TOKENS} tokens, not {tokens}"
+        return None, [f"{note}, and GPT-2's own is {size}: none kept"]
+    if found.vocab_size > tokens:
         fix = "get the vocabulary that belongs to the weights, or use --tokenizer none"
-        what = f"{name} has {tokenizer.vocab_size} tokens and the model {tokens}"
+        what = f"{name} has {found.vocab_size} tokens and the model {tokens}"
         raise CheckpointError(what, fix)
-    return tokenizer
+    return found, notes
+
+
+def _has(directory: Path, name: str) -> bool:
+    return (directory / name).is_file()
 
 
 def _refuse_others(directory: Path) -> None:
@@ -94,7 +90,7 @@ def _refuse_others(directory: Path) -> None:
 
 def _beside(directory: Path, name: str) -> Object:
     """A JSON file's object; empty where there is no such file."""
-    return read_json(directory / name) if (directory / name).is_file() else {}
+    return read_json(directory / name) if _has(directory, name) else {}
 
 
 def _read_beside(path: Path, tokens: int) -> Tuple[GPT2Tokenizer, List[str]]:
@@ -105,29 +101,26 @@ def _read_beside(path: Path, tokens: int) -> Tuple[GPT2Tokenizer, List[str]]:
     try:
         fast = path.name == FAST
         found = _of_fast(read_json(path), settings) if fast else _of_two(path.parent, settings)
-        tokenizer, notes = _tokenizer(path.parent, found, settings, tokens)
+        return _tokenizer(path.parent, found, settings, tokens)
     except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
         why = str(error) if isinstance(error, ValueError) else f"it lacks or garbles {error}"
         if isinstance(error, DataError):  # of the two files, which it was turned into
             why = error.what.partition(": ")[2]
         what = f"{path} is not a tokenizer of GPT-2's kind: {why}"
         raise CheckpointError(what, _WAY_ON) from None
-    return _fitting(tokenizer, tokens, str(path)), notes
 
 
 def _of_two(directory: Path, settings: Object) -> Found:
     kind = str(settings.get("tokenizer_class") or "GPT2Tokenizer")
     if not kind.startswith(_BY_CLASS):
         raise ValueError(f"{SETTINGS} says that it is a {kind!a:.40}")
-    listed = settings.get("added_tokens_decoder")
-    if listed is None:
+    listed = settings.get("added_tokens_decoder", {})
+    added = [{**token, "id": int(i)} for i, token in listed.items()]
+    if "added_tokens_decoder" not in settings:
         named = [token["content"] for _, token in _named(settings)]
-        added = [
-            {"content": token, "id": i, "special": token in named, "normalized": token not in named}
-            for token, i in _beside(directory, "added_tokens.json").items()
-        ]
-    else:
-        added = [{**token, "id": int(i)} for i, token in listed.items()]
+        for token, i in _beside(directory, "added_tokens.json").items():
+            special = token in named
+            added.append({"content": token, "id": i, "special": special, "normalized": not special})
     ends = {k: settings.get(f"{k}_token", EOS) for k in ("bos", "eos")}
     begin, end = ([_content(ends[k])] * bool(settings.get(f"add_{k}_token")) for k in ends)
     rules = Rules(prefix_space=bool(settings.get("add_prefix_space")), begin=begin, end=end)
@@ -188,7 +181,7 @@ def _files(directory: Path, vocabulary: Dict[str, int], merges: List[str]) -> Tu
     """vocab.json and merges.txt: those that are there if they say the same, else written as OpenAI
     wrote theirs, so that these come out again.
     """
-    if (directory / VOCAB).is_file() and (directory / MERGES).is_file():
+    if _has(directory, VOCAB) and _has(directory, MERGES):
         two = (directory / VOCAB).read_bytes(), (directory / MERGES).read_bytes()
         if parse_object(two[0]) == vocabulary and merge_lines(two[1]) == merges:
             return two
@@ -208,18 +201,16 @@ def _of_fast(values: Object, settings: Object) -> Found:
         raise ValueError("it changes the text (normalizer)")
     level = _byte_level(_steps(values.get("pre_tokenizer"), "pretokenizers"))
     kind = settings.get("tokenizer_class")
-    # Where the class is one that says it, the settings do.
-    inside = not kind or str(kind).startswith(_BY_FILE)
-    prefix_space = bool(level.get("add_prefix_space", True)) if inside else False
-    if not (kind and inside):
-        prefix_space = bool(settings.get("add_prefix_space", prefix_space))
-    begin: List[str] = []
-    end: List[str] = []
+    by_file = str(kind).startswith(_BY_FILE)
+    prefix_space = level.get("add_prefix_space", True) if by_file or not kind else False
+    if not by_file:  # the class is one of settings
+        prefix_space = settings.get("add_prefix_space", prefix_space)
+    begin, end = [], []  # type: List[str], List[str]
     for step in _steps(values.get("post_processor"), "processors"):
         before, behind = _around(step)
         begin, end = before + begin, end + behind
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    rules = Rules(prefix_space=prefix_space, begin=begin, end=end)
+    rules = Rules(prefix_space=bool(prefix_space), begin=begin, end=end)
     return model["vocab"], merges, values.get("added_tokens") or [], rules
 
 
@@ -260,14 +251,13 @@ def _around(step: Object) -> List[List[str]]:
 def fast(tokenizer: GPT2Tokenizer) -> Object:
     """The tokenizer.json that is read as `tokenizer`, here and by others."""
     vocabulary, rules = tokenizer.words.vocabulary, tokenizer.rules
-    around = [*rules.begin, None, *rules.end]
+    around = [*rules.begin, "", *rules.end]
     processor = {
         "type": "TemplateProcessing",
         "single": [_piece(token, "A") for token in around],
         "pair": [_piece(token, side) for side in "AB" for token in around],
         "special_tokens": {
-            token: {"id": token, "ids": [vocabulary[token]], "tokens": [token]}
-            for token in (*rules.begin, *rules.end)
+            t: {"id": t, "ids": [vocabulary[t]], "tokens": [t]} for t in around if t
         },
     }
     level = {"type": "ByteLevel", "add_prefix_space": rules.prefix_space, "use_regex": True}
@@ -275,7 +265,7 @@ def fast(tokenizer: GPT2Tokenizer) -> Object:
     return {
         "version": "1.0",
         **dict.fromkeys(("truncation", "padding", "normalizer")),
-        "post_processor": processor if around != [None] else None,
+        "post_processor": processor if around != [""] else None,
         "added_tokens": [{"id": number, **said} for number, said in _added(tokenizer).items()],
         "pre_tokenizer": level,
         "decoder": level,
@@ -283,9 +273,9 @@ def fast(tokenizer: GPT2Tokenizer) -> Object:
     }
 
 
-def _piece(token: Optional[str], side: str) -> Object:
-    kind, name = ("Sequence", side) if token is None else ("SpecialToken", token)
-    return {kind: {"id": name, "type_id": "AB".index(side)}}
+def _piece(token: str, side: str) -> Object:
+    kind = "SpecialToken" if token else "Sequence"
+    return {kind: {"id": token or side, "type_id": "AB".index(side)}}
 
 
 def _added(tokenizer: GPT2Tokenizer) -> Dict[int, Object]:

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from minigpt.data import long_pieces
-from minigpt.data.long_pieces import LONG, merge, pieces
+from minigpt.data import vocabulary
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.data.vocabulary import LONG, merge, pieces
 
 GPT2 = load_tokenizer("gpt2")
 SPACES = " \n\t\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000"
@@ -73,10 +73,10 @@ def test_a_long_word_behind_an_apostrophe(word, before):
 
 def test_any_mixture_of_long_and_short(monkeypatch):
     """Cut at 16, so that most of a short text is long pieces."""
-    monkeypatch.setattr(long_pieces, "LONG", 16)
-    monkeypatch.setattr(long_pieces, "_HALF", 8)
-    pattern = long_pieces._HALF_RUN.pattern.replace(str(LONG // 2), "8")
-    monkeypatch.setattr(long_pieces, "_HALF_RUN", long_pieces.re.compile(pattern))
+    monkeypatch.setattr(vocabulary, "LONG", 16)
+    monkeypatch.setattr(vocabulary, "_HALF", 8)
+    pattern = vocabulary._HALF_RUN.pattern.replace(str(LONG // 2), "8")
+    monkeypatch.setattr(vocabulary, "_HALF_RUN", vocabulary.re.compile(pattern))
     draw, kinds = random.Random(1), [" ", "\n", " \n\u3000", "ab", "sdmtlvre", "12", "=", "'", "_ "]
     longest = 0
     for _ in range(3000):

