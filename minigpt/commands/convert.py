@@ -125,20 +125,17 @@ def _published(name: str) -> zoo.ZooEntry:
 
 def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
     """Downloads what `fetches` says and converts; returns (what was read, what was written)."""
-    source = Path(config.source)
-    if config.kind == NANOGPT and not source.is_file():
-        raise UsageError(f"{source} is no file", "name nanoGPT's ckpt.pt")
-    if config.kind == HF and source.is_file() and not fetches:
-        fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
-        raise UsageError(f"{source} is a file", fix)
-    name = source.resolve().stem if source.is_file() else source.resolve().name
-    if fetches and config.revision != "main":  # each is a model of its own
-        name = f"{config.source}@{quote(config.revision, '')}"
-    entry = _published(config.source) if fetches else None
-    source = Path("downloads") / name if fetches else source
+    source, name = Path(config.source), config.source
+    if fetches:
+        entry = _published(name)
+        if config.revision != "main":  # each is a model of its own
+            name += f"@{quote(config.revision, '')}"
+        source = Path("downloads") / name
+    else:
+        name = _name_of(source, config.kind)
     out = Path(config.out or Path("checkpoints") / name)
     require_free(out, USE_IT, source)  # before anything is downloaded
-    if entry is not None:
+    if fetches:
         hub = Hub.from_environment(entry.repo or "", config.revision, entry.subfolder)
         about = size(4 * entry.config.parameter_count())
         print(f"download {hub.url('')} to {source}: about {about}", flush=True)
@@ -153,6 +150,15 @@ def _convert(config: ConvertConfig, fetches: bool) -> Tuple[Path, Path]:
         lines = convert(source, out, *how, config.kind)
     print("\n".join(lines), flush=True)
     return source, out
+
+
+def _name_of(source: Path, kind: str) -> str:
+    if kind == NANOGPT and not source.is_file():
+        raise UsageError(f"{source} is no file", "name nanoGPT's ckpt.pt")
+    if kind == HF and source.is_file():
+        fix = "name its directory (and the file with --weights), or say --from nanogpt of a ckpt.pt"
+        raise UsageError(f"{source} is a file", fix)
+    return source.resolve().stem if source.is_file() else source.resolve().name
 
 
 @torch.no_grad()

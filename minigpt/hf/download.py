@@ -83,10 +83,12 @@ def fetch(hub: Hub, name: str, directory: Path, needed: bool = True) -> Optional
     """The file `name` in `directory`, whole; None where there is none and it is not `needed`."""
     target, part = directory / name, directory / (name + ".part")
     remote = _again(hub, name, lambda: _head(hub, name))
-    if remote is None and needed:
+    if remote is None and not needed:
+        return None
+    if remote is None:
         raise CheckpointError(f"{hub.repo} has no {name}", "check the name and --revision")
-    if remote is None or (target.exists() and remote.is_in(target)):
-        return target if remote else None
+    if target.exists() and remote.is_in(target):
+        return target
     part.touch()
     require_space(directory, remote.size - part.stat().st_size)
     for _ in range(2):
@@ -153,29 +155,23 @@ def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
 
 
 def _again(hub: Hub, name: str, action: Callable[[], Any], attempt: int = 1) -> Any:
-    """`action`, tried again after every failure that may pass, a little later each time."""
+    """`action`, tried again after every failure that may pass, a little later each time. Where
+    there is no such host, or nobody listens, there may be no network: that is tried once more only.
+    """
     try:
         return action()
     except _MAY_PASS as error:
-        if attempt >= _tries(error):
+        code, nobody = getattr(error, "code", 500), getattr(error, "reason", error)
+        tries = 2 if isinstance(nobody, (socket.gaierror, ConnectionRefusedError)) else _TRIES
+        if attempt >= tries or (code < 500 and code not in (408, 429)):
             fix = "run the same command again to go on where it stopped"
-            if getattr(error, "code", None) in (401, 403):
+            if code in (401, 403):
                 fix = f"set HF_TOKEN to a token that may read {hub.repo}"
             raise CheckpointError(f"{hub.url(name)} cannot be fetched: {error}", fix) from None
         asked = getattr(error, "headers", {}).get("Retry-After", "")
         wait = min(60.0, float(asked)) if asked.isdecimal() else 0.0
     time.sleep(max(wait, hub.wait * 2 ** (attempt - 1)))
     return _again(hub, name, action, attempt + 1)
-
-
-def _tries(error: Exception) -> int:
-    """As many as make sense. Where there is no such host, or nobody listens, there may be no
-    network at all, so that is tried once more only.
-    """
-    if isinstance(error, HTTPError):
-        return _TRIES if error.code in (408, 429) or error.code >= 500 else 1
-    reason = getattr(error, "reason", error)
-    return 2 if isinstance(reason, (socket.gaierror, ConnectionRefusedError)) else _TRIES
 
 
 def _require_https(url: str) -> None:
