@@ -48,9 +48,8 @@ class Tokenizer:
     reads_marks = False  # whether what END_MARK finds in a text is its EOS
 
     def encode(self, text: str) -> List[int]:
-        """The ids of a text as a whole: as in Hugging Face's tokenizers, with what the rules put
-        around it, so of GPT-2 without an EOS. "<|endoftext|>" in it is text like any other, and an
-        added token is one.
+        """The ids of a text as a whole, with what the rules put around it: of GPT-2 without an EOS.
+        "<|endoftext|>" in it is text like any other, and an added token is one.
         """
         return [*self.begin, *self.encode_array(text).tolist(), *self.end]
 
@@ -77,9 +76,7 @@ class Tokenizer:
             (directory / name).write_bytes(data)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, also of a 1-d tensor or array; bytes that are no UTF-8 become
-        U+FFFD.
-        """
+        """The text of `tokens`, also of a 1-d tensor; bytes that are no UTF-8 become U+FFFD."""
         ids = map(int, tokens)  # an element of a tensor is no int, and equal to none in a dict
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 

@@ -79,9 +79,7 @@ def merge_lines(merges: bytes) -> List[str]:
 
 @lru_cache(maxsize=2)  # several parts of a command open the same one
 def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
-    """The Words of the two files. DataError when they do not belong together, such as for a merge
-    that makes no token, or a word that no merge makes.
-    """
+    """The Words of the two files; DataError when they do not belong together."""
     try:
         vocabulary: Dict[str, int] = parse_object(vocab_json)
         if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
@@ -99,9 +97,10 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
 
 def _words(vocabulary: Dict[str, int], merges: List[str], known: bool) -> Words:
     """`known`: they are GPT-2's, so that the rest of them need no trying."""
-    ranks = {bytes([byte]): rank for rank, byte in enumerate(_BYTE_OF.values())}
     ids = [vocabulary.get(character, 0) for character in _BYTE_OF]
-    missing = bytes(byte for character, byte in _BYTE_OF.items() if character not in vocabulary)
+    by_byte = enumerate(_BYTE_OF.items())
+    ranks = {bytes([byte]): rank for rank, (name, byte) in by_byte if name in vocabulary}
+    missing = bytes(byte for name, byte in _BYTE_OF.items() if name not in vocabulary)
     pairs: Dict[Pair, int] = {}
     by_rank = not missing
     for line in merges:
@@ -119,8 +118,6 @@ def _words(vocabulary: Dict[str, int], merges: List[str], known: bool) -> Words:
         pairs[pair] = len(ids)
         ranks.setdefault(made, len(ids))
         ids.append(vocabulary[left + right])
-    for byte in missing:
-        del ranks[bytes([byte])]
     return Words(vocabulary, ranks, ids, pairs, missing, by_rank)
 
 

@@ -21,9 +21,11 @@ from minigpt.hf.layout import read_json
 
 BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_PARTS = r"vocab\.(json|txt|bpe)|merges\.txt|encoder\.json|tekken\.json|meta\.pkl"
-_OTHERS = re.compile(rf".*\.(model|spm|tiktoken)|{_PARTS}")  # what tokenizers are in, or half in
-_SIZES = _GPT2_TOKENS, _PADDED = 50257, 50304  # of models with GPT-2's vocabulary; nanoGPT pads
+# What tokenizers are in that are none of GPT-2's, and what is half of one.
+_OTHERS = re.compile(
+    r".*\.(model|spm|tiktoken)|vocab\..*|merges\.txt|encoder\.json|tekken\.json|meta\.pkl"
+)
+_GPT2_TOKENS, _PADDED = 50257, 50304  # the latter in models of nanoGPT
 _WAY_ON = "--tokenizer none converts the weights alone, --tokenizer gpt2 says that it is GPT-2's"
 # As Hugging Face writes GPT-2's pattern where it is not their ByteLevel's own.
 _PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -48,7 +50,7 @@ def find_vocabulary(
         return None, ["the vocabulary is left out, as --tokenizer none says"]
     if choice == BESIDE and source.is_file():  # nanoGPT's
         choice = GPT2
-        if tokens not in _SIZES:
+        if tokens not in (_GPT2_TOKENS, _PADDED):
             what = f"the {tokens} tokens of {source} are the characters in nanoGPT's meta.pkl"
             fix = "--tokenizer none converts the weights; to train your own, use --tokenizer bytes"
             raise CheckpointError(what, fix)
@@ -203,7 +205,7 @@ def _of_fast(values: Object, settings: Object) -> Found:
     kind = settings.get("tokenizer_class")
     by_file = str(kind).startswith(_BY_FILE)
     prefix_space = level.get("add_prefix_space", True) if by_file or not kind else False
-    if not by_file:  # the class is one of settings
+    if not by_file:  # the settings count
         prefix_space = settings.get("add_prefix_space", prefix_space)
     begin, end = [], []  # type: List[str], List[str]
     for step in _steps(values.get("post_processor"), "processors"):
@@ -252,20 +254,19 @@ def fast(tokenizer: GPT2Tokenizer) -> Object:
     """The tokenizer.json that is read as `tokenizer`, here and by others."""
     vocabulary, rules = tokenizer.words.vocabulary, tokenizer.rules
     around = [*rules.begin, "", *rules.end]
+    special = {t: {"id": t, "ids": [vocabulary[t]], "tokens": [t]} for t in around if t}
     processor = {
         "type": "TemplateProcessing",
         "single": [_piece(token, "A") for token in around],
         "pair": [_piece(token, side) for side in "AB" for token in around],
-        "special_tokens": {
-            t: {"id": t, "ids": [vocabulary[t]], "tokens": [t]} for t in around if t
-        },
+        "special_tokens": special,
     }
-    level = {"type": "ByteLevel", "add_prefix_space": rules.prefix_space, "use_regex": True}
-    level["trim_offsets"] = True
+    level = {"type": "ByteLevel", "use_regex": True, "trim_offsets": True}
+    level["add_prefix_space"] = rules.prefix_space
     return {
         "version": "1.0",
         **dict.fromkeys(("truncation", "padding", "normalizer")),
-        "post_processor": processor if around != [""] else None,
+        "post_processor": processor if special else None,
         "added_tokens": [{"id": number, **said} for number, said in _added(tokenizer).items()],
         "pre_tokenizer": level,
         "decoder": level,
