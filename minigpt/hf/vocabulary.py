@@ -23,7 +23,7 @@ BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 # What tokenizers are in that are none of GPT-2's, and what is half of one.
 _OTHERS = re.compile(
-    r".*\.(model|spm|tiktoken)|vocab\..*|merges\.txt|encoder\.json|tekken\.json|meta\.pkl"
+    r".*\.(model|spm|tiktoken)|vocab\.(json|txt|bpe)|merges\.txt|(encoder|tekken)\.json|meta\.pkl"
 )
 _GPT2_TOKENS, _PADDED = 50257, 50304  # the latter in models of nanoGPT
 _WAY_ON = "--tokenizer none converts the weights alone, --tokenizer gpt2 says that it is GPT-2's"
