@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 from minigpt.data.loader import Loader
-from minigpt.data.prepare import prepared
+from minigpt.data.prepare import cached, work_of
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.data.windows import TokenDataset
 from minigpt.devices.device import find_device
@@ -18,9 +18,9 @@ from minigpt.training.apply import objective_for
 
 def main() -> None:
     entry = find("mini")
-    dataset = TokenDataset(
-        prepared("stdlib", load_tokenizer("bytes")), "train", entry.recipe.block_size
-    )
+    tokenizer = load_tokenizer("bytes")
+    prepared = cached(work_of("stdlib", tokenizer), tokenizer)
+    dataset = TokenDataset(prepared, "train", entry.recipe.block_size)
     model = GPT(entry.config)
     objective = objective_for(model, find_device("cpu"))
     for prefetch in (1, 2):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set
 
 import torch
+import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, at_least, require_known
@@ -20,8 +21,7 @@ from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
 from minigpt.commands.generate import tuned_template
 from minigpt.data.datasets import open_datasets
-from minigpt.data.records import FUNCTIONS
-from minigpt.data.sources import Names, said
+from minigpt.data.sources import FUNCTIONS, Names, listed, said
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
 from minigpt.decoding.generate import Sampling, stream
@@ -29,11 +29,10 @@ from minigpt.decoding.text_stream import pieces
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
-from minigpt.training.config import TrainConfig, check_block, left_open
+from minigpt.training.config import ReadingFlags, TrainConfig, check_block, left_open
 from minigpt.training.config_file import CONFIG, read_values
 from minigpt.training.validation import validate
 
-_READING = ("record_keys", "text_key", "special_tokens", "validation")  # how --data is read
 # What every completion and verdict depends on, beside the checkpoint and the problems.
 _SETTINGS = (
     "instruct", "samples", "temperature", "max_new_tokens", "seed", "timeout", "memory",
@@ -42,10 +41,10 @@ _SETTINGS = (
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(ReadingFlags):
     """Measures a checkpoint on data that it was not trained on, or on programming problems."""
 
-    checkpoint: str
+    checkpoint: str = tyro.MISSING
     """A checkpoint or run directory."""
     data: Annotated[Optional[Names], left_open("NAME", "stdlib")] = None
     """stdlib, stdlib-functions, files of text or records, directories of them, or a prepared one.
@@ -57,18 +56,10 @@ class EvaluateConfig:
     """Of a text: tokens from one window of --block-size to the next, which overlap. 0: they do not,
     and each has one token more.
     """
-    record_keys: Annotated[Optional[str], left_open("A,B", "the usual names")] = None
-    """The names of instruction and answer in --data's records."""
-    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
-    """Where the text of a .jsonl, .json or .parquet is."""
-    special_tokens: bool = False
-    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
     block_size: int = 0
     """Tokens per window of --data, 0 for all the positions the model has."""
     eval_tokens: int = 0
     """Tokens of --data used, spread evenly over the set, 0 for all."""
-    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
-    """How --data's records become text: instruct or moai."""
     precision: str = "fp32"
     """fp32, bf16-mixed, bf16 or fp16-mixed, for --data."""
     humaneval: bool = False
@@ -99,6 +90,7 @@ class EvaluateConfig:
     """auto, cpu, cuda, mps or moai."""
 
     def __post_init__(self) -> None:
+        require_known("template", self.template, TEMPLATES)
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
         at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
@@ -108,7 +100,6 @@ class EvaluateConfig:
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
-        require_known("template", self.template, TEMPLATES)
         if self.samples > 1 and self.temperature == 0:
             raise UsageError("at --temperature 0 all --samples are alike", "use 0.8")
         self.sampling = Sampling(self.temperature)
@@ -158,19 +149,17 @@ def _how(config: EvaluateConfig, names: Names, directory: Path) -> Dict[str, Any
     """How --data is read: all of it, but what is held out of what the run at `directory` learned
     from, and then as the run has read it.
     """
-    how: Dict[str, Any] = {name: getattr(config, name) for name in _READING if name != "validation"}
-    run = directory.parent.parent / CONFIG
+    how, run = config.reading(), directory.parent.parent / CONFIG
     learned = read_values(run, TrainConfig) if run.is_file() else {}
     same = _places(learned.get("data", ())) == _places(names)
     if same:
-        how.update((name, how.get(name) or learned.get(name)) for name in _READING)
+        how = {name: value or learned.get(name, value) for name, value in how.items()}
     held_out = same or config.held_out or names in ("stdlib", FUNCTIONS)
-    how["special_tokens"] = bool(how["special_tokens"])
     return {**how, "whole": not held_out, "stride": config.stride}
 
 
 def _places(names: Names) -> Set[str]:
-    return {os.path.realpath(name) for name in ((names,) if isinstance(names, str) else names)}
+    return {os.path.realpath(name) for name in listed(names)}
 
 
 def _programs(config: EvaluateConfig, directory: Path) -> None:

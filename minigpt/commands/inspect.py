@@ -24,9 +24,9 @@ from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.shuffle import shuffled
 from minigpt.data.sources import Names
-from minigpt.data.template import TEMPLATES, Template, load_template
+from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.training.config import check_block, left_open
+from minigpt.training.config import ReadingFlags, check_block, left_open
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
 _COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
@@ -35,23 +35,15 @@ _BLOCK = 1024  # that of fine-tuning
 
 
 @dataclass
-class InspectConfig:
+class InspectConfig(ReadingFlags):
     """Prints the first rows that a run would train on: prompt, learned, padding, and counts."""
 
     data: Names = "stdlib-functions"
     """What to learn from, as for training."""
-    validation: Annotated[Optional[Names], left_open("SHARE|FILE|DIR", "0.03, or as named")] = None
-    """What is held out, as for training."""
-    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
-    """Where the text of a .jsonl, .json or .parquet is."""
-    special_tokens: bool = False
-    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
     checkpoint: Annotated[Optional[str], left_open("DIR", "none")] = None
     """A checkpoint or run, for its tokenizer, template and longest row."""
     tokenizer: Annotated[Optional[str], left_open("NAME", "gpt2")] = None
     """bytes or gpt2, without a checkpoint."""
-    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
-    """How records become text: instruct or moai."""
     block_size: Annotated[Optional[int], left_open("INT", "1024, or the checkpoint's")] = None
     """Tokens per row."""
     batch_size: int = 4
@@ -62,10 +54,6 @@ class InspectConfig:
     """That of the run: it decides which rows come first."""
     packing: bool = True
     """Put several records into a row."""
-    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
-    """The names of instruction and answer in the records."""
-    strict: bool = False
-    """Stop at the first unusable text or record."""
     colour: str = "auto"
     """auto (on a terminal, unless NO_COLOR is set), always or never."""
 
@@ -74,7 +62,6 @@ class InspectConfig:
             raise UsageError("--batch-size and --block-size count something", "use 1 or more")
         at_least(0, skip=self.skip)
         require_known("colour", self.colour, ("auto", "always", "never"))
-        require_known("template", self.template, TEMPLATES)
         if self.checkpoint is not None and self.tokenizer is not None:
             raise UsageError("--checkpoint brings its own tokenizer", "leave out --tokenizer")
 
@@ -82,31 +69,26 @@ class InspectConfig:
 def inspect_command(config: InspectConfig) -> None:
     """Prints the rows, each document of them apart, and the counts over all of them."""
     tokenizer, template, block = _settings(config)
-    how = (
-        config.packing, config.record_keys, config.strict, config.checkpoint, config.validation,
-        config.text_key, config.special_tokens,
-    )  # fmt: skip
-    found = open_datasets(config.data, tokenizer, block, template, *how)
+    how = {**config.reading(), "packing": config.packing, "origin": config.checkpoint}
+    found = open_datasets(config.data, tokenizer, block, template, **how)
     count = len(found.train)
     numbers = np.arange(config.skip, config.skip + min(config.batch_size, count))
     batch = found.train.batch(shuffled(numbers, count, config.seed))
     rows = [list(_documents(batch, row, tokenizer.eos_id)) for row in range(len(numbers))]
     terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     colour = config.colour == "always" or (config.colour == "auto" and terminal)
-    encoding = sys.stdout.encoding or "utf-8"
     for line in chain(_lines(rows, tokenizer, colour), _summary(rows, batch, found, count)):
-        # Any text to any terminal: what it has no character for becomes a question mark.
-        print(line.encode(encoding, "replace").decode(encoding))
+        print(line)
 
 
 def _settings(config: InspectConfig) -> Tuple[Tokenizer, Template, int]:
-    template = TEMPLATES[config.template or "instruct"]
+    template = find_template(config.template or "instruct")
     if config.checkpoint is None:
         return load_tokenizer(config.tokenizer or "gpt2"), template, config.block_size or _BLOCK
     directory = resolve(config.checkpoint)
-    shape = read_config(directory)
-    block = config.block_size or min(_BLOCK, shape.n_positions)
-    check_block(block, shape.n_positions)
+    longest = read_config(directory).n_positions
+    block = config.block_size or min(_BLOCK, longest)
+    check_block(block, longest)
     if config.template is None:
         template = load_template(directory) or template
     return load_tokenizer(directory), template, block
@@ -144,17 +126,14 @@ def _documents(batch: Batch, row: int, eos_id: int) -> Iterator[Document]:
 def _lines(rows: List[List[Document]], tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
     for number, documents in enumerate(rows, 1):
         yield f"row {number} of {len(rows)}"
-        for place, document in enumerate(documents, 1):
-            count, positions = len(document.positions), document.positions
-            if document.kinds[0] == "padding":
-                yield f"  padding: {count} tokens"
+        for place, (_, kinds, positions) in enumerate(documents, 1):
+            if kinds[0] == "padding":
+                yield f"  padding: {len(positions)} tokens"
                 continue
-            supervised = sum(kind != "prompt" for kind in document.kinds)
-            yield (
-                f"  document {place}: {count} tokens, positions {positions[0]}..{positions[-1]},"
-                f" {supervised} supervised"
-            )
-            for kind, line in _text(document, tokenizer):
+            where = f"{len(positions)} tokens, positions {positions[0]}..{positions[-1]}"
+            supervised = sum(kind != "prompt" for kind in kinds)
+            yield f"  document {place}: {where}, {supervised} supervised"
+            for kind, line in _text(documents[place - 1], tokenizer):
                 line = f"\033[{_COLOURS[kind]}m{line}\033[0m" if colour else line
                 yield f"    {kind:<8}| {line}"
 

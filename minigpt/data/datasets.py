@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-from minigpt.base.errors import DataError, UsageError, flag
+from minigpt.base.errors import DataError
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Example, RecordDataset, fit
-from minigpt.data.passes import Passes
-from minigpt.data.prepare import is_prepared, prepared
-from minigpt.data.records import holds_records, parse_keys, read_records, render
+from minigpt.data.prepare import cached, is_prepared, work_of
+from minigpt.data.records import refuse
 from minigpt.data.shards import PREPARE, RECORDS, TEXT, Encoded, open_shards, read_dataset
-from minigpt.data.sources import HELD_OUT, TRAIN, VALIDATION, LeftOut, Names, said, share_of
+from minigpt.data.sources import HELD_OUT, TRAIN, VALIDATION, HeldOut, Names, said
 from minigpt.data.template import Template, find_template
-from minigpt.data.tokenizer import Tokenizer, reading_marks
-from minigpt.data.windows import TokenDataset
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.values import LeftOut
+from minigpt.data.windows import Passes, TokenDataset
 
 Records = Iterator[Tuple[str, Encoded]]  # rendered, each with where it is from
 
@@ -30,14 +30,14 @@ class Opened:
     template: Optional[Template]
     prompt: List[int]  # the beginning of a held-out answer; empty for text
     notes: List[str]  # how many records, and what was left out, in words
-    held_out: str = ""  # what `validation` is, in words
+    held_out: str  # what `validation` is, in words
 
 
 def open_datasets(
     names: Names, tokenizer: Tokenizer, block_size: int,
     template: Union[str, Template] = "instruct", packing: bool = True,
     record_keys: Optional[str] = None, strict: bool = False,
-    origin: Union[str, Path, None] = None, validation: Union[Names, float, None] = None,
+    origin: Union[str, Path, None] = None, validation: HeldOut = None,
     text_key: Optional[str] = None, special_tokens: bool = False, whole: bool = False,
     stride: int = 0,
 ) -> Opened:  # fmt: skip
@@ -46,98 +46,88 @@ def open_datasets(
 
     With `whole` all of it is for validation. With a `stride` validation's windows overlap.
     """
-    how = {"validation": validation, "text_key": text_key, "special_tokens": special_tokens}
-    if is_prepared(names):
-        _require_nothing_of(said(names), record_keys=record_keys, **how)
-    held_out: Union[Names, float] = HELD_OUT if validation is None else validation
-    reads = reading_marks(tokenizer) if special_tokens else tokenizer
-    keys, left_out = parse_keys(record_keys), LeftOut(strict, special=special_tokens)
-    content = read_dataset(Path(names), RECORDS) if isinstance(names, str) else None
-    if content is None and not holds_records(names, keys, text_key):
-        directory = prepared(
-            names, reads, strict, validation=held_out, text_key=text_key, whole=whole
-        )
-        return _open_text(
-            directory, said(names), tokenizer, block_size, origin, strict, whole, stride
-        )
-    if stride:
-        raise UsageError(f"--stride is for text, and {said(names)} is records", "leave it out")
     chosen = find_template(template) if isinstance(template, str) else template
-    records: Records
-    if content is None:
-        share = share_of(held_out) or HELD_OUT
-        found = read_records(names, keys, left_out, held_out, chosen.whole)
-        records = ((record.where, render(record, chosen, reads)) for record in found)
+    how: Dict[str, Any] = {"validation": validation, "text_key": text_key}
+    how.update(special_tokens=special_tokens, record_keys=record_keys)
+    if is_prepared(names):
+        why = f"is for records or text as they came, and {said(names)} is prepared"
+        refuse(how, why, "leave it out, or prepare it again with it")
+        directory: Optional[Path] = Path(str(names))
     else:
-        left_out, share = _strict(content["left_out"], strict), content["validation"]
-        if content["tokenizer_sha256"] != tokenizer.fingerprint:
-            raise _another_tokenizer(said(names), origin, chosen)
-        records = _rendered(Path(str(names)), content, chosen, tokenizer)
+        work = work_of(names, tokenizer, chosen, strict=strict, whole=whole, **how)
+        left_out, share = work.left_out, work.facts.get("validation", 0.0)
+        items: Iterable[Any] = work.items
+        records: Records = ((record.where, work.encode(record)) for record in items)
+        directory = cached(work, tokenizer) if work.facts["format"] == TEXT else None
+    if directory is not None:
+        content = _content(directory, said(names), tokenizer, origin, chosen, strict)
+        if content["format"] == TEXT:
+            return _open_text(directory, content, tokenizer, block_size, whole, stride)
+        left_out, share = content["left_out"], content["validation"]
+        records = _rendered(directory, content, chosen, tokenizer)
+    refuse({"stride": stride}, f"is for text, and {said(names)} is records")
     settled = (chosen, tokenizer, block_size, packing, left_out, 1.0 if whole else share)
     train, held = split_datasets(records, *settled)
+    words = "all of it" if whole else left_out.held_out or f"{100 * share:.3g}% of the records"
+    return Opened(train, held, chosen, held.prompt(), _notes(train, held, chosen, left_out), words)
+
+
+def _notes(
+    train: RecordDataset, held: RecordDataset, template: Template, left_out: LeftOut
+) -> List[str]:
     used = len(train.examples) + len(held.examples)
     total = used + sum(left_out.counts.values())
     rows = f"{len(train):,} + {len(held):,} {'packed' if train.packed else 'padded'} rows"
-    note = f"{used:,} of {total:,} records, as {rows}, template {chosen.name}"
-    words = "all of it" if whole else left_out.held_out or f"{100 * share:.3g}% of the records"
-    return Opened(train, held, chosen, held.prompt(), [note, *left_out.lines()], words)
+    note = f"{used:,} of {total:,} records, as {rows}, template {template.name}"
+    return [note, *left_out.lines()]
 
 
-def _require_nothing_of(name: str, **given: object) -> None:
-    for one, value in given.items():
-        if value:
-            what = f"{flag(one)} is for records or text as they came, and {name} is prepared"
-            raise UsageError(what, f"leave it out, or prepare it again with {flag(one)}")
-
-
-def _strict(left_out: LeftOut, strict: bool) -> LeftOut:
-    """What a prepared directory left out; DataError where `strict` wants nothing left out."""
-    left_out.strict = strict
-    for reason, places in left_out.places.items() if strict else ():
-        left_out.add(reason, places[0])  # raises
-    return left_out
-
-
-def _open_text(
-    directory: Path, name: str, tokenizer: Tokenizer, block_size: int,
-    origin: Union[str, Path, None], strict: bool, whole: bool, stride: int,
-) -> Opened:  # fmt: skip
-    content = read_dataset(directory, TEXT)
+def _content(
+    directory: Path, name: str, tokenizer: Tokenizer, origin: Union[str, Path, None],
+    template: Template, strict: bool,
+) -> Dict[str, Any]:  # fmt: skip
+    """What a prepared directory says of itself; DataError where another tokenizer made it, or where
+    `strict` wants nothing left out and something was.
+    """
+    content = read_dataset(directory, TEXT) or read_dataset(directory, RECORDS)
     if content is None:
         raise DataError(f"{directory} is no prepared data", f"make it with: {PREPARE}")
     if content["tokenizer_sha256"] != tokenizer.fingerprint:
-        raise _another_tokenizer(name, origin)
-    shards = {
-        split: open_shards(directory, own, tokenizer.vocab_size)
-        for split, own in content["splits"].items()
-    }
-    left_out = _strict(content["left_out"], strict)
-    texts = [shard.tokens for split, own in shards.items() if whole or split == VALIDATION
-             for shard in own]  # fmt: skip
+        what = f"{name} was prepared with another tokenizer"
+        if origin is None:
+            raise DataError(what, "name it with --tokenizer")
+        how = f"--tokenizer {origin}"
+        how += f" --template {template.name}" if content["format"] == RECORDS else ""
+        raise DataError(f"{what} than the model's", f"prepare it again with: {PREPARE} {how}")
+    left_out = content["left_out"]
+    left_out.strict = strict
+    for reason, places in left_out.places.items() if strict else ():
+        left_out.add(reason, places[0])  # raises
+    return content
+
+
+def _open_text(
+    directory: Path, content: Dict[str, Any], tokenizer: Tokenizer, block_size: int, whole: bool,
+    stride: int,
+) -> Opened:  # fmt: skip
+    splits, left_out = content["splits"], content["left_out"]
+    shards = {name: open_shards(directory, splits[name], tokenizer.vocab_size) for name in splits}
+    texts = [shard.tokens for name in shards if whole or name == VALIDATION
+             for shard in shards[name]]  # fmt: skip
     if texts[-1][-1:] == tokenizer.eos_id:
         texts[-1] = texts[-1][:-1]  # where all ends is no part of the text
     if sum(map(len, texts)) < 2:
         fix = "name a larger share, or other files, with --validation"
-        raise DataError(f"{name} has nothing to validate on", fix)
+        raise DataError(f"{content.get('source', directory)} has nothing to validate on", fix)
     width, apart = (block_size, stride) if stride else (block_size + 1, block_size)
     passes = Passes(texts, width, apart)
     if whole:
         return Opened(passes, passes, None, [], left_out.lines(), "all of it")
     train = TokenDataset(directory, TRAIN, block_size)
-    short = stride or content["splits"][VALIDATION]["tokens"] <= block_size
+    short = stride or splits[VALIDATION]["tokens"] <= block_size
     held = passes if short else TokenDataset(directory, VALIDATION, block_size)
     words = left_out.held_out or "as it was prepared"
     return Opened(train, held, None, [], left_out.lines(), words)
-
-
-def _another_tokenizer(
-    name: str, origin: Union[str, Path, None], template: Optional[Template] = None
-) -> DataError:
-    what = f"{name} was prepared with another tokenizer"
-    if origin is None:
-        return DataError(what, "name it with --tokenizer")
-    how = f"--tokenizer {origin}" + (f" --template {template.name}" if template else "")
-    return DataError(f"{what} than the model's", f"prepare it again with: {PREPARE} {how}")
 
 
 def _rendered(

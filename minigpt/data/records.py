@@ -1,10 +1,11 @@
 """Instructions and their answers, read from whatever form they came in.
 
     stdlib-functions          the library's documented functions: signature and docstring -> body
-    .jsonl .json .parquet     a record a line, an element or a row, in one of these forms:
-        instruction, input (optional), output      Alpaca, Evol-Instruct; with history and system
-        prompt, completion      question, answer   and the like, as texts or as lists of messages
-        messages or conversations                  turns with role and content, or from and value
+    .jsonl .json .parquet     a record a line, an element or a row (conversations.py)
+
+The library's functions are thousands of small programs, described by the people who wrote them, on
+every machine that has Python: enough to learn what an instruction is, with nothing to download.
+CodeSearchNet (Husain et al. 2019) pairs functions with docstrings in the same way.
 
 A record that says nothing, or not what it should, is left out, counted and reported by its line;
 under `strict` the first one ends the run.
@@ -12,59 +13,34 @@ under `strict` the first one ends the run.
 
 from __future__ import annotations
 
+import ast
 import json
-import os
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from io import StringIO
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple, Union
 
 import numpy as np
 
 from minigpt.base.errors import DataError, MinigptError, UsageError, flag
-from minigpt.data.conversations import NoRecord, add_context, is_learned, joined, read_messages
-from minigpt.data.corpus import TEXT_KEYS
-from minigpt.data.functions import library_functions
+from minigpt.data import sources
+from minigpt.data.conversations import KNOWN, Keys, form_of, recognise
+from minigpt.data.corpus import TEXT_KEYS, read_text
 from minigpt.data.shards import Encoded
-from minigpt.data.sources import (
-    HELD_OUT,
-    ROWS,
-    TRAIN,
-    VALIDATION,
-    File,
-    LeftOut,
-    Names,
-    draw,
-    find_files,
-    names_of,
-    rows,
-    said,
-)  # fmt: skip
+from minigpt.data.sources import FUNCTIONS, TRAIN, VALIDATION, Found, HeldOut, Names, find_files
 from minigpt.data.template import Template, Turns
 from minigpt.data.tokenizer import END_MARK, Tokenizer
+from minigpt.data.values import LeftOut, draw
 
-FUNCTIONS = "stdlib-functions"
-
-Keys = Tuple[str, ...]  # of the instruction, of what may be added to it, of the answer
-
-_FORMS: Tuple[Keys, ...] = (
-    *(("instruction", "input", "context", a) for a in ("output", "response", "answer")),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("problem", "solution"),
-    ("input", "output"),
-)
-_CONVERSATIONS = ("messages", "conversations", "conversation", "contents")
-_CONTEXT = (
-    "system", "system_prompt", "system_message", "systemInstruction", "tools", "functions",
-    "history", "weight", "train", "training",
-)  # fmt: skip
-_KNOWN = {*_CONVERSATIONS, *_CONTEXT, *TEXT_KEYS, *(key for form in _FORMS for key in form)}
+_COLUMNS = {*KNOWN, *TEXT_KEYS}
 # What decides of records whose split is said.
 _DRAWN: Dict[Optional[str], float] = {TRAIN: 1.0 - 2.0**-53, VALIDATION: 0.0}
+_SHORTEST = 20  # characters of a docstring that says something
 _WRITE = "write instruction and output, or name the keys: --record-keys A,B, of text --text-key A"
+
+
+Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 
 @dataclass(frozen=True)
@@ -83,43 +59,35 @@ class Record:
 
 
 def holds_records(
-    names: Names, keys: Optional[Keys] = None, text_key: Optional[str] = None, **flags: object
+    names: Names, keys: Optional[Keys] = None, text_key: Optional[str] = None
 ) -> bool:
     """Whether --data `names` are records rather than text: the first JSON object decides where no
-    text is among them. UsageError when they are not and `keys` or another of the `flags` is given.
+    text is among them. UsageError when they are not and `keys` are given.
     """
-    if text_key is None and _hold_records(names, keys):
-        return True
-    given = [flag(one) for one, value in {"record_keys": keys, **flags}.items() if value]
-    if given:
-        what = f"{given[0]} is for records, and {said(names)} is no file of them"
-        raise UsageError(what, "leave it out")
-    return False
-
-
-def _hold_records(names: Names, keys: Optional[Keys]) -> bool:
-    if names == FUNCTIONS:
+    if names == FUNCTIONS and text_key is None:
         return True
     if isinstance(names, tuple) and FUNCTIONS in names:
         raise UsageError(f"{FUNCTIONS} goes with nothing else", "name it alone")
-    try:
-        files = find_files(names, whole=True).files
-    except DataError:
-        if keys is not None:
-            raise
-        return False  # and what opens text says why
-    if any(file.path.suffix.lower() not in ROWS for file in files):
-        return False
-    if keys is not None:
-        return True
-    first = _first_object(files)
-    return _form(first) is not None or not any(key in first for key in TEXT_KEYS)
+    found = find_files(names, whole=True)
+    if text_key is None and all(file.has_rows for file in found.files):
+        first = _first_object(found)
+        if keys or form_of(first) or not any(key in first for key in TEXT_KEYS):
+            return True
+    refuse({"record_keys": keys}, f"is for records, and {found.name} is no file of them")
+    return False
 
 
-def _first_object(files: Tuple[File, ...]) -> Dict[str, Any]:
-    for file in files:
-        with suppress(MinigptError):  # reading all of it says why
-            for _, value in rows(file.path, LeftOut(), _KNOWN.__contains__):
+def refuse(given: Mapping[str, object], why: str, fix: str = "leave it out") -> None:
+    """UsageError for the first flag of which something is `given`."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{flag(name)} {why}", fix)
+
+
+def _first_object(found: Found) -> Dict[str, Any]:
+    with suppress(MinigptError):  # reading all of it says why
+        for file in found.files:
+            for _, value in found.values(file, LeftOut(), _COLUMNS):
                 if isinstance(value, dict):
                     return value
     return {}
@@ -139,88 +107,35 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
 
 def read_records(
     names: Names, keys: Optional[Keys], left_out: LeftOut,
-    validation: Union[Names, float] = HELD_OUT, whole: bool = False,
+    validation: HeldOut = None, whole: bool = False,
 ) -> Iterator[Record]:  # fmt: skip
     """The usable records of `names`; the others go to `left_out`. DataError when none is usable.
     `whole`: a template learns all of a record, so that none can be read without being learned.
     """
     if names == FUNCTIONS:
-        for exercise in library_functions():
-            yield Record(exercise.where, exercise.file, ((exercise.head, exercise.body),))
+        for one in library_functions():
+            yield Record(one.where, one.file, ((one.head, one.body),))
         return
-    usable, columns = 0, _KNOWN if keys is None else {*keys}
-    found = find_files(names, validation)
+    usable, found = 0, find_files(names, validation)
     left_out.passed, left_out.held_out = [*found.notes], found.chosen()
     for file in found.files:
-        if file.path.suffix.lower() not in ROWS:
-            raise DataError(
-                f"{file.path} is no file of records", "name one of those for --validation"
-            )
-        try:
-            for where, value in rows(file.path, left_out, columns.__contains__):
-                turns = recognise(value, keys)
-                if not isinstance(turns, str) and whole and any(len(turn) > 2 for turn in turns):
-                    turns = "this template would learn an answer that is not to be learned"
-                if isinstance(turns, str):
-                    left_out.add(turns, where)
-                    continue
-                usable += 1
-                if not whole:
-                    left_out.marked += sum(len(END_MARK.findall("\0".join(t))) for t in turns)
-                yield Record(where, json.dumps(turns), turns, _DRAWN.get(file.split))
-        except DataError as error:
-            if left_out.strict or (isinstance(names, str) and os.path.isfile(names)):
-                raise
-            left_out.add(error.what.replace(f"{file.path} ", "", 1), str(file.path))
+        if not file.has_rows:
+            what = f"{file.path} is no file of records"
+            raise DataError(what, "name one of those for --validation")
+        for where, value in found.values(file, left_out, keys or _COLUMNS):
+            turns = recognise(value, keys)
+            if whole and not isinstance(turns, str) and any(len(turn) > 2 for turn in turns):
+                turns = "this template would learn an answer that is not to be learned"
+            if isinstance(turns, str):
+                left_out.add(turns, where)
+                continue
+            usable += 1
+            if not whole:
+                left_out.marked += sum(len(END_MARK.findall("\0".join(turn))) for turn in turns)
+            yield Record(where, json.dumps(turns), turns, _DRAWN.get(file.split))
     if not usable:
         what = "; ".join([f"{found.name} has no usable record", *left_out.lines()])
         raise DataError(what, _WRITE)
-
-
-def recognise(value: Any, keys: Optional[Keys] = None) -> Union[Turns, str]:
-    """The turns of a record, or in words what is wrong with it."""
-    if not isinstance(value, dict):
-        return "no object with keys"
-    form = keys or _form(value)
-    if form is None:
-        return f"no instruction and answer among {names_of(value)}"
-    try:
-        turns = read_messages(value.get(form[0])) if len(form) == 1 else _pair(value, form)
-        if keys is not None:
-            return turns
-        return add_context(turns, value) if is_learned(value) else "it is not to be learned"
-    except NoRecord as reason:
-        return str(reason)
-
-
-def _form(value: Dict[str, Any]) -> Optional[Keys]:
-    """The keys that make `value` a record, as far as can be told from their names."""
-    for name in _CONVERSATIONS:
-        if isinstance(value.get(name), list):
-            return (name,)
-    return next((form for form in _FORMS if form[0] in value and form[-1] in value), None)
-
-
-def _pair(value: Dict[str, Any], keys: Keys) -> Turns:
-    """All but the last of `keys` ask; those between may be missing."""
-    if any(isinstance(value.get(key), list) for key in (keys[0], keys[-1])):
-        before, after = value.get(keys[0]), value.get(keys[-1])
-        asked = before if isinstance(before, list) else [{"role": "user", "content": before}]
-        answer = after if isinstance(after, list) else [{"role": "assistant", "content": after}]
-        context = [{**m, "weight": 0} if isinstance(m, dict) else m for m in asked]
-        return read_messages([*context, *answer])
-    texts = []
-    for key in keys:
-        needed, text = key in (keys[0], keys[-1]), value.get(key)
-        if needed and key not in value:
-            raise NoRecord(f"no {key} among {names_of(value)}")
-        text = "" if text is None else text
-        if not isinstance(text, str):
-            raise NoRecord(f"{key} is no text")
-        if needed and not text.strip():
-            raise NoRecord(f"{key} is empty")
-        texts.append(text)
-    return ((joined(texts[:-1]), texts[-1]),)
 
 
 def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
@@ -232,3 +147,65 @@ def render(record: Record, template: Template, tokenizer: Tokenizer) -> Encoded:
         turns = np.array([min(asked, len(ids) - 1)])
     drawn = draw(record.key) if record.drawn is None else record.drawn
     return Encoded(np.array(ids, np.int32), True, turns, drawn)
+
+
+class Exercise(NamedTuple):
+    """A function cut in two behind its docstring, indented as at the top of a file."""
+
+    where: str  # file:line
+    file: str
+    head: str
+    body: str
+
+
+def library_functions() -> Iterator[Exercise]:
+    """The documented functions of the running interpreter's library, each once, in fixed order."""
+    seen: Set[Tuple[str, ...]] = set()
+    for path in sources.library_files():
+        for exercise in functions(read_text(path), path.relative_to(sources.LIBRARY).as_posix()):
+            if exercise[2:] not in seen:
+                seen.add(exercise[2:])
+                yield exercise
+
+
+def functions(source: str, file: str) -> Iterator[Exercise]:
+    """The documented functions and methods of a Python source, in its order; none when it cannot
+    be parsed. Functions inside of functions belong to the body they are in.
+    """
+    # As Python numbers them: splitlines() would count form feeds, and the library has some.
+    lines = StringIO(source, newline=None).read().split("\n")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old sources have escapes that Python now warns of
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in filter(_teaches, _outermost(tree)):
+        start = min([node.lineno, *(mark.lineno for mark in node.decorator_list)]) - 1
+        middle = node.body[0].end_lineno
+        indent = lines[node.lineno - 1][: node.col_offset]
+        head = _dedent(lines[start:middle], indent).rstrip()
+        body = _dedent(lines[middle : node.end_lineno], indent).strip("\n")
+        yield Exercise(f"{file}:{node.lineno}", file, head, body)
+
+
+def _outermost(node: ast.AST) -> Iterator[Function]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield child
+        elif isinstance(child, (ast.stmt, ast.ExceptHandler)):
+            yield from _outermost(child)
+
+
+def _teaches(node: Function) -> bool:
+    """Whether it says what it does, and then, from another line on, does something."""
+    text = ast.get_docstring(node, clean=True)
+    if text is None or len(text) < _SHORTEST or len(node.body) < 2:
+        return False
+    said, done = node.body[:2]
+    return done.lineno > (said.end_lineno or 0) and not isinstance(done, (ast.Pass, ast.Raise))
+
+
+def _dedent(lines: List[str], indent: str) -> str:
+    """Takes `indent` from each line that has it; lines inside of strings may not."""
+    return "\n".join(line[len(indent) :] if line.startswith(indent) else line for line in lines)

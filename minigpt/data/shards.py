@@ -21,8 +21,9 @@ from typing import Any, Dict, Iterator, List, Optional
 import numpy as np
 
 from minigpt.base.errors import DataError
-from minigpt.base.files import read_object
-from minigpt.data.sources import TRAIN, VALIDATION, LeftOut
+from minigpt.base.files import as_dataclass, read_object
+from minigpt.data.sources import TRAIN, VALIDATION
+from minigpt.data.values import LeftOut
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
@@ -149,15 +150,13 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
         return None
     if content.get("format") != form:
         return None
-    missing = _FACTS[form] - set(content)
-    if missing:
-        raise DataError(f"{directory / DATASET} lacks {sorted(missing)[0]}", _AGAIN)
+    for missing in sorted(_FACTS[form].difference(content)):
+        raise DataError(f"{directory / DATASET} lacks {missing}", _AGAIN)
     try:
-        content["left_out"] = LeftOut(**content.get("left_out", {}))
-        splits = [content["splits"][name] for name in _SPLITS[form] if name in content["splits"]]
-        fit = all(map(_is_split, splits)) and len(splits) == len(content["splits"]) > 0
-        fit = fit and not content["left_out"].wrong()
-    except (TypeError, AttributeError):
+        content["left_out"] = as_dataclass(LeftOut, content.get("left_out", {}))
+        splits = content["splits"]
+        fit = len(splits) > 0 and all(n in _SPLITS[form] and _is_split(splits[n]) for n in splits)
+    except (TypeError, AttributeError, ValueError):
         fit = False
     if not fit:
         raise DataError(f"{directory / DATASET} is not as prepare writes it", _AGAIN)

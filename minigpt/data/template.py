@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 from minigpt.base.errors import CheckpointError, require_known
-from minigpt.base.files import read_object, write_json
+from minigpt.base.files import as_dataclass, read_object, write_json
 from minigpt.data.tokenizer import Tokenizer
 
 FILE = "template.json"
@@ -95,12 +95,7 @@ def load_template(directory: Path) -> Optional[Template]:
     path, fix = directory / FILE, "use another checkpoint"
     if not path.exists():
         return None
-    values = read_object(path, CheckpointError, fix)
     try:
-        template = Template(**values)
-        for name, value in asdict(template).items():
-            if type(value) is not type(getattr(TEMPLATES["instruct"], name)):
-                raise ValueError(f"its {name} is {value!r}")
-        return template
-    except (TypeError, ValueError) as error:
+        return as_dataclass(Template, read_object(path, CheckpointError, fix))
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}", fix) from None

@@ -1,7 +1,8 @@
 """Work done by several processes, its results in the order of the work.
 
 Every process has a pipe of its own. So one that is killed, which may be the system's answer to a
-lack of memory, is an end of file at once, where multiprocessing's Pool would wait for ever.
+lack of memory, is an end of file at once, where multiprocessing's Pool would wait for ever, and
+concurrent.futures for the rest of a result that it was writing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Union
 
@@ -56,13 +56,33 @@ _OF_THE_START = (
 
 
 @dataclass
-class TrainConfig:
-    """Trains a GPT, or goes on training one. With no flags: a small one, on Python's library."""
+class ReadingFlags:
+    """How data are read, by every command that does."""
 
-    groups: ClassVar[Dict[str, str]] = {  # of flags in --help, by the first of each
-        "init": "model", "data": "data", "out": "run", "device": "memory", "steps": "optimizer",
-        "lora_rank": "adapter", "patience": "saving", "moai_parallelization": "MoAI",
-    }  # fmt: skip
+    validation: Annotated[Optional[Names], left_open("SHARE|FILE|DIR", "0.03, or as named")] = None
+    """What to hold out: a share of the data, or files or directories. Open: those of the data that
+    are named valid, val or dev, else a share.
+    """
+    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
+    """Where the text of a .jsonl, .json or .parquet is."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
+    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
+    """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
+    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
+    """Their names in the records, if unusual; A,INPUT,B with an input, A for a list of messages."""
+    strict: bool = False
+    """Stop at the first unusable text or record instead of leaving it out."""
+
+    def reading(self) -> Dict[str, Any]:
+        """The same for `open_datasets`, but for the template, which may be the checkpoint's."""
+        names = [one.name for one in fields(ReadingFlags) if one.name != "template"]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class StartFlags:
+    """What training begins with."""
 
     init: str = "scratch"
     """Where the weights come from: scratch, a model's name (cerebras-13b), or a checkpoint."""
@@ -88,22 +108,19 @@ class TrainConfig:
     """What to learn from: stdlib, stdlib-functions, files (.txt .py .jsonl .json .parquet) or
     directories of them. Records of instruction and answer are recognised.
     """
-    validation: Annotated[Optional[Names], left_open("SHARE|FILE|DIR", "0.03, or as named")] = None
-    """What to validate on: a share of the data, or files or directories. Open: those of the data
-    that are named valid, val or dev, else a share.
-    """
-    text_key: Annotated[Optional[str], left_open("KEY", "text or content")] = None
-    """Where the text of a .jsonl, .json or .parquet is."""
-    special_tokens: bool = False
-    """Read <|endoftext|> and <|startoftext|>, where they are written, as the end of a document."""
-    template: Annotated[Optional[str], left_open("NAME", "the checkpoint's, or instruct")] = None
-    """How records become text: instruct, or moai (the MoAI tutorial's, faults included)."""
     packing: bool = True
     """Put several records into a row, each attending to itself only."""
-    record_keys: Annotated[Optional[str], left_open("A,B", "recognised")] = None
-    """Their names in the records, if unusual; A,INPUT,B with an input, A for a list of messages."""
-    strict: bool = False
-    """Stop at the first unusable text or record instead of leaving it out."""
+
+
+@dataclass
+class TrainConfig(ReadingFlags, StartFlags):
+    """Trains a GPT, or goes on training one. With no flags: a small one, on Python's library."""
+
+    groups: ClassVar[Dict[str, str]] = {  # of flags in --help, by the first of each
+        "init": "model", "data": "data", "out": "run", "device": "memory", "steps": "optimizer",
+        "lora_rank": "adapter", "patience": "saving", "moai_parallelization": "MoAI",
+    }  # fmt: skip
+
     tokenizer: Annotated[Optional[str], left_open("NAME", "the model's")] = None
     """bytes or gpt2, when training from scratch."""
     out: Annotated[Optional[str], left_open("DIR", "runs/MODEL-DATE-TIME")] = None

@@ -19,7 +19,7 @@ from minigpt.base.text import duration, nearest, size
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import read_config as read_shape
 from minigpt.data.datasets import Opened
-from minigpt.data.records import FUNCTIONS
+from minigpt.data.sources import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import PRECISIONS, Device, weight_dtype

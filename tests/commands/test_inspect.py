@@ -180,7 +180,8 @@ def test_the_end_of_a_text_is_shown(inspect, tmp_path):
 
 
 def test_the_first_token_of_a_row_is_never_learned_and_not_said_to_be(inspect, tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": "abcd"}\n' * 300)
+    held_out = '{"text": "held out"}\n'
+    (tmp_path / "x.jsonl").write_text('{"text": "abcd"}\n' * 300 + held_out)
     printed = inspect("--data", tmp_path / "x.jsonl", "--tokenizer", "bytes", "--block-size", 4,
                       "--batch-size", 200)  # fmt: skip
     assert "    prompt  | <|endoftext|>\n    learned | abcd\n" in printed
@@ -196,13 +197,13 @@ def test_what_is_in_the_data_does_not_steer_the_terminal(inspect, tmp_path):
     assert r"learned | a\r" in printed and r"learned | \u202eb\x00" in printed
 
 
-def test_a_terminal_of_few_characters_gets_the_rest_as_question_marks(monkeypatch, tmp_path):
+def test_a_terminal_of_few_characters_gets_the_rest_spelled_out(monkeypatch, tmp_path):
     records = [{"instruction": "é", "output": "o%d" % n} for n in range(2)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    command(["inspect", *map(str, bytes_of(tmp_path / "x.jsonl"))])
+    assert run(command, ["inspect", *map(str, bytes_of(tmp_path / "x.jsonl"))]) == 0
     sys.stdout.flush()
-    assert b"[INST] ? [/INST]" in sys.stdout.buffer.getvalue()
+    assert b"[INST] \\xe9 [/INST]" in sys.stdout.buffer.getvalue()
 
 
 class TestCheckpoint:
@@ -258,7 +259,9 @@ def test_a_mistake_is_one_sentence(data, capsys, words, code, said):
 
 def test_prepared_data_with_the_wrong_tokenizer(tmp_path, capsys):
     (tmp_path / "x.txt").write_text("one line\n" * 400)
-    prepare(PrepareConfig(str(tmp_path / "x.txt"), str(tmp_path / "out"), "bytes"))
+    prepare(
+        PrepareConfig(source=str(tmp_path / "x.txt"), out=str(tmp_path / "out"), tokenizer="bytes")
+    )
     given = ["inspect", "--data", str(tmp_path / "out"), "--block-size", "50", "--tokenizer"]
     assert run(command, [*given, "bytes"]) == 0
     assert run(command, [*given, "gpt2"]) == 1

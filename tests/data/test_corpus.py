@@ -18,11 +18,13 @@ def texts(source, split=None):
 
 def test_the_standard_library_without_its_tests():
     source = find_source("stdlib")
-    names = {path.name for path in source.files}
+    names = {file.path.name for file in source.files}
     assert {"argparse.py", "typing.py", "decoder.py"} <= names
-    assert not any({"test", "tests", "site-packages"} & set(p.parts[-3:]) for p in source.files)
+    assert not any(
+        {"test", "tests", "site-packages"} & set(f.path.parts[-3:]) for f in source.files
+    )
     assert source.size() > 8_000_000
-    sizes = {s: sum(p.stat().st_size for p, x in zip(source.files, source.splits) if x == s)
+    sizes = {s: sum(file.size for file, x in zip(source.files, source.splits) if x == s)
              for s in (TRAIN, VALIDATION)}  # fmt: skip
     assert 0.005 < sizes[VALIDATION] / sizes[TRAIN] < 0.1
 
@@ -43,14 +45,14 @@ def test_a_directory_is_read_in_order_without_hidden_parts(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("# %s\n" % name)
-    found = [p.relative_to(tmp_path).as_posix() for p in find_source(str(tmp_path)).files]
+    found = [f.path.relative_to(tmp_path).as_posix() for f in find_source(str(tmp_path)).files]
     assert found == ["a.txt", "b.py", "sub/c.py"]
 
 
 def test_a_split_does_not_change_when_files_are_added(tmp_path):
     def splits():
         source = find_source(str(tmp_path), 0.3)
-        return {path.name: split for path, split in zip(source.files, source.splits)}
+        return {file.path.name: split for file, split in zip(source.files, source.splits)}
 
     for number in range(40):
         (tmp_path / ("%d.txt" % number)).write_text("x\n")

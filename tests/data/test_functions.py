@@ -6,8 +6,15 @@ from itertools import islice
 import pytest
 
 from minigpt.data.datasets import open_datasets, split_datasets
-from minigpt.data.functions import functions, library_functions
-from minigpt.data.records import FUNCTIONS, LeftOut, Record, read_records, render
+from minigpt.data.records import (
+    FUNCTIONS,
+    LeftOut,
+    Record,
+    functions,
+    library_functions,
+    read_records,
+    render,
+)
 from minigpt.data.template import TEMPLATES
 from minigpt.data.tokenizer import load_tokenizer
 

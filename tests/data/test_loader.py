@@ -49,7 +49,9 @@ def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     text = "".join("value_%d = %d\n" % (i, i) for i in range(3000))
     (path / "x.txt").write_text(text)
-    config = PrepareConfig(str(path / "x.txt"), str(path / "out"), "bytes", shard_tokens=20_000)
+    config = PrepareConfig(
+        source=str(path / "x.txt"), out=str(path / "out"), tokenizer="bytes", shard_tokens=20_000
+    )
     return prepare(config)
 
 

@@ -16,7 +16,7 @@ import pytest
 from minigpt.base.errors import DataError, UsageError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data import prepare as prepare_module
-from minigpt.data.prepare import prepared
+from minigpt.data.prepare import cached, work_of
 from minigpt.data.shards import Encoded, Shard, SplitWriter
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 
@@ -112,7 +112,7 @@ def test_a_source_that_is_not_there_is_named_before_any_vocabulary(tmp_path, mon
         "minigpt.commands.prepare.load_tokenizer", lambda _: pytest.fail("asked for")
     )
     with pytest.raises(DataError, match="there is no .*%s; name a file" % name):
-        prepare(PrepareConfig(str(tmp_path / name), str(tmp_path / "out")))
+        prepare(PrepareConfig(source=str(tmp_path / name), out=str(tmp_path / "out")))
 
 
 def test_wrong_numbers_are_refused(corpus, tmp_path):
@@ -136,6 +136,9 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
 
 
 def test_the_cache_is_used_again_until_a_file_changes(corpus, tmp_path, monkeypatch):
+    def prepared(names, tokenizer):
+        return cached(work_of(names, tokenizer), tokenizer)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = prepared(str(corpus), BytesTokenizer())
     stamp = (first / "dataset.json").stat().st_mtime_ns
@@ -143,14 +146,13 @@ def test_the_cache_is_used_again_until_a_file_changes(corpus, tmp_path, monkeypa
     assert (first / "dataset.json").stat().st_mtime_ns == stamp
     (corpus / "cli.py").write_text("x = 1\n")
     assert prepared(str(corpus), BytesTokenizer()) != first
-    assert prepared(str(first), BytesTokenizer()) == first
 
 
 PREPARES = """
 import sys
-from minigpt.data.prepare import prepared
+from minigpt.data.prepare import cached, work_of
 from minigpt.data.tokenizer import BytesTokenizer
-print(prepared(sys.argv[1], BytesTokenizer()))
+print(cached(work_of(sys.argv[1], BytesTokenizer()), BytesTokenizer()))
 """
 
 
@@ -233,7 +235,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
         "import resource, sys; from minigpt.commands.prepare import *\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "load_tokenizer('bytes'); before = peak()\n"
-        "prepare(PrepareConfig(sys.argv[1], sys.argv[2], 'bytes'))\n"
+        "prepare(PrepareConfig(source=sys.argv[1], out=sys.argv[2], tokenizer='bytes'))\n"
         "print(peak() - before)"
     )
     command = [sys.executable, "-c", code, str(big), str(tmp_path / "out")]

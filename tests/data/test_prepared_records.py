@@ -289,7 +289,7 @@ def test_a_shard_that_is_not_whole_is_named(shard, damage, words):
 
 @pytest.mark.parametrize("lost", ["left_out", "template", "splits", "tokenizer_sha256"])
 def test_a_directory_that_says_too_little_is_one_sentence(tmp_path, lost):
-    prepare(PrepareConfig(str(write(tmp_path / "r.jsonl")), str(tmp_path / "out"), "bytes"))
+    made(write(tmp_path / "r.jsonl"), tmp_path / "out")
     path = tmp_path / "out" / "dataset.json"
     content = json.loads(path.read_text())
     del content[lost]

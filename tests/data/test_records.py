@@ -254,7 +254,7 @@ def test_a_missing_file_is_one_sentence(tmp_path, name):
 @pytest.mark.parametrize("name, words", [
     ("stdlib-function", "there is no .*stdlib-function; name .* stdlib, .*stdlib-functions"),
     ("x.csv", "is no .py, .txt, .jsonl, .json, .parquet file; if it is text, give it a name that"),
-    ("directory", "left out 1: is no Parquet"),
+    ("directory", r"directory/x\.parquet is no Parquet"),
     ("mixed", "mixed has too few documents.*left out 2: no text or content among its keys: instr"),
 ])  # fmt: skip
 def test_what_is_neither_text_nor_records_is_one_sentence(tmp_path, monkeypatch, name, words):
@@ -306,6 +306,7 @@ def test_records_and_text_are_told_apart(tmp_path, name, content, records):
 def test_a_directory_is_text_whatever_its_name(tmp_path):
     for name in ("a.json", "b.jsonl"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("text\n")
         assert not holds_records(str(tmp_path / name))
 
 

@@ -10,8 +10,8 @@ from minigpt.base.errors import DataError, UsageError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data.corpus import TRAIN, VALIDATION, find_source
 from minigpt.data.datasets import open_datasets
-from minigpt.data.passes import Passes
 from minigpt.data.tokenizer import load_tokenizer, reading_marks
+from minigpt.data.windows import Passes
 
 BYTES = load_tokenizer("bytes")
 TEXT = "".join("line %d of the text\n" % n for n in range(9000))
@@ -125,8 +125,8 @@ class TestValidation:
         write(**{"in__" + name: text for name, text in texts.items()})
         found = find_source("in", 0.2)
         sides = {}
-        for path, side in zip(found.files, found.splits):
-            sides.setdefault(path.read_text(), set()).add(side)
+        for file, side in zip(found.files, found.splits):
+            sides.setdefault(file.path.read_text(), set()).add(side)
         assert all(len(side) == 1 for side in sides.values()) and len(sides) == 20
         write(x_jsonl=lines(*({"text": "text %d" % (n % 50)} for n in range(500))))
         texts = list(find_source("x.jsonl", 0.2).pieces())
@@ -152,7 +152,7 @@ class TestValidation:
         assert found.held_out == "dev.jsonl"
         found = opened("r/train.jsonl", validation="r/test.jsonl")
         assert (len(found.train.examples), len(found.validation.examples)) == (50, 9)
-        prepare(PrepareConfig("r", "out", "bytes"))
+        prepare(PrepareConfig(source="r", out="out", tokenizer="bytes"))
         again = opened("out")
         assert (len(again.train.examples), again.held_out) == (50, "dev.jsonl")
         with pytest.raises(UsageError, match=r"--validation is for .* out is prepared"):
@@ -210,7 +210,7 @@ class TestFiles:
         os.rename("in/MACOSX", "in/__MACOSX")
         os.makedirs("elsewhere")
         os.symlink(os.path.abspath("elsewhere"), "in/link")
-        prepare(PrepareConfig("in/a.txt", "in/prepared", "bytes"))
+        prepare(PrepareConfig(source="in/a.txt", out="in/prepared", tokenizer="bytes"))
         texts = split("in")
         assert texts[TRAIN] + texts[VALIDATION] == TEXT[:5000]
         said = "\n".join(opened("in").notes)
@@ -229,6 +229,11 @@ class TestFiles:
     def test_what_cannot_be_read_is_left_out_and_counted(self):
         write(in__a_txt=TEXT[:5000], in__b_txt=b"ok\n\xff\xfe\xfa", in__c_py="# coding: rot13\nx",
               in__d_py="# coding: undefined\nx", in__e_jsonl='{"a": 1}\nnull\n{"te')  # fmt: skip
+        with pytest.raises(
+            DataError, match=r"none fell to validation; left out 1: not utf-8 \(in/b"
+        ):
+            opened("in")  # where what would have been held out is all broken
+        write(**{"in__%s_txt" % name: name * 40 for name in "jk"})
         said = "\n".join(opened("in").notes)
         for part in ("not utf-8 (in/b.txt:2)", "in/c.py", "in/d.py", "no JSON (in/e.jsonl:3)"):
             assert part in said
@@ -274,7 +279,7 @@ def test_every_token_counts_once(count, width, stride):
 
 def test_shards_that_are_not_as_they_were_written_are_found():
     write(x_txt=TEXT[:3000])
-    out = prepare(PrepareConfig("x.txt", "out", "bytes"))
+    out = prepare(PrepareConfig(source="x.txt", out="out", tokenizer="bytes"))
     path, facts = out / "train-00000.tokens", out / "dataset.json"
     whole, said = path.read_bytes(), facts.read_text()
     path.write_bytes(whole[:80] + b"\xff\xff" + whole[82:])

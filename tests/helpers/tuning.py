@@ -7,7 +7,7 @@ import torch
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import save_model
 from minigpt.commands.flags import parse_settings
-from minigpt.data.functions import functions
+from minigpt.data.records import functions
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT, GPTConfig
