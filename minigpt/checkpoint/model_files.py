@@ -77,7 +77,7 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype) -> G
     model = add_lora(load_model(adapter.base, device, dtype), adapter.lora)
     parameters = adapter_tensors(model)
     with ExitStack() as stack:
-        for name, tensor in _open_adapter(directory, parameters, stack).items():
+        for name, tensor in open_adapter(directory, parameters, stack).items():
             parameters[name].data.copy_(tensor.read())
     return model
 
@@ -104,7 +104,7 @@ def open_weights(
     _check_shapes(directory, weights, dict(model.named_parameters()))
     if adapter is None:
         return weights
-    thin = _open_adapter(directory, adapter_tensors(add_lora(model, adapter.lora)), stack)
+    thin = open_adapter(directory, adapter_tensors(add_lora(model, adapter.lora)), stack)
     for name in thin:
         matrix, _, leaf = name.rpartition(".")
         if leaf == "a":
@@ -121,9 +121,10 @@ def _merged(
     return merged(base.read(), a.read(), b.read(), config).to(dtype)
 
 
-def _open_adapter(
+def open_adapter(
     directory: Path, expected: Mapping[str, Tensor], stack: ExitStack
 ) -> Dict[str, LazyTensor]:
+    """A LoRA checkpoint's thin matrices by name; CheckpointError unless they are `expected`."""
     thin = safetensors.open_safetensors(directory / WEIGHTS, stack)
     _check_shapes(directory, thin, expected)
     return thin

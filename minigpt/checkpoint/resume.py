@@ -17,14 +17,16 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor, nn
 
+from minigpt.base.divided import keep_rows
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.adapter import Adapter, write_adapter
-from minigpt.checkpoint.model_files import save_model
+from minigpt.checkpoint.model_files import SHARD_BYTES, save_model
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
+from minigpt.model.lora import adapter_tensors
 from minigpt.optim.adamw import AdamW
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -59,23 +61,39 @@ def save_checkpoint(
     directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState,
     template: Optional[Template] = None, adapter: Optional[Adapter] = None,
 ) -> None:  # fmt: skip
-    """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written."""
+    """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written.
+    Where model and optimizer are divided among processes, the others call `help_to_save`.
+    """
 
     def write(partial: Path) -> Dict[str, safetensors.FileRecord]:
         if adapter is None:
             records = save_model(partial, model)
         else:
             records = write_adapter(partial, model, adapter)
-        moments = {}
-        for name, parameter in model.named_parameters():
-            for kind, tensor in optimizer.state.get(parameter, {}).items():
-                moments[f"{kind}.{name}"] = tensor
-        kept = safetensors.in_memory(moments)
-        records[OPTIMIZER] = safetensors.write_safetensors(partial / OPTIMIZER, kept)
+        moments = _moments(model, optimizer)
+        records[OPTIMIZER] = safetensors.write_safetensors(partial / OPTIMIZER, moments)
         write_json(partial / STATE, asdict(state))
         return records
 
     manifest.write_checkpoint(directory, write, tokenizer, template, replace=True)
+
+
+def help_to_save(model: GPT, optimizer: AdamW, adapter: Optional[Adapter] = None) -> None:
+    """Gives the rows of this process to the one that writes, one tensor after the other."""
+    if adapter is None:
+        tensors = safetensors.in_memory(dict(model.named_parameters()))
+        safetensors.read_along(tensors, SHARD_BYTES)
+    else:
+        safetensors.read_along(safetensors.in_memory(adapter_tensors(model)))
+    safetensors.read_along(_moments(model, optimizer))
+
+
+def _moments(model: GPT, optimizer: AdamW) -> Dict[str, safetensors.LazyTensor]:
+    moments = {}
+    for name, parameter in model.named_parameters():
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            moments[f"{kind}.{name}"] = tensor
+    return safetensors.in_memory(moments)
 
 
 def load_state(directory: Path) -> RunState:
@@ -96,6 +114,7 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: in
             if weight is None or weight.shape != tensor.shape:
                 what = f"{directory / OPTIMIZER}: {name} does not belong to this model"
                 raise CheckpointError(what, "resume from another checkpoint")
-            optimizer.state[weight][kind] = tensor.read().to(weight.device, copy=True)
+            optimizer.state[weight][kind] = kept = torch.zeros_like(weight, dtype=tensor.dtype)
+            keep_rows(kept, tensor.read())
     for group in optimizer.param_groups:
         group["step"] = step

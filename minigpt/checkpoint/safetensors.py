@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minigpt.base.divided import whole
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import read_object, require_space, write_json
 
@@ -57,8 +58,8 @@ class LazyTensor:
 
 
 def in_memory(tensors: Mapping[str, Tensor]) -> Dict[str, LazyTensor]:
-    """Tensors that are here, on any device, as what is written."""
-    return {n: LazyTensor(t.dtype, tuple(t.shape), t.detach) for n, t in tensors.items()}
+    """Tensors that are here, on any device, or divided among processes, as what is written."""
+    return {n: LazyTensor(t.dtype, tuple(t.shape), partial(whole, t)) for n, t in tensors.items()}
 
 
 def open_safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
@@ -90,16 +91,27 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> FileReco
     """Writes the tensors, each read when its turn comes; the caller syncs the file. ValueError when
     one that is read is not what was said of it.
     """
-    # The widest dtype first keeps every tensor aligned for readers that map the file.
-    order = sorted(tensors, key=lambda name: (-width(tensors[name].dtype), name))
     digest = hashlib.sha256()
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        for block in _blocks({name: tensors[name] for name in order}):
+        for block in _blocks({name: tensors[name] for name in _order(tensors)}):
             hashed = pool.submit(digest.update, block)  # beside the writing
             file.write(block)
             hashed.result()
         size = file.tell()
     return FileRecord(size, digest.hexdigest())
+
+
+def _order(tensors: Mapping[str, LazyTensor]) -> List[str]:
+    """The widest dtype first keeps every tensor aligned for readers that map the file."""
+    return sorted(tensors, key=lambda name: (-width(tensors[name].dtype), name))
+
+
+def read_along(tensors: Mapping[str, LazyTensor], shard_bytes: Optional[int] = None) -> None:
+    """Reads in the order in which another process writes, where a tensor is gathered from all."""
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    for names in plan_shards(sizes, shard_bytes).values():
+        for name in _order({n: tensors[n] for n in names}):
+            tensors[name].read()
 
 
 def _blocks(tensors: Mapping[str, LazyTensor]) -> Iterator[memoryview]:

@@ -5,6 +5,7 @@ It takes the flags of train.py, which says the same in a line before it loads a 
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import ClassVar, Dict, List, Optional, Sequence, Tuple
 import torch
 from typing_extensions import Annotated
 
-from minigpt.base.errors import MinigptError, UsageError
+from minigpt.base.errors import MinigptError, UsageError, require_number
 from minigpt.base.text import duration, size
 from minigpt.commands.flags import parse_settings
 from minigpt.data.shards import TEXT, read_dataset
@@ -25,6 +26,7 @@ from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.planning.peaks import GB
 from minigpt.training.config import Settings, TrainConfig, left_open
+from minigpt.training.parallel import processes
 from minigpt.training.resolve import Pace, advice, job_of, pace, resolve, too_long
 
 # Published for Cerebras-GPT-13B in the "LLM Fine-tuning Parameter Guide" of docs.moreh.io (MoAI
@@ -37,9 +39,9 @@ _PUBLISHED = {
 _STAGES = 4  # pipeline stages in all four published logs of that model
 _BYTES, _OF_A_TOKEN = 257, 3.0  # the bytes tokenizer's words; bytes that one of GPT-2's stands for
 _PARTS = {
-    "weights": "weights", "16-bit copies": "copies", "gradients": "gradients",
-    "optimizer states": "states", "activations": "activations", "logits and loss": "loss",
-    "passing": "work",
+    "weights": "weights", "16-bit copies": "copies", "gathered": "gathered",
+    "gradients": "gradients", "optimizer states": "states", "activations": "activations",
+    "logits and loss": "loss", "passing": "work",
 }  # fmt: skip
 
 
@@ -53,7 +55,8 @@ class PlanConfig(TrainConfig):
         **TrainConfig.groups, "template": "", "tokenizer": "data", "out": "", "resume": "run",
         "force": "", "deterministic": "", "lr": "", "grad_clip": "optimizer", "lora_alpha": "",
         "lora_dropout": "adapter", "patience": "", "moai_parallelization": "", "memory": "memory",
-        "moai_activation_recomputation": "MoAI", "moai_distribute_parameter": "",
+        "gpus": "together", "moai_activation_recomputation": "MoAI",
+        "moai_distribute_parameter": "",
     }  # fmt: skip
 
     device: str = "auto"
@@ -62,11 +65,20 @@ class PlanConfig(TrainConfig):
     """
     memory: Annotated[Optional[str], left_open("80GB", "the device's")] = None
     """Memory to plan for, such as 80GB."""
+    gpus: int = 1
+    """GPUs on a machine, as torchrun --nproc-per-node says it."""
+    nodes: int = 1
+    """Machines, as torchrun --nnodes says it."""
 
 
 def plan_command(arguments: List[str]) -> None:
     """Prints the plan of the run that train.py would make of `arguments`."""
     config = parse_settings(PlanConfig, "minigpt plan", arguments)
+    for name in ("gpus", "nodes"):
+        require_number(f"--{name}", getattr(config, name), least=1, whole=True)
+    if config.gpus * config.nodes > 1:  # as torchrun would say it to train.py
+        sizes = {"WORLD_SIZE": config.gpus * config.nodes, "LOCAL_WORLD_SIZE": config.gpus}
+        os.environ.update((name, str(size)) for name, size in sizes.items())
     device, planned = _target(config)
     settings = resolve(config, device, room=planned.memory if planned else None)
     job, step = job_of(settings, device), None
@@ -74,7 +86,11 @@ def plan_command(arguments: List[str]) -> None:
     layers = f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide"
     lines = [f"model     {shape.parameter_count():,} parameters: {layers}"]
     rows = f"{job.rows} rows at a time, {job.precision}{adapter}"
-    lines.append(f"step      {job.batch} x {job.block} tokens, {rows}")
+    lines.append(f"step      {settings.batch_size} x {job.block} tokens, {rows}")
+    if processes() > 1:
+        divided = f", the model divided among {job.shards}" if job.shards > 1 else ""
+        how = f"--parallel {settings.division}{divided}"
+        lines.append(f"together  {processes()} devices, {job.batch} rows each, {how}")
     if planned is None:
         lines += _flavor_lines(job, peaks.FLAVORS)
     else:
@@ -104,12 +120,13 @@ def _target(config: PlanConfig) -> Tuple[Optional[Device], Optional[peaks.Accele
 
 def _table(job: Job, planned: peaks.Accelerator) -> List[str]:
     """Each part at its largest, and the largest sum; as asked, and with the other recomputation."""
-    titles = ["", *_PARTS, "at one time", "that is when", "rows that fit"]
+    shown = {title: part for title, part in _PARTS.items() if job.shards > 1 or part != "gathered"}
+    titles = ["", *shown, "at one time", "that is when", "rows that fit"]
     columns = []
     for head, one in (("all kept", False), ("recomputed", True)):
         variant = replace(job, recompute=one)
         most, steps = memory(variant), moments(variant)
-        parts = [size(max(getattr(moment, part) for moment in steps)) for part in _PARTS.values()]
+        parts = [size(max(getattr(moment, part) for moment in steps)) for part in shown.values()]
         rows = str(largest_rows(variant, planned.memory))
         columns.append([head, *parts, size(most.total), most.moment, rows])
     lines = [f"{title:<18}{kept:>17}{again:>17}" for title, kept, again in zip(titles, *columns)]
@@ -136,7 +153,7 @@ def _time(job: Job, planned: peaks.Accelerator) -> str:
     step = pace(job, planned)
     if step is None:
         return "time      unknown without a --device"
-    speed = int(job.batch * job.block / step.seconds)
+    speed = int(processes() * job.batch * job.block / step.seconds)
     return f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"
 
 

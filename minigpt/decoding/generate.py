@@ -214,11 +214,11 @@ def stream(
 def generate(
     model: GPT, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 1.0,
     top_k: Optional[int] = None, top_p: Optional[float] = None, stop_id: Stop = None,
-    seed: Optional[int] = None, repetition_penalty: float = 1.0,
+    seed: Optional[int] = None, repetition_penalty: float = 1.0, step: Optional[Step] = None,
 ) -> List[int]:  # fmt: skip
     """The ids that continue `prompt_ids`, at most `max_new_tokens`, up to but without a `stop_id`,
     which may be several. UsageError for what is no id of the model's, or out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    steps = stream(model, [prompt_ids], max_new_tokens, [False], sampling, stop_id, seed)
+    steps = stream(model, [prompt_ids], max_new_tokens, [False], sampling, stop_id, seed, step)
     return [token for (token,) in steps if token is not None]

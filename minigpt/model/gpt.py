@@ -221,19 +221,22 @@ class GPT(nn.Module):
         projections that write to the residual stream smaller by 1/sqrt(2 L), so that the stream's
         variance does not grow with depth.
         """
-        if self.token_embedding.weight.is_meta:
-            return
+        if not self.token_embedding.weight.is_meta:
+            for name, parameter in self.named_parameters():
+                self.draw(name, parameter)
+
+    def draw(self, name: str, weight: Tensor) -> None:
+        """Fills `weight`, of the shape of the parameter `name`, with what that begins with."""
         std = self.config.init_std
         hidden = self.config.hidden_init_std or std
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1.0)
-            elif name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.normal_(0.0, hidden / math.sqrt(2 * self.config.n_layer))
-            else:
-                parameter.normal_(0.0, hidden if name.startswith("blocks") else std)
+        if name.endswith("bias"):
+            weight.zero_()
+        elif "norm" in name:
+            weight.fill_(1.0)
+        elif name.endswith(("attention.out.weight", "mlp.down.weight")):
+            weight.normal_(0.0, hidden / math.sqrt(2 * self.config.n_layer))
+        else:
+            weight.normal_(0.0, hidden if name.startswith("blocks") else std)
 
     def _check(self, new: int, documents: Optional[Documents], cache: Optional[KVCache]) -> None:
         length, room = new, self.config.n_positions

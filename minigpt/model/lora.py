@@ -59,12 +59,17 @@ class LoRALinear(nn.Module):
         like = base.weight
         self.a = nn.Parameter(like.new_empty(config.rank, like.size(1)))
         self.b = nn.Parameter(like.new_zeros(like.size(0), config.rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        draw(self.a)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
         thin = F.dropout(x, self.dropout, self.training) @ self.a.t()  # (..., rank)
         return self.base(x) + self.scale * (thin @ self.b.t())
+
+
+def draw(a: Tensor) -> None:
+    """Fills a fresh A (rank, in)."""
+    nn.init.kaiming_uniform_(a, a=math.sqrt(5))
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, config: LoRAConfig) -> Tensor:

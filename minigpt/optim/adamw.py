@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from minigpt.base.divided import local
 from minigpt.optim.execution import Execution, Scalars, in_slices
 from minigpt.optim.rounding import round_stochastically, split
 
@@ -115,5 +116,5 @@ class AdamW(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state.update((name, torch.zeros_like(weight)) for name in names)
-        tensors = [weight, weight.grad, *(state[name] for name in names)]
+        tensors = [local(t) for t in (weight, weight.grad, *(state[name] for name in names))]
         self.execution(step, tensors, scalars, gradient_scale)

@@ -5,22 +5,32 @@ scale = min(1, limit / norm),   norm = sqrt(sum over all gradients of g^2)
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional, Tuple
+from typing import Callable, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from minigpt.base.divided import local
+
+Across = Callable[[Tensor], Tensor]
+
+
+def alone(norm: Tensor) -> Tensor:
+    """`Across` where this process holds all gradients."""
+    return norm
+
 
 def clip_scale(
-    parameters: Iterable[Tensor], limit: float, loss_scale: float = 1.0
+    parameters: Iterable[Tensor], limit: float, loss_scale: float = 1.0, across: Across = alone
 ) -> Tuple[Tensor, Optional[Tensor]]:
     """The global gradient norm, and what to multiply the gradients with (None: leave them).
 
     Both are 0-d and stay on the device, so that nothing waits for it; `AdamW.step` multiplies.
+    `across` makes of the norm of what is here that of what all processes hold.
     `limit` 0 does not clip. Gradients of a loss times `loss_scale` are divided by it, norm and all.
     """
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-    norm = global_norm(norms) / loss_scale
+    norms = [torch.linalg.vector_norm(local(p.grad)) for p in parameters if p.grad is not None]
+    norm = across(global_norm(norms)) / loss_scale
     if limit:
         return norm, torch.clamp(limit / (norm + 1e-6), max=1.0) / loss_scale
     return norm, None if loss_scale == 1.0 else torch.full_like(norm, 1.0 / loss_scale)

@@ -17,8 +17,9 @@ from typing import Dict, Iterable, List
 import torch
 from torch import Tensor
 
+from minigpt.base.divided import local
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale, global_norm, next_loss_scale
+from minigpt.optim.clipping import Across, alone, clip_scale, global_norm, next_loss_scale
 
 
 class Update:
@@ -40,14 +41,18 @@ class Update:
 class Clipped(Update):
     """Never waits for the device. `grad_clip` is the largest norm that passes; 0: no clipping."""
 
-    def __init__(self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float) -> None:
+    def __init__(
+        self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float,
+        across: Across = alone,
+    ) -> None:  # fmt: skip
         self.optimizer, self.parameters, self.grad_clip = optimizer, list(parameters), grad_clip
+        self.across = across
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
-        norm, scale = clip_scale(self.parameters, self.grad_clip)
+        norm, scale = clip_scale(self.parameters, self.grad_clip, across=self.across)
         self.optimizer.step(scale)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -60,9 +65,9 @@ class Scaled(Clipped):
 
     def __init__(
         self, optimizer: AdamW, parameters: Iterable[Tensor], grad_clip: float,
-        loss_scale: float, clean_steps: int = 0, skipped_steps: int = 0,
+        loss_scale: float, clean_steps: int = 0, skipped_steps: int = 0, across: Across = alone,
     ) -> None:  # fmt: skip
-        super().__init__(optimizer, parameters, grad_clip)
+        super().__init__(optimizer, parameters, grad_clip, across)
         self.loss_scale, self.clean_steps = loss_scale, clean_steps
         self.skipped_steps = skipped_steps
         self.grad_norm = torch.zeros((), device=self.parameters[0].device)
@@ -71,7 +76,7 @@ class Scaled(Clipped):
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
-        norm, scale = clip_scale(self.parameters, self.grad_clip, self.loss_scale)
+        norm, scale = clip_scale(self.parameters, self.grad_clip, self.loss_scale, self.across)
         finite = math.isfinite(norm.item())  # only float16 has to wait for the device here
         if finite:
             self.grad_norm = norm
@@ -92,8 +97,8 @@ class InBackward(Update):
     never all in memory. Hence no clipping, which needs all first, and one micro-batch a step.
     """
 
-    def __init__(self, optimizer: AdamW) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: AdamW, across: Across = alone) -> None:
+        self.optimizer, self.across = optimizer, across
         self.norms: List[Tensor] = []  # of this step's gradients so far
         for number, group in enumerate(optimizer.param_groups):
             for weight in group["params"]:
@@ -105,13 +110,13 @@ class InBackward(Update):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
-        norm = global_norm(self.norms)
+        norm = self.across(global_norm(self.norms))
         self.norms.clear()
         return norm
 
     @torch.no_grad()
     def _step_weight(self, group: int, weight: Tensor) -> None:
         assert weight.grad is not None
-        self.norms.append(torch.linalg.vector_norm(weight.grad))
+        self.norms.append(torch.linalg.vector_norm(local(weight.grad)))
         self.optimizer.step_weight(weight, self.scalars[group])
         weight.grad = None

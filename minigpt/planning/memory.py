@@ -17,7 +17,7 @@ Letters: N tokens of a micro-batch, T of a row, L layers, C width, I of the MLP,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List, Optional
 
 from minigpt.model.gpt import GPTConfig
@@ -45,6 +45,7 @@ class Job:
     explicit: bool = False  # attention as a formula, which keeps the (T, T) weights
     whole_logits: bool = False  # the loss is the plain formula, as on MoAI
     compiled_update: bool = False  # AdamW's step, which then makes no copies
+    shards: int = 1  # processes among which model and optimizer are divided
     on_cpu: bool = False  # there, dropout keeps its mask in full width, and updates go by slices
 
     @property
@@ -99,6 +100,7 @@ class Memory:
     moment: str
     weights: int = 0
     copies: int = 0  # of the weights, in 16 bits
+    gathered: int = 0  # of weights that are divided among processes: those in use
     gradients: int = 0
     states: int = 0  # of the optimizer
     activations: int = 0  # kept for the backward pass
@@ -117,6 +119,25 @@ def memory(job: Job) -> Memory:
 
 def moments(job: Job) -> List[Memory]:
     """The moments of a step, in order; of several micro-batches, those of the last."""
+    if job.shards == 1:
+        return _moments(job)
+    alone, shape = _moments(replace(job, shards=1)), job.shape
+    ends = shape.parameter_count() - shape.n_layer * _block_count(shape)
+    in_use = ends * job.weight_bytes + 2 * _block_count(shape) * job.product_bytes
+    return [
+        replace(
+            m,
+            weights=m.weights // job.shards,
+            states=m.states // job.shards,
+            copies=0,
+            gradients=m.gradients // job.shards,
+            gathered=0 if m.moment == "step" else in_use,
+        )
+        for m in alone
+    ]
+
+
+def _moments(job: Job) -> List[Memory]:
     shape, stream, learn = job.shape, job.weight_bytes, trained_count(job)
     C, N = shape.n_embd, job.tokens
     weights = (shape.parameter_count() + (learn if job.lora else 0)) * stream
@@ -162,9 +183,13 @@ def trained_count(job: Job) -> int:
         return shape.n_layer * job.lora.rank * sum(ends[name] for name in set(job.lora.targets))
     if job.freeze_layers is None:
         return shape.parameter_count()
-    block = matrices(shape) + 9 * C + I  # with biases and both norms
     embeddings = (shape.vocab_size + shape.n_positions) * C
-    return shape.parameter_count() - embeddings - job.freeze_layers * block
+    return shape.parameter_count() - embeddings - job.freeze_layers * _block_count(shape)
+
+
+def _block_count(shape: GPTConfig) -> int:
+    """Parameters of a block, with biases and both norms."""
+    return matrices(shape) + 9 * shape.n_embd + shape.inner
 
 
 def states(job: Job) -> int:

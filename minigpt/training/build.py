@@ -30,6 +30,7 @@ from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.config_file import CONFIG, differ, write_settings
 from minigpt.training.parallel import ALONE, World, processes
 from minigpt.training.resolve import compiles_update, job_of
+from minigpt.training.sharded import fill, mesh_of, on_meta, shard
 from minigpt.training.trainer import Trainer
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -60,19 +61,26 @@ def build(
         device.be_deterministic()
     device.start(asked.moai_options())
     torch.manual_seed(asked.seed)
-    model, adapter = _weights(settings, device)
+    divided = settings.division in ("fsdp", "hsdp")
+    if divided:
+        world = replace(world, mesh=mesh_of(settings.division, device, world.size))
+    model, adapter = (on_meta(settings), None) if divided else _weights(settings, device)
     set_dropout(model, settings.shape.dropout)
     freeze(model, asked.freeze_layers)
+    compiles = _compiles(asked, device)
+    objective = objective_for(model, device, asked.precision, asked.recompute, compiles)
+    if divided:
+        shard(objective, world.mesh, asked.precision)
+        objective.to_empty(device=device.torch_device)
+        adapter = fill(model, settings, device)
     optimizer = _optimizer(settings, model, device)
     if settings.resumes is not None:
         load_optimizer(settings.resumes, model, optimizer, state.step - state.skipped_steps)
         device.set_rng_state(state.kept_rng())
-    compiles = _compiles(asked, device)
     return Trainer(
         settings=settings, run=settings.run, device=device, model=model.train(), world=world,
-        objective=objective_for(model, device, asked.precision, asked.recompute, compiles),
-        tokenizer=tokenizer, optimizer=optimizer, adapter=adapter, state=state,
-        update=_update(settings, model, optimizer, state),
+        objective=objective, tokenizer=tokenizer, optimizer=optimizer, adapter=adapter, state=state,
+        update=_update(settings, model, optimizer, state, world),
         loader=Loader(data.train, settings.batch_size, asked.seed, state.samples_seen,
                       world.rank, world.size),
         validation=data.validation, prompt=data.prompt or _prompt(asked, data, tokenizer),
@@ -164,13 +172,15 @@ def _optimizer(settings: Settings, model: GPT, device: Device) -> AdamW:
     return AdamW(groups, settings.lr, betas, settings.eps, settings.weight_decay, execution)
 
 
-def _update(settings: Settings, model: GPT, optimizer: AdamW, state: RunState) -> Update:
+def _update(
+    settings: Settings, model: GPT, optimizer: AdamW, state: RunState, world: World
+) -> Update:
     if settings.asked.fused_backward:
-        return InBackward(optimizer)
+        return InBackward(optimizer, world.across)
     if not state.loss_scale:
-        return Clipped(optimizer, model.parameters(), settings.grad_clip)
+        return Clipped(optimizer, model.parameters(), settings.grad_clip, world.across)
     scale = state.loss_scale, state.clean_steps, state.skipped_steps
-    return Scaled(optimizer, model.parameters(), settings.grad_clip, *scale)
+    return Scaled(optimizer, model.parameters(), settings.grad_clip, *scale, world.across)
 
 
 def _compiles(asked: TrainConfig, device: Device) -> bool:

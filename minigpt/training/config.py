@@ -147,6 +147,8 @@ class TrainConfig(ReadingFlags, StartFlags):
     """Compile the model and the optimizer step with torch.compile, where PyTorch has it."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same bits every time, as CPUs always do."""
+    parallel: Annotated[Optional[str], left_open("NAME", "ddp where that fits, else fsdp")] = None
+    """Under torchrun. ddp: each process has the model; fsdp: each a part; hsdp: each machine."""
     steps: OpenInt = None
     """Optimizer steps."""
     epochs: Annotated[Optional[float], left_open("FLOAT", "none")] = None
@@ -314,6 +316,7 @@ class Settings:
     steps: int
     batch_size: int
     micro_batch_size: int
+    division: str  # among processes, as --parallel names it; of one process, none
     block_size: int
     lr: float
     min_lr: float

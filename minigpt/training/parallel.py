@@ -1,8 +1,9 @@
 """One run in several processes: torchrun starts them, torch.distributed joins them.
 
     rank 0        prints, writes, and decides; the others compute, and are told
-    every rank    has a copy of the model and its share of each batch; torch's
-                  DistributedDataParallel adds up the gradients while the backward pass goes on
+    every rank    has its share of each batch, and a copy of the model, whose gradients torch's
+                  DistributedDataParallel adds up while the backward pass goes on; or a share of
+                  the model, too (sharded.py)
 
 `World` is all that the rest of minigpt knows of it. Alone (size 1) it does nothing, and there is
 no process group. Gradients are added and not averaged: the loss of a step is divided by the tokens
@@ -12,6 +13,7 @@ of the whole step already, and not every rank has equally many.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -56,11 +58,17 @@ class World:
     size: int = 1
     host_group: Any = None  # for what lies on the host, where the device has a group of its own
     store: Any = None
+    mesh: Any = None  # over whose last dimension the model is divided; None: every rank has it all
 
     @property
     def first(self) -> bool:
         """Whether this is the process that prints, writes and decides."""
         return self.rank == 0
+
+    @property
+    def divided(self) -> bool:
+        """Whether no rank has the whole model: whoever computes with it needs all others."""
+        return self.mesh is not None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' `tensor`, in its place."""
@@ -119,10 +127,10 @@ class World:
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """The objective, whose gradients are those of all ranks together after a backward pass."""
-        if self.size == 1:
+        if self.size == 1 or self.mesh is not None:
             return objective
         try:
-            together = DistributedDataParallel(objective)
+            together = DistributedDataParallel(objective, gradient_as_bucket_view=True)
         except RuntimeError as error:
             if "Invalid scalar type" not in str(error):
                 raise
@@ -138,15 +146,39 @@ class World:
             return wrapped.no_sync()
         return contextlib.nullcontext()
 
+    def across(self, norm: Tensor) -> Tensor:
+        """The norm of all gradients, from that of those that this rank holds."""
+        if self.mesh is None:
+            return norm
+        squares = norm.square()
+        dist.all_reduce(squares, group=self.mesh.get_group(self.mesh.ndim - 1))
+        return squares.sqrt()
+
+    def settle(self, objective: nn.Module) -> None:
+        """After a pass without a backward pass: each rank's parameters are its own rows again."""
+        for module in objective.modules() if self.divided else ():
+            getattr(module, "reshard", lambda: None)()
+
+    @contextlib.contextmanager
+    def gathered(self, objective: Any) -> Iterator[None]:
+        """While it is open, the model can be called outside of the objective, by all ranks."""
+        if self.divided:
+            objective.unshard()
+        yield
+        self.settle(objective)
+
     def draw_apart(self, seed: int, step: int) -> None:
         """From here to `draw_alike`, every rank has random numbers of its own (dropout)."""
         if self.size > 1:
             torch.manual_seed(_mixed(seed, step, 1 + self.rank))
 
     def draw_alike(self, seed: int, step: int) -> None:
-        """From here on all ranks have the same (rounding, or the copies would drift apart)."""
+        """From here on ranks that hold the same weights round them alike, or copies would drift
+        apart.
+        """
         if self.size > 1:
-            torch.manual_seed(_mixed(seed, step, 0))
+            part = 0 if self.mesh is None else self.mesh.get_local_rank(self.mesh.ndim - 1)
+            torch.manual_seed(_mixed(seed, step, -part))
 
 
 ALONE = World()
@@ -184,6 +216,7 @@ def joined(device: Device) -> Iterator[World]:
                 sys.exit(1)
             what = f"one of the {size} processes has ended, or did not answer in time"
             raise TrainingError(what, "go on with --resume once it is known why") from None
+    gc.collect()  # FSDP's hooks, or a process may abort while it ends
     world.wait()
     dist.destroy_process_group()
 

@@ -8,12 +8,13 @@ asked for its free memory.
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from minigpt.base.errors import UsageError, flag
+from minigpt.base.errors import UsageError, flag, require_known
 from minigpt.base.files import shorter
 from minigpt.base.text import duration, nearest, size
 from minigpt.checkpoint import run_files
@@ -43,6 +44,7 @@ LORA_TUNING = replace(FINE_TUNING, lr=2e-4, min_lr=2e-5, weight_decay=0.01)
 _LOGITS = 250_000_000  # of a micro-batch: 1 GB in fp32
 _BUSY = 16 * 1024  # tokens at a time from which a GPU gains nothing by more
 _STEP_TOKENS = 2**31
+PARALLEL = ("ddp", "fsdp", "hsdp")
 _VALIDATED = 0.3  # tokens for each that is trained on, at least and at most:
 _FEWEST, _MOST = 4096, 1_000_000
 _VOCABULARIES: Dict[Union[str, Path], int] = {"bytes": 257, "gpt2": 50257}
@@ -73,8 +75,9 @@ def resolve(
         resumes=start.checkpoint if config.resume else None, vocabulary=start.vocabulary,
         shape=start.shape, lora=config.lora(), template=template, tuned=start.tuned,
         data=config.data or ("stdlib" if config.init == "scratch" else FUNCTIONS),
-        micro_batch_size=steps["batch_size"], **steps,
+        micro_batch_size=steps["batch_size"], division="none", **steps,
     )  # fmt: skip
+    settings = replace(settings, division=_division(settings, device, room))
     _check_sizes(settings)
     return replace(settings, micro_batch_size=_rows(settings, device, room))
 
@@ -114,14 +117,24 @@ def _check_sizes(s: Settings) -> None:
          "choose a smaller one"),
         (s.batch_size % ranks,
          f"--batch-size {s.batch_size} does not divide among {ranks} processes", f"use {sizes}"),
-        (ranks > 1 and s.asked.fused_backward,
+        (s.asked.fused_backward and s.division == "ddp",
          "--fused-backward steps before the other processes' gradients are there",
-         "leave it out under torchrun"),
+         "use --parallel fsdp, or leave it out"),
         (s.min_lr > s.lr, f"--min-lr {s.min_lr} is above --lr {s.lr}, from which the rate falls",
          "make it smaller, or leave it out"),
         (frozen > s.shape.n_layer, f"--freeze-layers is {frozen}",
          f"the model has {s.shape.n_layer} layers"),
     )  # fmt: skip
+
+
+def _division(s: Settings, device: Optional[Device], room: Optional[int]) -> str:
+    """How several processes train: as asked, or each with the whole model, where that fits."""
+    require_known("parallel", s.asked.parallel, PARALLEL)
+    if processes() == 1 or s.asked.parallel is not None:
+        return "none" if processes() == 1 else str(s.asked.parallel)
+    room = room if device is None else device.free_memory()
+    fits = room is None or memory(replace(job_of(s, device), rows=1)).total <= room
+    return "ddp" if fits else "fsdp"
 
 
 def _rows(s: Settings, device: Optional[Device], room: Optional[int]) -> int:
@@ -266,8 +279,14 @@ def job_of(settings: Settings, device: Optional[Device]) -> Job:
         asked.fused_backward, s.lora, asked.freeze_layers, whole_logits=moai,
         explicit=device is not None and not device.fused_attention,
         compiled_update=device is None or compiles_update(asked, device),
-        on_cpu=device is not None and device.on_cpu,
+        on_cpu=device is not None and device.on_cpu, shards=_shards(s.division),
     )  # fmt: skip
+
+
+def _shards(division: str) -> int:
+    """Among how many processes the model is divided."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    return {"fsdp": processes(), "hsdp": here}.get(division, 1)
 
 
 def compiles_update(asked: TrainConfig, device: Device) -> bool:

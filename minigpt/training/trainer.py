@@ -19,11 +19,11 @@ import torch
 from minigpt.base.errors import DeviceError, TrainingError, storage_error
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.adapter import Adapter
-from minigpt.checkpoint.resume import RunState, save_checkpoint
+from minigpt.checkpoint.resume import RunState, help_to_save, save_checkpoint
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.decoding.generate import generate
+from minigpt.decoding.generate import decode_step, generate
 from minigpt.devices.device import Device, is_out_of_memory
 from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW
@@ -222,18 +222,23 @@ class Trainer:
 
     def _sample(self) -> None:
         """Appends a sample to samples.md."""
+        text = self.sample(200, 0.8)
         if not self.world.first:
             return
-        text = self.sample(200, 0.8)
         with (self.run / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## step {self.state.step}\n\n```\n{text}\n```\n\n")
 
     def sample(self, count: int, temperature: float) -> str:
         """The prompt continued, from a generator of its own: training does not notice."""
-        ids = generate(
-            self.model, self.prompt, count, temperature, 50,
-            stop_id=self.tokenizer.eos_id if self.answers else None, seed=self.settings.asked.seed,
-        )  # fmt: skip
+        if not (self.world.first or self.world.divided):
+            return ""
+        stop = self.tokenizer.eos_id if self.answers else None
+        step = decode_step if self.world.divided else None
+        with self.world.gathered(self.objective):
+            ids = generate(
+                self.model, self.prompt, count, temperature, 50, stop_id=stop,
+                seed=self.settings.asked.seed, step=step,
+            )  # fmt: skip
         return self.tokenizer.decode(self.prompt + ids)
 
     def save(self) -> Path:
@@ -241,7 +246,10 @@ class Trainer:
         directory = run_files.step_directory(self.run, self.state.step)
         if self.saved == self.state.step:
             return directory
-        if self.world.first and run_files.pointed(self.run, run_files.LATEST) != directory:
+        there = run_files.pointed(self.run, run_files.LATEST) == directory
+        there = self.world.told("there" if there else "") != ""
+        self.world.settle(self.objective)
+        if not there and self.world.first:
             self.state.keep_rng(self.device.rng_state())
             vars(self.state).update(self.update.saved())
             save_checkpoint(
@@ -250,6 +258,8 @@ class Trainer:
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.settings.asked.keep)
+        elif not there and self.world.divided:
+            help_to_save(self.model, self.optimizer, self.adapter)
         self.world.wait()
         self.saved = self.state.step
         return directory

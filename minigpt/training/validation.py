@@ -72,8 +72,10 @@ def validate(
     objective.eval()
     sums, tokens, size = [], 0, 0
     batches = _batches(len(dataset), dataset.block_size, rows, max_tokens)
-    for indices in batches[world.rank :: world.size]:
-        batch = dataset.batch(indices)
+    for turn in range(world.rank, math.ceil(len(batches) / world.size) * world.size, world.size):
+        batch = dataset.batch(batches[min(turn, len(batches) - 1)])
+        if turn >= len(batches):  # where a model is divided, all processes compute it together
+            batch = batch.unsupervised()
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
