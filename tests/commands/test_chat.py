@@ -18,6 +18,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.model.gpt import GPT, GPTConfig
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.tuning import base
+from tests.helpers.warm import warm
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def tuned(tmp_path_factory):
 
 def chat(checkpoint, *words, text=b"", code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "minigpt", "chat", "--checkpoint", *map(str, (checkpoint, *words))],
+        warm("-m", "minigpt", "chat", "--checkpoint", checkpoint, *words),
         capture_output=True, cwd=str(ROOT), env=environment(checkpoint.parent), input=text,
     )  # fmt: skip
     assert done.returncode == code, done.stderr.decode()
@@ -57,8 +58,8 @@ def test_an_answer_to_each_line_and_the_first_as_of_generate(tuned):
     text, said = chat(tuned, *words, text="hello\n\n값?\n".encode())
     assert said == "" and len(text.splitlines()) >= 2
     alone = subprocess.run(
-        [sys.executable, "-m", "minigpt", "generate", "--checkpoint", str(tuned), "--prompt",
-         "hello", "--instruct", *map(str, words)],
+        warm("-m", "minigpt", "generate", "--checkpoint", tuned, "--prompt", "hello", "--instruct",
+             *words),
         capture_output=True, cwd=str(ROOT), env=environment(tuned.parent),
     )  # fmt: skip
     assert text.startswith(alone.stdout.decode())

@@ -18,6 +18,7 @@ from minigpt.devices import device as host
 from tests.helpers import smi_samples as samples
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.smi_samples import prints
+from tests.helpers.warm import warm
 
 
 def said(timeout=5):
@@ -26,7 +27,7 @@ def said(timeout=5):
 
 def test_the_command_itself(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "minigpt", "devices"],
+        warm("-m", "minigpt", "devices"),
         capture_output=True,
         text=True,
         cwd=str(ROOT),

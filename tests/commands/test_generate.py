@@ -13,6 +13,7 @@ import torch
 from minigpt.commands.cli import parse
 from minigpt.commands.generate import GenerateConfig, unescaped
 from tests.helpers.runs import ROOT, environment, train
+from tests.helpers.warm import warm
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def run(tmp_path_factory):
 
 def minigpt(run, *words, code=0, text=None):
     done = subprocess.run(
-        [sys.executable, "-m", "minigpt", *map(str, words)],
+        warm("-m", "minigpt", *words),
         capture_output=True,
         cwd=str(ROOT),
         env=environment(run.parent),

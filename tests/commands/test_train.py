@@ -196,7 +196,8 @@ def test_a_home_that_is_not_there_is_no_obstacle(tmp_path):
     for home in ({"HOME": str(tmp_path / "file")}, {}):
         kept = {k: v for k, v in environment(tmp_path).items() if k not in ("HOME",)}
         kept.update(home, XDG_CACHE_HOME="", TMPDIR=str(tmp_path))
-        line = [*words_of(tmp_path, "--steps", 1, "--dry-run"), "--data", str(data)]
+        words = words_of(tmp_path, "--steps", 1, "--dry-run", anew=not home)
+        line = [*words, "--data", str(data)]
         done = subprocess.run(line, env=kept, capture_output=True, text=True, cwd=str(tmp_path))
         assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("minigpt-data-*/*-bytes-*"))

@@ -4,7 +4,6 @@ the same weights, prepared data. make.py beside this file made it, with that ver
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from minigpt import load_model, load_tokenizer
 from minigpt.data.datasets import open_datasets
 from tests.helpers.runs import ROOT, environment
+from tests.helpers.warm import warm
 
 HERE = Path(__file__).parent
 RUNS = ["text", "records", "adapter", "bf16", "frozen"]
@@ -33,7 +33,7 @@ def earlier(tmp_path):
 def test_a_run_goes_on_to_the_weights_it_would_have_had(earlier, name):
     run = earlier / "runs" / name
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--resume", "runs/" + name, "--device", "cpu"],
+        warm(ROOT / "train.py", "--resume", "runs/" + name, "--device", "cpu"),
         cwd=str(earlier), capture_output=True, text=True, env=environment(earlier),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.warm import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Big enough to learn, small enough for a second: a few hundred windows of real Python.
@@ -39,11 +41,14 @@ def corpus(directory):
     return directory
 
 
-def command(tmp_path, *words, python=True):
-    """The command line of train.py with SMALL settings; without `python`, its flags alone."""
+def command(tmp_path, *words, python=True, anew=True):
+    """The command line of train.py with SMALL settings; without `python`, its flags alone; not
+    `anew`, for a copy of a process that has imported what it needs.
+    """
     data = corpus(tmp_path / "corpus")
     start = [] if "--resume" in words else ["--data", str(data), *SMALL]
-    program = [sys.executable, str(ROOT / "train.py")] if python else []
+    script = str(ROOT / "train.py")
+    program = ([sys.executable, script] if anew else warm(script)) if python else []
     return [*program, *start, *map(str, words)]
 
 
@@ -54,11 +59,10 @@ def environment(tmp_path):
     return {"HF_ENDPOINT": "http://127.0.0.1:9", **os.environ, **here}
 
 
-def train(tmp_path, *words, code=0):
+def train(tmp_path, *words, code=0, anew=False):
     """Runs train.py with SMALL settings; returns the finished process."""
-    done = subprocess.run(
-        command(tmp_path, *words), capture_output=True, text=True, env=environment(tmp_path)
-    )
+    line = command(tmp_path, *words, anew=anew)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(tmp_path))
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

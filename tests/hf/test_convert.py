@@ -21,6 +21,7 @@ from minigpt.model.gpt import GPTConfig
 from tests.helpers.dialects import SHAPE, converter_config, saved_config, weights, write
 from tests.helpers.reference import assert_close, oracle, tokens
 from tests.helpers.runs import ROOT
+from tests.helpers.warm import warm
 from tests.helpers.tuning import base
 
 DIALECTS = {
@@ -328,7 +329,7 @@ def test_the_command_both_ways(tmp_path, theirs):
     source = write(tmp_path / "hf", weights(theirs))
 
     def run(*words, code=0):
-        command = [sys.executable, str(ROOT / "convert_hf.py"), *map(str, words)]
+        command = warm(ROOT / "convert_hf.py", *words)
         done = subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path))
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -45,9 +45,9 @@ def test_what_is_not_ours_is_not_begun_in(tmp_path, name):
             require_startable(tmp_path / "run")
 
 
-def started(tmp_path, *words, **pipes):
+def started(tmp_path, *words, anew=True, **pipes):
     return subprocess.Popen(
-        command(tmp_path, *words), env=environment(tmp_path), text=True,
+        command(tmp_path, *words, anew=anew), env=environment(tmp_path), text=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes},
     )  # fmt: skip
 
@@ -92,13 +92,14 @@ def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
 
 
 def test_what_nobody_reads_does_not_end_a_run(tmp_path):
-    process = started(tmp_path, "--steps", 20, "--out", tmp_path / "run")
+    process = started(tmp_path, "--steps", 20, "--out", tmp_path / "run", anew=False)
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read().strip() == "nobody can read the output any more; the run goes on"
     assert process.wait() == 0 and max(records(tmp_path / "run")) == 20
     with open("/dev/full", "w") as full:
-        process = started(tmp_path, "--steps", 20, "--out", tmp_path / "full", stdout=full)
+        words = ("--steps", 20, "--out", tmp_path / "full")
+        process = started(tmp_path, *words, anew=False, stdout=full)
         process.communicate()
     assert process.returncode == 0
     last = "checkpoints/step_00000020"

@@ -18,6 +18,7 @@ from minigpt.training.parallel import ALONE
 from tests.helpers.ranks import train
 from tests.helpers.runs import ROOT, corpus, files
 from tests.helpers.tuning import base, instructions, trainer_of
+from tests.helpers.warm import warm
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 # A large eps: else AdamW makes whole steps of gradients that are nothing but rounding.
@@ -215,10 +216,10 @@ def test_a_signal_to_torchrun_saves_once_and_another_number_of_processes_goes_on
     assert said.count("stopped after step") == 1, said
     (stopped,) = (run / "checkpoints").iterdir()
     assert 3 <= int(stopped.name[5:]) < 40
-    done = started([sys.executable, str(ROOT / "train.py"), "--resume", str(run)])
+    done = started(warm(ROOT / "train.py", "--resume", run))
     assert done.returncode == 0, done.stdout + done.stderr
     whole = command(place, *words, str(place / "whole"))
-    done = started([sys.executable, *whole[whole.index(str(ROOT / "train.py")) :]])
+    done = started(warm(*whole[whole.index(str(ROOT / "train.py")) :]))
     assert done.returncode == 0, done.stdout + done.stderr
     losses = numbers(run, "loss")
     assert len(losses) == 40

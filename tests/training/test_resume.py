@@ -30,17 +30,18 @@ def assert_same(run, whole):
 
 def test_ten_steps_and_ten_more(tmp_path, whole):
     """A run that ended at step 10 (its schedule made for 20) goes on in a new process."""
-    process = start(tmp_path, "--steps", 20, "--out", tmp_path / "run", "--log-every", 1)
+    words = ("--steps", 20, "--out", tmp_path / "run", "--log-every", 1)
+    process = start(tmp_path, *words, anew=True)
     wait_for(tmp_path / "run" / "checkpoints" / "step_00000010" / "manifest.json", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    train(tmp_path, "--resume", tmp_path / "run")
+    train(tmp_path, "--resume", tmp_path / "run", anew=True)
     assert_same(tmp_path / "run", whole)
 
 
-def start(tmp_path, *words):
+def start(tmp_path, *words, anew=False):
     return subprocess.Popen(
-        command(tmp_path, *words),
+        command(tmp_path, *words, anew=anew),
         env=environment(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
