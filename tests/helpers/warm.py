@@ -17,6 +17,7 @@ and the number of a process are not those of a command started anew. Tests of th
 
 import array
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -31,7 +32,7 @@ SERVER = []
 
 
 def warm(*words):
-    """The command line that runs `python *words`: a script, or -m and a module; and its arguments."""
+    """The command line that runs `python *words`: a script, or -m and a module, and arguments."""
     if not hasattr(os, "fork"):
         return [sys.executable, *map(str, words)]
     return [sys.executable, "-I", "-S", __file__, _server(), *map(str, words)]
@@ -98,10 +99,8 @@ def serve(address):
 
 
 def tell(connection, number):
-    try:
+    with contextlib.suppress(OSError):  # that nobody is there is seen above
         connection.sendall(struct.pack("i", number))
-    except OSError:
-        pass  # it is seen above that nobody is there
 
 
 def import_everything():
@@ -116,11 +115,11 @@ def import_everything():
     for module in pkgutil.walk_packages(minigpt.__path__, "minigpt."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("torch._dynamo", "torch.utils.checkpoint"):  # torch's, at its first optimizer
-        try:
+    late = ["torch._dynamo", "torch.utils.checkpoint"]  # by PyTorch, with its first optimizer
+    late += ["matplotlib.pyplot", "matplotlib.backends.backend_agg"]  # with the first picture
+    for name in late:
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            pass
     gc.freeze()  # or the first collection of each copy would write to all of these pages
 
 
@@ -150,7 +149,7 @@ def become(request, streams):
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         before, tty = getattr(sys, name), os.isatty(number)
         how = errors or ("strict" if encoding else before.errors)
-        stream = open(
+        stream = open(  # noqa: SIM115
             number, "r" if name == "stdin" else "w", closefd=False,
             buffering=1 if tty or (name == "stderr" and sys.version_info >= (3, 9)) else -1,
             encoding=encoding or before.encoding, errors=before.errors if number == 2 else how,

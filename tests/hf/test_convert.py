@@ -21,8 +21,8 @@ from minigpt.model.gpt import GPTConfig
 from tests.helpers.dialects import SHAPE, converter_config, saved_config, weights, write
 from tests.helpers.reference import assert_close, oracle, tokens
 from tests.helpers.runs import ROOT
-from tests.helpers.warm import warm
 from tests.helpers.tuning import base
+from tests.helpers.warm import warm
 
 DIALECTS = {
     "single bin": {},
