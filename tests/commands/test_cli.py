@@ -13,11 +13,12 @@ from minigpt.commands.plan import PlanConfig
 from minigpt.training.config import TrainConfig
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.tuning import base
+from tests.helpers.warm import warm
 
 
-def run(tmp_path, *words, **variables):
+def run(tmp_path, *words, start=(sys.executable,), **variables):
     return subprocess.run(
-        [sys.executable, "-m", "minigpt", *map(str, words)], capture_output=True, cwd=str(ROOT),
+        [*start, "-m", "minigpt", *map(str, words)], capture_output=True, cwd=str(ROOT),
         env={**environment(tmp_path), **variables},
     )  # fmt: skip
 
@@ -28,7 +29,8 @@ def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path):
     done = run(tmp_path, *words, PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"\\uac12 = ")
-    done = run(tmp_path, "generate", "--checkpoint", tmp_path / "없음", PYTHONIOENCODING="ascii")
+    words = ("generate", "--checkpoint", tmp_path / "없음")
+    done = run(tmp_path, *words, start=warm(), PYTHONIOENCODING="ascii")
     assert done.returncode == 1 and b"Traceback" not in done.stderr
     assert b"\\uc5c6\\uc74c" in done.stderr
 

@@ -28,31 +28,34 @@ import struct
 import sys
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-SERVER = []
+SERVERS = {}
 
 
-def warm(*words):
-    """The command line that runs `python *words`: a script, or -m and a module, and arguments."""
+def warm(*words, **variables):
+    """The command line that runs `python *words`: a script, or -m and a module, and arguments.
+    `variables` are in the environment already when the server starts.
+    """
     if not hasattr(os, "fork"):
         return [sys.executable, *map(str, words)]
-    return [sys.executable, "-I", "-S", __file__, _server(), *map(str, words)]
+    return [sys.executable, "-I", "-S", __file__, _server(variables), *map(str, words)]
 
 
-def _server():
+def _server(variables):
     """The address of this process's server, which ends when this process does, however that is."""
     import subprocess
     import tempfile
 
-    if not SERVER or SERVER[0].poll() is not None:
+    known = tuple(sorted(variables.items()))
+    if known not in SERVERS or SERVERS[known][0].poll() is not None:
         address = os.path.join(tempfile.mkdtemp(prefix="warm"), "s")
         server = subprocess.Popen(
             [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, start_new_session=True,
         )  # fmt: skip
         assert server.stdout.readline() == b"ready\n"
-        SERVER[:] = [server, address]
+        SERVERS[known] = server, address
         atexit.register(lambda: (server.stdin.close(), server.wait(10)))
-    return SERVER[1]
+    return SERVERS[known][1]
 
 
 # The server and its copies -----------------------------------------------------------------------

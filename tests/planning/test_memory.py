@@ -34,6 +34,9 @@ from minigpt.training import fast_loss
 from minigpt.training.apply import freeze
 from minigpt.training.build import create_run
 from tests.helpers.tuning import trainer_of
+from tests.helpers.warm import warm
+
+WARM = not os.environ.get("COLD")
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
@@ -166,9 +169,10 @@ def grown(tmp_path, shape, values):
         known.save(partial)
         manifest.write_manifest(partial, records)
     (tmp_path / "text.txt").write_text("def f(x):\n    return x + 1\n" * 20_000)
-    code = "import sys; from tests.planning.test_memory import measure; measure(*sys.argv[1:])"
-    words = [sys.executable, "-c", code, str(start), str(tmp_path / "run"), json.dumps(values)]
     here = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    code = ["-m", "tests.planning.test_memory"]
+    code = warm(*code, **here) if WARM else [sys.executable, *code]
+    words = [*code, str(start), str(tmp_path / "run"), json.dumps(values)]
     here.update(XDG_CACHE_HOME=str(tmp_path / "cache"))
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, **here}, capture_output=True, text=True
@@ -298,3 +302,7 @@ def test_recomputing_never_keeps_more(job):
     kept, again = (moments(replace(job, recompute=flag))[1] for flag in (False, True))
     assert again.activations <= kept.activations
     assert again.total <= kept.total
+
+
+if __name__ == "__main__":
+    measure(*sys.argv[1:])

@@ -1,8 +1,9 @@
-"""Several processes are one: torchrun and gloo for real, against one process."""
+"""Several processes are one: gloo for real, and torchrun, against one process."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 from minigpt import load_model
 from minigpt.base.errors import UsageError
 from minigpt.data.batch import IGNORE, Batch
+from minigpt.training.config_file import flag_words
 from minigpt.training.parallel import ALONE
 from tests.helpers.ranks import train
 from tests.helpers.runs import ROOT, corpus, files
@@ -39,6 +41,11 @@ CASES = {
     "clipped": {"batch_size": 6, "grad_clip": 0.01},
     **({} if OLD else {"bf16": {"batch_size": 6, "precision": "bf16"}}),
 }
+TYPED = {
+    "batch_size": 8, "block_size": 32, "device": "cpu", "log_every": 1, "eval_tokens": 2000,
+    "sample_every": 0, "eval_every": 0, "seed": 3, "warmup_steps": 1, "eps": 1e-3,
+}  # fmt: skip
+LONG = {"steps": 30, "save_every": 5, "keep": 10}
 COMPARED = [(case, 2) for case in CASES] + [("text", 3), ("packed", 3)]
 
 
@@ -50,7 +57,9 @@ def flags_of(tmp_path, case, name):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Every case by one process (here) and by two and three of torchrun: the directory."""
+    """Every case by one process (here) and by two and three, as torchrun starts them: the
+    directory. By two an undisturbed run of 30 steps, too.
+    """
     tmp_path = tmp_path_factory.mktemp("parallel")
     base(tmp_path / "base")
     instructions(tmp_path / "functions.jsonl")
@@ -63,10 +72,11 @@ def trained(tmp_path_factory):
         for size in (2, 3):
             names = [case for case, several in COMPARED if several == size]
             cases = [flags_of(tmp_path, case, "%s %d" % (case, size)) for case in names]
+            if size == 2:
+                start = {"data": str(tmp_path / "corpus"), "out": str(tmp_path / "whole")}
+                cases.append({**TYPED, **LONG, **start})
             (tmp_path / "cases.json").write_text(json.dumps(cases))
-            script = [str(ROOT / "tests" / "helpers" / "ranks.py"), str(tmp_path / "cases.json")]
-            done = started([*TORCHRUN, str(size), *script])
-            assert done.returncode == 0, done.stdout + done.stderr
+            together(size, ROOT / "tests" / "helpers" / "ranks.py", tmp_path / "cases.json")
     finally:
         os.environ.pop("XDG_CACHE_HOME")
         if before is not None:
@@ -79,6 +89,22 @@ def started(command, **more):
     return subprocess.run(
         command, capture_output=True, text=True, cwd=str(ROOT), env=environment, timeout=300, **more
     )
+
+
+def together(size, *words):
+    """Runs `python *words` in `size` processes that know of each other what torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        told.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=ROOT)
+        environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        ranks.append(subprocess.Popen(warm(*words), cwd=str(ROOT), env=environment, **pipes))
+    said = [rank.communicate(timeout=250)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(said)
 
 
 def numbers(run, *names):
@@ -154,11 +180,9 @@ def test_alone_there_is_no_process_group():
 
 
 def command(tmp_path, *words, size=2, restarts=0):
-    flags = ["--data", str(tmp_path / "corpus"), "--batch-size", "8", "--block-size", "32"]
-    flags += ["--device", "cpu", "--log-every", "1", "--eval-tokens", "2000", "--sample-every", "0"]
-    flags += ["--eval-every", "0", "--seed", "3", "--warmup-steps", "1", "--eps", "1e-3"]
+    flags = {**TYPED, "data": str(tmp_path / "corpus")}
     launch = [*TORCHRUN, str(size), "--max_restarts", str(restarts)]
-    return [*launch, str(ROOT / "train.py"), *flags, *words]
+    return [*launch, str(ROOT / "train.py"), *flag_words(flags), *words]
 
 
 @pytest.fixture
@@ -185,13 +209,10 @@ def test_bf16_is_refused_in_a_sentence_where_it_cannot_be_sent(place):
 
 
 @pytest.mark.slow
-def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_run(place):
-    words = ["--steps", "30", "--save-every", "5", "--keep", "10", "--out"]
-    whole = started(command(place, *words, str(place / "whole")))
-    assert whole.returncode == 0, whole.stdout + whole.stderr
+def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_run(place, trained):
     run, environment = place / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(place, *words, str(run), restarts=1), env=environment, cwd=str(ROOT),
+        command(trained, *flag_words({**LONG, "out": str(run)}), restarts=1), env=environment, cwd=str(ROOT),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(lambda: (run / "checkpoints" / "step_00000005" / "manifest.json").exists())
@@ -199,7 +220,7 @@ def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     last = "checkpoints/step_00000030"
-    assert files(run / last) == files(place / "whole" / last)
+    assert files(run / last) == files(trained / "whole" / last)
 
 
 @pytest.mark.slow
