@@ -78,13 +78,13 @@ class Border:
         fair = _fair(share, sum(size for _, size in documents))
         small = sorted(document for document in documents if document[1] <= fair)
         last = small[-1][0] if len(small) == len(documents) > 0 else 1.0
-        border, total = -1.0, 0
+        border, total, held = -1.0, 0, 0
         for drawn, size in small:
             total += size
             if drawn == last or (border >= 0 and (drawn >= share or total > fair)):
                 break
-            border = drawn
-        return cls(border, fair)
+            border, held = drawn, total
+        return cls(border if held else -1.0, fair)  # an empty file is nothing to validate on
 
     def split(self, draw: float, size: int) -> Optional[str]:
         """The split of a document; None where the end of each is held out."""

@@ -53,7 +53,7 @@ class GPTConfig:
     hidden_init_std: Optional[float] = None  # of the matrices inside the blocks; None: init_std
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "inner"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
         if self.n_embd % self.n_head:

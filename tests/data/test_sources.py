@@ -66,6 +66,10 @@ class TestValidation:
         assert 0.02 < len(texts[VALIDATION]) / len(TEXT) < 0.04
         assert opened("in").held_out == "the last 3% of each text"
 
+    def test_an_empty_file_is_nothing_to_validate_on(self):
+        write(in__a_txt=TEXT[:90_000], in__b_txt=TEXT[90_000:], in____init___py="")
+        assert opened("in").held_out == "the last 3% of each text"
+
     def test_a_large_value_is_not_held_out_whole(self):
         write(x_jsonl=lines({"text": TEXT}, {"text": TEXT[:99]}))
         assert len(split("x.jsonl")[VALIDATION]) < 0.1 * len(TEXT)

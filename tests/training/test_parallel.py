@@ -221,8 +221,9 @@ def test_bf16_is_refused_in_a_sentence_where_it_cannot_be_sent(place):
 @pytest.mark.slow
 def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_run(place, trained):
     run, environment = place / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = flag_words({**LONG, "out": str(run)})
     process = subprocess.Popen(
-        command(trained, *flag_words({**LONG, "out": str(run)}), restarts=1), env=environment, cwd=str(ROOT),
+        command(trained, *words, restarts=1), env=environment, cwd=str(ROOT),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(lambda: (run / "checkpoints" / "step_00000005" / "manifest.json").exists())
