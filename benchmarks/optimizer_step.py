@@ -9,9 +9,8 @@ import torch
 from benchmarks.side_by_side import report, side_by_side
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
-from minigpt.optim.adamw import AdamW
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.optim.execution import compiled, in_slices, plain
-from minigpt.optim.groups import decay_groups
 
 
 def main() -> None:

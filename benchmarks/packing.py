@@ -19,8 +19,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.training.apply import objective_for
 
 FORMS = {"explicit": explicit_attention, **({"fused": fused_attention} if HAS_FUSED else {})}

@@ -18,9 +18,8 @@ from minigpt.devices.device import find_device
 from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 from minigpt.optim import execution
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.adamw import AdamW, decay_groups
+from minigpt.optim.update import clip_scale
 from minigpt.training.apply import objective_for
 
 

@@ -2,29 +2,42 @@
 
 Names are the module tree's own (`blocks.3.attention.qkv.weight`), matrices lie as nn.Linear has
 them ([out, in]), and a tied head is stored once, as the token embedding.
+
+A LoRA checkpoint has `adapter.safetensors` instead, the thin matrices, and `adapter.json`: how they
+are applied, and where the base is (from here, in case both move; and on this machine, in case only
+this does), with its sha256. A base that a run may remove one day, because it is one of its
+checkpoints, is kept in the adapter's own run, as links to its files where the file system can.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.base.errors import CheckpointError
-from minigpt.base.files import as_dataclass, write_json
-from minigpt.checkpoint import manifest, safetensors
-from minigpt.checkpoint.adapter import WEIGHTS, read_adapter
+from minigpt.base.errors import CheckpointError, UsageError
+from minigpt.base.files import as_dataclass, atomic_directory, write_json
+from minigpt.checkpoint import manifest
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.safetensors import FileRecord, LazyTensor
+from minigpt.checkpoint.safetensors import (
+    FileRecord,
+    LazyTensor,
+    in_memory,
+    open_safetensors,
+    write_safetensors,
+    write_sharded,
+)
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
-CONFIG = "config.json"
+CONFIG, ADAPTER, WEIGHTS = "config.json", "adapter.json", "adapter.safetensors"
+_BASE = "base"  # where a run keeps the base of its adapter
 SHARD_BYTES = 5_000_000_000
 # What the weights may be cast to on their way from one directory to another.
 DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,13 +49,12 @@ def write_model(
 ) -> Dict[str, FileRecord]:  # fmt: skip
     """Writes `config.json` and the weights; returns what the manifest needs of the latter."""
     write_json(directory / CONFIG, asdict(config))
-    return safetensors.write_sharded(directory, tensors, shard_bytes)
+    return write_sharded(directory, tensors, shard_bytes)
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
     """`write_model` of a model in memory, each tensor leaving its device alone."""
-    tensors = safetensors.in_memory(dict(model.named_parameters()))
-    return write_model(directory, model.config, tensors)
+    return write_model(directory, model.config, in_memory(dict(model.named_parameters())))
 
 
 def load_model(
@@ -91,67 +103,131 @@ def open_weights(
     16-bit base the sum is rounded).
     """
     manifest.check(directory)
-    adapter = read_adapter(directory)
-    if adapter is None:
-        weights = safetensors.open_sharded(directory, stack)
-    else:
+    adapter, weights = read_adapter(directory), {}
+    if adapter is not None:
         weights = open_weights(adapter.base, stack, dtype)
+    else:
+        for path in sorted(directory.glob("model*.safetensors")):  # the manifest has no others
+            weights.update(open_safetensors(path, stack))
     config = read_config(directory)
     if config.n_layer > len(weights):  # before so many are built
         what = f"{directory} has {len(weights)} tensors for {config.n_layer} layers"
         raise CheckpointError(what, "use another checkpoint")
     model = GPT(config, device=torch.device("meta"))
-    _check_shapes(directory, weights, dict(model.named_parameters()))
+    _checked(directory, weights, dict(model.named_parameters()))
     if adapter is None:
         return weights
-    thin = open_adapter(directory, adapter_tensors(add_lora(model, adapter.lora)), stack)
-    for name in thin:
-        matrix, _, leaf = name.rpartition(".")
-        if leaf == "a":
-            base, a, b = weights[matrix + ".weight"], thin[name], thin[matrix + ".b"]
-            kind = dtype or base.dtype
-            read = partial(_merged, base, a, b, adapter.lora, kind)
-            weights[matrix + ".weight"] = LazyTensor(kind, base.shape, read)
+    expected = adapter_tensors(add_lora(model, adapter.lora))
+    thin = open_adapter(directory, expected, stack)
+    for matrix in {name.rpartition(".")[0] for name in thin}:
+        base, a, b = weights[matrix + ".weight"], thin[matrix + ".a"], thin[matrix + ".b"]
+        whole = _merged(base, a, b, adapter.lora)
+        weights[matrix + ".weight"] = whole.to(dtype or base.dtype)
     return weights
 
 
-def _merged(
-    base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig, dtype: torch.dtype
-) -> Tensor:
-    return merged(base.read(), a.read(), b.read(), config).to(dtype)
+def _merged(base: LazyTensor, a: LazyTensor, b: LazyTensor, config: LoRAConfig) -> LazyTensor:
+    def read() -> Tensor:
+        return merged(base.read(), a.read(), b.read(), config)
+
+    return LazyTensor(torch.float32, base.shape, read)
 
 
 def open_adapter(
     directory: Path, expected: Mapping[str, Tensor], stack: ExitStack
 ) -> Dict[str, LazyTensor]:
     """A LoRA checkpoint's thin matrices by name; CheckpointError unless they are `expected`."""
-    thin = safetensors.open_safetensors(directory / WEIGHTS, stack)
-    _check_shapes(directory, thin, expected)
-    return thin
+    return _checked(directory, open_safetensors(directory / WEIGHTS, stack), expected)
 
 
-def _check_shapes(
-    directory: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
-) -> None:
-    """CheckpointError unless what was found is what the model expects, by name and shape."""
+def _checked(
+    directory: Path, found: Dict[str, LazyTensor], expected: Mapping[str, Tensor]
+) -> Dict[str, LazyTensor]:
+    """What was `found`; CheckpointError unless it is what a model expects, by name and shape."""
     there = {(n, tuple(t.shape)) for n, t in found.items() if t.dtype.is_floating_point}
     wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
     wrong = [name for name, _ in sorted(there ^ wanted)]
     if wrong:
         what = "does not belong to this model" if wrong[0] in found else "is missing"
         raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
+    return found
 
 
 def read_config(directory: Path) -> GPTConfig:
     """The GPTConfig in `config.json`; CheckpointError when it has other fields."""
     path = directory / CONFIG
     values = manifest.read_json(path)
-    unknown = set(values) - {field.name for field in fields(GPTConfig)}
-    if unknown or "activation" not in values:
-        what = f"has unknown fields {sorted(unknown)}" if unknown else "does not say its activation"
-        fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
-        raise CheckpointError(f"{path} {what}", fix)
     try:
+        if "activation" not in values:
+            raise ValueError("it does not say its activation")
         return as_dataclass(GPTConfig, values)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}", "use another checkpoint") from None
+        fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
+        raise CheckpointError(f"{path}: {error}", fix) from None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's settings and the checkpoint it was trained on."""
+
+    lora: LoRAConfig
+    base: Path
+    base_sha256: str  # of the base's manifest, which has those of its files
+
+    @classmethod
+    def on(cls, base: Path, lora: LoRAConfig) -> Adapter:
+        """A new adapter on the checkpoint `base`."""
+        return cls(lora, base.resolve(), manifest.sha256(base / manifest.NAME))
+
+
+def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, FileRecord]:
+    """Writes both files, and the model's shape; returns what the manifest needs of the weights."""
+    places = [os.path.relpath(str(adapter.base), str(directory.resolve())), str(adapter.base)]
+    where = {"base": places, "base_sha256": adapter.base_sha256}
+    write_json(directory / ADAPTER, {**asdict(adapter.lora), **where})
+    write_json(directory / CONFIG, asdict(model.config))
+    return {WEIGHTS: write_safetensors(directory / WEIGHTS, in_memory(adapter_tensors(model)))}
+
+
+def keep_base(adapter: Adapter, run: Path) -> Adapter:
+    """The adapter on a base that stays: another run's checkpoint is linked or copied into `run`."""
+    if adapter.base.parent.name != "checkpoints" or not adapter.base.name.startswith("step_"):
+        return adapter
+    kept = run.resolve() / _BASE
+    with atomic_directory(kept) as partial:
+        _link(adapter.base, partial)
+    return replace(adapter, base=kept)
+
+
+def _link(base: Path, place: Path) -> None:
+    """The files of a checkpoint in `place`, and with them those of the one it is an adapter for."""
+    place.mkdir(exist_ok=True)
+    for path in filter(Path.is_file, base.iterdir()):
+        try:
+            os.link(str(path), str(place / path.name))
+        except OSError:
+            shutil.copy2(str(path), str(place / path.name))
+    below = read_adapter(base)
+    if below is not None:
+        _link(below.base, place / _BASE)
+
+
+def read_adapter(directory: Path) -> Optional[Adapter]:
+    """The Adapter of a checkpoint, None of a plain one; CheckpointError when its base is gone."""
+    if not (directory / ADAPTER).exists():
+        return None
+    values = manifest.read_json(directory / ADAPTER)
+    try:
+        places = [(directory / place).resolve() for place in (_BASE, *values.pop("base"))]
+        digest = str(values.pop("base_sha256"))
+        lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
+    except (KeyError, TypeError, UsageError) as error:
+        what = f"{directory / ADAPTER} is not as it was written: {error!r}"
+        raise CheckpointError(what, "use another checkpoint") from None
+    there = [base for base in places if (base / manifest.NAME).is_file()]
+    for base in there:
+        if manifest.sha256(base / manifest.NAME) == digest:
+            return Adapter(lora, base, digest)
+    what = f"an adapter for {places[-1]}, which is {'another one by now' if there else 'not there'}"
+    fix = "put that back; an adapter goes anywhere once it is merged: python -m minigpt merge"
+    raise CheckpointError(f"{directory} is {what}", fix)

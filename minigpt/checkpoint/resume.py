@@ -21,8 +21,7 @@ from minigpt.base.divided import keep_rows
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import write_json
 from minigpt.checkpoint import manifest, safetensors
-from minigpt.checkpoint.adapter import Adapter, write_adapter
-from minigpt.checkpoint.model_files import SHARD_BYTES, save_model
+from minigpt.checkpoint.model_files import SHARD_BYTES, Adapter, save_model, write_adapter
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT

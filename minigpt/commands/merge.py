@@ -8,9 +8,14 @@ from pathlib import Path
 
 from minigpt.base.errors import UsageError, require_known
 from minigpt.base.files import require_free
-from minigpt.checkpoint.adapter import read_adapter
 from minigpt.checkpoint.manifest import write_checkpoint
-from minigpt.checkpoint.model_files import DTYPES, open_weights, read_config, write_model
+from minigpt.checkpoint.model_files import (
+    DTYPES,
+    open_weights,
+    read_adapter,
+    read_config,
+    write_model,
+)
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import load_template
 from minigpt.data.tokenizer import load_tokenizer

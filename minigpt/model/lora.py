@@ -16,7 +16,7 @@ from typing import Dict, Tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.base.errors import UsageError, require_known
+from minigpt.base.errors import UsageError, at_least, require_known
 from minigpt.model.gpt import GPT
 
 TARGETS = ("qkv", "out", "up", "down")
@@ -34,8 +34,7 @@ class LoRAConfig:
     targets: Tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"the LoRA rank is {self.rank}", "it must be at least 1")
+        at_least(1, lora_rank=self.rank)
         if not 0.0 < self.alpha < math.inf:
             raise UsageError(f"--lora-alpha is {self.alpha}", "it must be above 0")
         if not 0.0 <= self.dropout < 1.0:
@@ -54,8 +53,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
-        self.base, self.dropout = base, config.dropout
-        self.scale = config.scale
+        self.base, self.dropout, self.scale = base, config.dropout, config.scale
         like = base.weight
         self.a = nn.Parameter(like.new_empty(config.rank, like.size(1)))
         self.b = nn.Parameter(like.new_zeros(like.size(0), config.rank))

@@ -16,7 +16,7 @@ import math
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.base.divided import local
 from minigpt.optim.execution import Execution, Scalars, in_slices
@@ -118,3 +118,23 @@ class AdamW(torch.optim.Optimizer):
             state.update((name, torch.zeros_like(weight)) for name in names)
         tensors = [local(t) for t in (weight, weight.grad, *(state[name] for name in names))]
         self.execution(step, tensors, scalars, gradient_scale)
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, hidden_lr_scale: float = 1.0
+) -> List[Dict[str, Any]]:
+    """Parameter groups for AdamW, without the frozen parameters. Matrices and embeddings decay,
+    biases and LayerNorms do not.
+
+    A group's `lr_scale` multiplies the scheduled learning rate. It is `hidden_lr_scale` for the
+    matrices inside the blocks, which muP sets below 1 (Yang et al. 2022), and else 1.
+    """
+    groups: Dict[Tuple[float, float], Dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() >= 2
+            decay = weight_decay if is_matrix else 0.0
+            lr_scale = hidden_lr_scale if is_matrix and "blocks." in name else 1.0
+            group = {"params": [], "weight_decay": decay, "lr_scale": lr_scale}
+            groups.setdefault((decay, lr_scale), group)["params"].append(parameter)
+    return list(groups.values())

@@ -1,7 +1,9 @@
-"""An optimizer step as the trainer takes it:
+"""An optimizer step as the trainer takes it, clipped by the global norm (Pascanu et al. 2013):
 
     for each micro-batch:  update.backward(loss)
     grad_norm = update.finish()
+
+    norm = sqrt(sum over all gradients of g^2),   scale = min(1, limit / norm)
 
 It comes in three kinds. `Clipped` adds up the gradients, clips them and moves the weights. `Scaled`
 does the same for float16, whose gradients may overflow. `InBackward` moves every weight inside the
@@ -12,14 +14,53 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Dict, Iterable, List
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from minigpt.base.divided import local
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import Across, alone, clip_scale, global_norm, next_loss_scale
+
+Across = Callable[[Tensor], Tensor]
+
+
+def alone(norm: Tensor) -> Tensor:
+    """`Across` where this process holds all gradients."""
+    return norm
+
+
+def clip_scale(
+    parameters: Iterable[Tensor], limit: float, loss_scale: float = 1.0, across: Across = alone
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """The global gradient norm, and what to multiply the gradients with (None: leave them).
+
+    Both are 0-d and stay on the device, so that nothing waits for it; `AdamW.step` multiplies.
+    `limit` 0 does not clip. Gradients of a loss times `loss_scale` are divided by it, norm and all.
+    `across` makes of the norm of what is here that of what all processes hold.
+    """
+    norms = [torch.linalg.vector_norm(local(p.grad)) for p in parameters if p.grad is not None]
+    norm = across(_global_norm(norms)) / loss_scale
+    if limit:
+        return norm, torch.clamp(limit / (norm + 1e-6), max=1.0) / loss_scale
+    return norm, None if loss_scale == 1.0 else torch.full_like(norm, 1.0 / loss_scale)
+
+
+def _global_norm(norms: List[Tensor]) -> Tensor:
+    """The norm (0-d, fp32) of all gradients, from the norm of each."""
+    return torch.linalg.vector_norm(torch.stack(norms).float())
+
+
+def next_loss_scale(scale: float, clean_steps: int, finite: bool) -> Tuple[float, int]:
+    """The loss scale after a step, and how many steps in a row did not overflow with it.
+
+    float16 loses gradients below 6e-8, so the loss, and with it every gradient, is multiplied by
+    a scale (Micikevicius et al. 2018): halved when a gradient overflowed (`finite` is false),
+    doubled after 2,000 steps in which none did.
+    """
+    if not finite:
+        return scale / 2, 0
+    return (scale * 2, 0) if clean_steps + 1 >= 2000 else (scale, clean_steps + 1)
 
 
 class Update:
@@ -27,7 +68,7 @@ class Update:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch's `loss`."""
-        raise NotImplementedError
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def finish(self) -> Tensor:
         """Ends the step, and frees the gradients. Returns their global norm before clipping."""
@@ -48,9 +89,6 @@ class Clipped(Update):
         self.optimizer, self.parameters, self.grad_clip = optimizer, list(parameters), grad_clip
         self.across = across
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
     def finish(self) -> Tensor:
         norm, scale = clip_scale(self.parameters, self.grad_clip, across=self.across)
         self.optimizer.step(scale)
@@ -59,8 +97,8 @@ class Clipped(Update):
 
 
 class Scaled(Clipped):
-    """With the dynamic loss scale of fp16-mixed (clipping.py). A step in which a gradient
-    overflowed is skipped, and `finish` returns the norm of the last step that was not.
+    """With the dynamic loss scale of fp16-mixed. A step in which a gradient overflowed is skipped,
+    and `finish` returns the norm of the last step that was not.
     """
 
     def __init__(
@@ -73,7 +111,7 @@ class Scaled(Clipped):
         self.grad_norm = torch.zeros((), device=self.parameters[0].device)
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        super().backward(loss * self.loss_scale)
 
     def finish(self) -> Tensor:
         norm, scale = clip_scale(self.parameters, self.grad_clip, self.loss_scale, self.across)
@@ -107,10 +145,10 @@ class InBackward(Update):
     def backward(self, loss: Tensor) -> None:
         assert not self.norms, "a step inside the backward pass has one micro-batch"
         self.scalars = self.optimizer.begin_step()
-        loss.backward()  # type: ignore[no-untyped-call]
+        super().backward(loss)
 
     def finish(self) -> Tensor:
-        norm = self.across(global_norm(self.norms))
+        norm = self.across(_global_norm(self.norms))
         self.norms.clear()
         return norm
 

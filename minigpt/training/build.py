@@ -9,8 +9,13 @@ import numpy as np
 import torch
 
 from minigpt.base.errors import UsageError, storage_error
-from minigpt.checkpoint.adapter import Adapter, keep_base, read_adapter
-from minigpt.checkpoint.model_files import load_adapted, load_model
+from minigpt.checkpoint.model_files import (
+    Adapter,
+    keep_base,
+    load_adapted,
+    load_model,
+    read_adapter,
+)
 from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Loader
@@ -19,9 +24,8 @@ from minigpt.data.tokenizer import Tokenizer
 from minigpt.devices.device import Device, weight_dtype
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import add_lora
-from minigpt.optim.adamw import AdamW
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.optim.execution import compiled, in_slices, plain
-from minigpt.optim.groups import decay_groups
 from minigpt.optim.update import Clipped, InBackward, Scaled, Update
 from minigpt.planning.fit import flops, more_memory
 from minigpt.planning.peaks import looked_up_peak

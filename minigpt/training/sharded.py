@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from minigpt.base.divided import keep_rows
 from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.adapter import Adapter, read_adapter
-from minigpt.checkpoint.model_files import open_adapter, open_weights
+from minigpt.checkpoint.model_files import Adapter, open_adapter, open_weights, read_adapter
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.devices.device import Device, weight_dtype
 from minigpt.model.gpt import GPT

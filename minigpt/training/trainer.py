@@ -18,7 +18,7 @@ import torch
 
 from minigpt.base.errors import DeviceError, TrainingError, storage_error
 from minigpt.checkpoint import run_files
-from minigpt.checkpoint.adapter import Adapter
+from minigpt.checkpoint.model_files import Adapter
 from minigpt.checkpoint.resume import RunState, help_to_save, save_checkpoint
 from minigpt.data.loader import Dataset, Loader
 from minigpt.data.template import Template

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from minigpt.checkpoint import manifest, model_files
-from minigpt.checkpoint.adapter import Adapter, write_adapter
-from minigpt.checkpoint.model_files import load_model, save_model
+from minigpt.checkpoint.model_files import Adapter, load_model, save_model, write_adapter
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, add_lora
 

@@ -6,8 +6,7 @@ import torch
 from minigpt.base.errors import UsageError
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import TARGETS, LoRAConfig, adapter_tensors, add_lora, merged
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.training.apply import freeze
 
 SHAPE = GPTConfig(97, 24, 2, 3, 48, activation="gelu")

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import clip_scale
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.optim.execution import SLICE, compiled, in_slices, plain
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.update import clip_scale
 
 SHAPE = GPTConfig(vocab_size=3001, n_positions=16, n_layer=2, n_head=3, n_embd=102)
 EXECUTIONS = [in_slices, plain] + ([compiled] if hasattr(torch, "compile") else [])

@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.adamw import AdamW, decay_groups
 from tests.helpers.reference import assert_close, every_shape, pair, tokens
 from tests.parity.test_08_gradients import backward, laid_out
 

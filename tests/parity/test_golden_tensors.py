@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.groups import decay_groups
+from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.training.objective import cross_entropy_sum
 from tests.golden.make_golden import ADAMW, GOLDEN, HERE, golden
 from tests.helpers.reference import assert_close, config_of

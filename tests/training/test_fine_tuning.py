@@ -12,8 +12,7 @@ from minigpt.__main__ import command as minigpt
 from minigpt.base.errors import CheckpointError, DataError, UsageError
 from minigpt.base.files import atomic_directory
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.adapter import read_adapter
-from minigpt.checkpoint.model_files import save_model
+from minigpt.checkpoint.model_files import read_adapter, save_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.batch import IGNORE
 from minigpt.data.datasets import open_datasets

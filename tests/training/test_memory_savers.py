@@ -13,7 +13,7 @@ from minigpt.base.errors import DeviceError, UsageError
 from minigpt.checkpoint.model_files import load_model
 from minigpt.devices.device import find_device
 from minigpt.optim import execution
-from minigpt.optim.clipping import clip_scale, next_loss_scale
+from minigpt.optim.update import clip_scale, next_loss_scale
 from minigpt.training import build as setup
 from tests.helpers.runs import corpus, files, records
 from tests.helpers.tuning import resumed, run_to_the_end, trainer_of
