@@ -15,6 +15,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Union
 
@@ -63,17 +64,18 @@ def load_model(
 ) -> GPT:  # fmt: skip
     """The model of a checkpoint directory, or of a run directory's best checkpoint, in eval mode.
 
-    `dtype` None keeps the file's. Every file is first compared with the manifest's sha256, then one
-    tensor at a time goes from the mapped file to the device. CheckpointError for anything missing,
-    damaged or of another shape. A LoRA checkpoint comes merged with its base.
+    `dtype` None keeps the file's, of several the widest. Every file is first compared with the
+    manifest's sha256, then one tensor at a time goes from the mapped file to the device.
+    CheckpointError for anything missing, damaged or of another shape. A LoRA checkpoint comes
+    merged with its base.
     """
     directory = resolve(path)
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)
         model = GPT(read_config(directory), device=torch.device("meta"))
+        kind = dtype or reduce(torch.promote_types, [tensor.dtype for tensor in weights.values()])
         for name, tensor in weights.items():
             # Copied, so that no parameter stays tied to the file.
-            kind = dtype or tensor.dtype
             weight = nn.Parameter(tensor.read().to(device=device, dtype=kind, copy=True))
             # A parameter on "meta" can only be replaced; load_state_dict does so from PyTorch 2.1.
             module, _, leaf = name.rpartition(".")
@@ -144,9 +146,9 @@ def _checked(
     directory: Path, found: Dict[str, LazyTensor], expected: Mapping[str, Tensor]
 ) -> Dict[str, LazyTensor]:
     """What was `found`; CheckpointError unless it is what a model expects, by name and shape."""
-    there = {(n, tuple(t.shape)) for n, t in found.items() if t.dtype.is_floating_point}
-    wanted = {(name, tuple(tensor.shape)) for name, tensor in expected.items()}
-    wrong = [name for name, _ in sorted(there ^ wanted)]
+    there = {(n, tuple(t.shape), t.dtype.is_floating_point) for n, t in found.items()}
+    wanted = {(name, tuple(tensor.shape), True) for name, tensor in expected.items()}
+    wrong = [name for name, *_ in sorted(there ^ wanted)]
     if wrong:
         what = "does not belong to this model" if wrong[0] in found else "is missing"
         raise CheckpointError(f"{directory}: tensor {wrong[0]} {what}", "use another checkpoint")
@@ -161,9 +163,9 @@ def read_config(directory: Path) -> GPTConfig:
         if "activation" not in values:
             raise ValueError("it does not say its activation")
         return as_dataclass(GPTConfig, values)
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
-        raise CheckpointError(f"{path}: {error}", fix) from None
+        raise CheckpointError(f"{path}: {getattr(error, 'what', error)}", fix) from None
 
 
 @dataclass(frozen=True)
@@ -221,10 +223,10 @@ def read_adapter(directory: Path) -> Optional[Adapter]:
         places = [(directory / place).resolve() for place in (_BASE, *values.pop("base"))]
         digest = str(values.pop("base_sha256"))
         lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
-    except (KeyError, TypeError, UsageError) as error:
-        what = f"{directory / ADAPTER} is not as it was written: {error!r}"
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        what = f"{directory / ADAPTER} is not as it was written: {error!r:.200}"
         raise CheckpointError(what, "use another checkpoint") from None
-    there = [base for base in places if (base / manifest.NAME).is_file()]
+    there = [base for base in places if os.path.isfile(base / manifest.NAME)]
     for base in there:
         if manifest.sha256(base / manifest.NAME) == digest:
             return Adapter(lora, base, digest)

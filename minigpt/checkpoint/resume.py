@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.base.divided import keep_rows
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import write_json
+from minigpt.base.files import as_dataclass, write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.model_files import SHARD_BYTES, Adapter, save_model, write_adapter
 from minigpt.data.template import Template
@@ -46,6 +46,16 @@ class RunState:
     skipped_steps: int = 0  # in which a gradient overflowed, so that the optimizer took none
     data: str = ""  # fingerprint of the training data and how it is cut
     rng: Dict[str, str] = field(default_factory=dict)  # generator states, base64
+
+    def __post_init__(self) -> None:
+        counts = ("step", "samples_seen", "tokens_seen", "worse", "clean_steps", "skipped_steps")
+        wrong = [name for name in counts if getattr(self, name) < 0]
+        if wrong or self.skipped_steps > self.step:
+            name = wrong[0] if wrong else "skipped_steps"
+            raise ValueError(f"its {name!r} is {getattr(self, name)}")
+        sizes = {name: len(state) for name, state in self.kept_rng().items()}
+        if sizes and sizes.get("cpu") != torch.get_rng_state().numel():
+            raise ValueError(f"its 'rng' is no state of this PyTorch's generator: {sizes}")
 
     def keep_rng(self, states: Dict[str, Tensor]) -> None:
         raw = {name: state.numpy().tobytes() for name, state in states.items()}
@@ -100,20 +110,35 @@ def load_state(directory: Path) -> RunState:
     if not (directory / STATE).exists():
         fix = "start from it with --init"
         raise CheckpointError(f"{directory} is a model without a run to resume", fix)
-    return RunState(**manifest.read_json(directory / STATE))
+    try:
+        state = as_dataclass(RunState, manifest.read_json(directory / STATE))
+        if not state.rng:
+            raise ValueError("it has no 'rng'")
+        return state
+    except (ValueError, TypeError) as error:
+        fix = "resume from another checkpoint"
+        raise CheckpointError(f"{directory / STATE}: {error}", fix) from None
 
 
-def load_optimizer(directory: Path, model: nn.Module, optimizer: AdamW, step: int) -> None:
-    """Fills the optimizer with the states saved in `directory` and sets its step count."""
-    parameters = dict(model.named_parameters())
+def load_optimizer(directory: Path, model: GPT, optimizer: AdamW, step: int) -> None:
+    """Fills the optimizer with the states saved in `directory` and sets its step count;
+    CheckpointError where they are not those of the weights that learn, name by name.
+    """
+    path, fix = directory / OPTIMIZER, "resume from another checkpoint"
+    for weight in (p for p in model.parameters() if p.requires_grad and step):
+        optimizer.prepare(weight)
+    expected = _moments(model, optimizer)
     with ExitStack() as stack:
-        for name, tensor in safetensors.open_safetensors(directory / OPTIMIZER, stack).items():
+        found = safetensors.open_safetensors(path, stack)
+        for name in sorted({*found} ^ {*expected}):
+            what = "is missing" if name in expected else "does not belong to this run"
+            raise CheckpointError(f"{path}: {name} {what}", fix)
+        parameters = dict(model.named_parameters())
+        for name, tensor in found.items():
+            if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
+                what = f"{path}: {name} has another shape or precision than the weight"
+                raise CheckpointError(what, f"{fix}, or with the --precision it was saved with")
             kind, _, parameter = name.partition(".")
-            weight = parameters.get(parameter)
-            if weight is None or weight.shape != tensor.shape:
-                what = f"{directory / OPTIMIZER}: {name} does not belong to this model"
-                raise CheckpointError(what, "resume from another checkpoint")
-            optimizer.state[weight][kind] = kept = torch.zeros_like(weight, dtype=tensor.dtype)
-            keep_rows(kept, tensor.read())
+            keep_rows(optimizer.state[parameters[parameter]][kind], tensor.read())
     for group in optimizer.param_groups:
         group["step"] = step

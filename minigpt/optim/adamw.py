@@ -112,12 +112,17 @@ class AdamW(torch.optim.Optimizer):
         """Steps one weight in place; call it without autograd."""
         in_16_bits = weight.dtype == torch.bfloat16
         step = adamw_step_bf16 if in_16_bits else adamw_step
-        names = ("mean", "square", "carry") if in_16_bits else ("mean", "square")
-        state = self.state[weight]
-        if not state:
-            state.update((name, torch.zeros_like(weight)) for name in names)
-        tensors = [local(t) for t in (weight, weight.grad, *(state[name] for name in names))]
+        state = self.prepare(weight)
+        tensors = [local(t) for t in (weight, weight.grad, *state.values())]
         self.execution(step, tensors, scalars, gradient_scale)
+
+    def prepare(self, weight: Tensor) -> Dict[str, Tensor]:
+        """The state of a weight, which begins at zero."""
+        state: Dict[str, Tensor] = self.state[weight]
+        if not state:
+            names = ("mean", "square", "carry")[: 3 if weight.dtype == torch.bfloat16 else 2]
+            state.update((name, torch.zeros_like(weight.detach())) for name in names)
+        return state
 
 
 def decay_groups(
