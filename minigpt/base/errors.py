@@ -102,13 +102,10 @@ class StorageError(MinigptError):
     """A file system that refuses to take what has to be written."""
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def storage_error(error: OSError, path: object) -> MinigptError:
     """What the operating system said while writing `path`, as a sentence with a way out."""
     where = f"{path}: {error.strerror or error}"
-    if error.errno in _NO_ROOM:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         fix = "free some space or name another folder with --out; what was saved before is whole"
         return StorageError(f"no room left to write {where}", fix)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -14,21 +14,11 @@ import re
 import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import (
-    Any,
-    Dict,
-    Iterator,
-    Optional,
-    Tuple,
-    Type,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)  # fmt: skip
+from typing import Any, Dict, Iterator, Optional, Type, TypeVar, Union
+
+from typing_extensions import get_args, get_origin, get_type_hints
 
 from minigpt.base.errors import DataError, MinigptError, StorageError, UsageError, storage_error
 from minigpt.base.text import size
@@ -40,13 +30,11 @@ except ImportError:  # Windows, where what a killed process left stays
 
 MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>partial|replaced)")
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 ANOTHER_OUT = "name another with --out, or remove it"
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 _LONGEST = 180  # bytes of a name to which something is added; file systems take 255
+_LARGEST, _BYTES, _DIGITS = 1 << 60, 1 << 24, 40  # more than any JSON of ours or HF's has
 T = TypeVar("T")
-_LARGEST = 1 << 60
-_BYTES, _DIGITS = 1 << 24, 40  # more than any file of ours, or of Hugging Face's, has
 
 
 def read_object(path: Path, error: Type[MinigptError] = DataError, fix: str = "") -> Dict[str, Any]:
@@ -92,9 +80,8 @@ def as_dataclass(kind: Type[T], values: Dict[str, Any]) -> T:
     """
     hints = get_type_hints(kind)
     for name, value in values.items():
-        kinds = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
-        if get_origin(hints.get(name)) not in (None, Union):
-            kinds = [get_origin(hints[name])]
+        hint = hints.get(name)
+        kinds = get_args(hint) if get_origin(hint) is Union else [get_origin(hint) or hint]
         fits = type(value) in kinds or (type(value) is int and float in kinds)
         if not fits or (isinstance(value, (int, float)) and not abs(value) < _LARGEST):  # nan
             raise ValueError(f"its {name!a:.40} is {value!a:.40}")
@@ -121,11 +108,10 @@ def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = Non
 
 def _unfit(out: Path, source: Optional[Path]) -> str:
     """Why no directory should be made there, whether one is there or not."""
-    place, here = Path(os.path.realpath(str(out))), Path(os.path.realpath(os.getcwd()))
-    if source is not None and source.is_dir():
-        read = Path(os.path.realpath(str(source)))
-        if read in (place, *place.parents):
-            return "is what is to be read" if read == place else f"lies in the source, {source}"
+    place = Path(os.path.realpath(str(out)))
+    around, here = (place, *place.parents), Path(os.path.realpath(os.getcwd()))
+    if source is not None and source.is_dir() and Path(os.path.realpath(str(source))) in around:
+        return f"is or lies in {source}, which is what is to be read"
     if out.name in ("", "..") or place in (here, *here.parents):
         return "is the directory you are in, or one above it"
     if out.is_symlink():
@@ -213,35 +199,31 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
     """
     if not (replace and _is_ours(target)):
         require_free(target)
-    partial = held = None
     try:
-        partial, held = _make_held(target)
-        _remove_abandoned(target, every=replace)
-        yield partial
-        for path in [*partial.rglob("*"), partial]:
-            fsync(path)
-        _take_place(partial, target, replace)
+        with ExitStack() as stack:
+            partial = _made_and_held(target, stack)
+            _remove_abandoned(target, every=replace)
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                fsync(path)
+            _take_place(partial, target, replace)
     except OSError as error:
         raise storage_error(error, target) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(str(partial), ignore_errors=True)
-        if held is not None:
-            os.close(held)
 
 
-def _make_held(target: Path) -> Tuple[Path, Optional[int]]:
-    """A new directory, and what holds it."""
+def _made_and_held(target: Path, stack: ExitStack) -> Path:
+    """A new directory, held and there as long as the `stack` is open."""
     while True:
         partial = _sibling(target)
         partial.mkdir(parents=True)
         # Before it is held, another process may take it for abandoned and remove it.
         with suppress(FileNotFoundError, BlockingIOError):
             held = hold(partial)
-            if partial.exists():
-                return partial, held
             if held is not None:
-                os.close(held)
+                stack.callback(os.close, held)
+            if partial.exists():
+                stack.callback(shutil.rmtree, str(partial), ignore_errors=True)
+                return partial
 
 
 def hold(path: Path) -> Optional[int]:
@@ -253,12 +235,12 @@ def hold(path: Path) -> Optional[int]:
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise
         return None
-    return descriptor
 
 
 def _remove_abandoned(target: Path, every: bool) -> None:
@@ -282,14 +264,14 @@ def _take_place(partial: Path, target: Path, replace: bool) -> None:
     if replace and _is_ours(target):
         # A crash between the two renames leaves this, the last whole one, beside its place.
         os.rename(str(target), str(partial.with_suffix(".replaced")))
-    elif os.name == "nt" and target.is_dir() and not any(target.iterdir()):
-        os.rmdir(str(target))  # elsewhere the next line takes the place of an empty one
+    with suppress(OSError):  # an empty directory, in whose place Windows puts nothing
+        os.rmdir(str(target))
     try:
         os.rename(str(partial), str(target))
     except OSError as error:
-        if error.errno not in _TAKEN:
-            raise
-        raise StorageError(f"{target} has appeared meanwhile", ANOTHER_OUT) from error
+        if os.path.lexists(str(target)):
+            raise StorageError(f"{target} has appeared meanwhile", ANOTHER_OUT) from error
+        raise
     fsync(target.parent)
     if replace:
         for replaced in _temporaries(target, "replaced"):

@@ -72,24 +72,23 @@ def check(directory: Path) -> None:
     if manifest.get("format") != FORMAT:
         what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
         raise CheckpointError(what, f"use the minigpt that wrote it ({manifest.get('minigpt')})")
+    there = {path.name: path for path in directory.iterdir() if path.is_file()}
     try:
-        found = {n: as_dataclass(FileRecord, record) for n, record in manifest["files"].items()}
-        weights = {path.name for path in directory.glob("*.safetensors")}
-        if any(Path(n).name != n or "\0" in n for n in found) or not weights <= {*found}:
+        files = {n: as_dataclass(FileRecord, record) for n, record in manifest["files"].items()}
+        if not {name for name in there if name.endswith(".safetensors")} <= {*files}:
             raise ValueError("its files are not those beside it")
-        files = {directory / name: record for name, record in found.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"{directory / NAME} is not as it was written: {error!r:.200}"
         raise CheckpointError(what, _ANOTHER) from None
-    for path, record in files.items():  # all sizes before the first sha256, which takes long
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", _ANOTHER)
-        size = path.stat().st_size
+    for name, record in files.items():  # all sizes before the first sha256, which takes long
+        if name not in there:
+            raise CheckpointError(f"{directory / name} is missing", _ANOTHER)
+        size = there[name].stat().st_size
         if size != record.size:
-            what = f"{path} has {size} bytes and should have {record.size}"
+            what = f"{there[name]} has {size} bytes and should have {record.size}"
             raise CheckpointError(what, _ANOTHER)
     with ThreadPoolExecutor() as pool:
-        for path, digest in zip(files, pool.map(sha256, files)):
-            if digest != files[path].sha256:
-                what = f"{path} is not what was written (its sha256 differs)"
+        for name, digest in zip(files, pool.map(sha256, [there[name] for name in files])):
+            if digest != files[name].sha256:
+                what = f"{there[name]} is not what was written (its sha256 differs)"
                 raise CheckpointError(what, _ANOTHER)

@@ -24,16 +24,9 @@ from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import as_dataclass, atomic_directory, write_json
-from minigpt.checkpoint import manifest
+from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.run_files import resolve
-from minigpt.checkpoint.safetensors import (
-    FileRecord,
-    LazyTensor,
-    in_memory,
-    open_safetensors,
-    write_safetensors,
-    write_sharded,
-)
+from minigpt.checkpoint.safetensors import FileRecord, LazyTensor, in_memory, open_safetensors
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
@@ -50,7 +43,7 @@ def write_model(
 ) -> Dict[str, FileRecord]:  # fmt: skip
     """Writes `config.json` and the weights; returns what the manifest needs of the latter."""
     write_json(directory / CONFIG, asdict(config))
-    return write_sharded(directory, tensors, shard_bytes)
+    return safetensors.write_sharded(directory, tensors, shard_bytes)
 
 
 def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
@@ -157,15 +150,15 @@ def _checked(
 
 def read_config(directory: Path) -> GPTConfig:
     """The GPTConfig in `config.json`; CheckpointError when it has other fields."""
-    path = directory / CONFIG
-    values = manifest.read_json(path)
+    values = manifest.read_json(directory / CONFIG)
     try:
         if "activation" not in values:
             raise ValueError("it does not say its activation")
         return as_dataclass(GPTConfig, values)
     except (ValueError, UsageError) as error:
         fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
-        raise CheckpointError(f"{path}: {getattr(error, 'what', error)}", fix) from None
+        what = f"{directory / CONFIG}: {getattr(error, 'what', error)}"
+        raise CheckpointError(what, fix) from None
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,8 @@ def write_adapter(directory: Path, model: GPT, adapter: Adapter) -> Dict[str, Fi
     where = {"base": places, "base_sha256": adapter.base_sha256}
     write_json(directory / ADAPTER, {**asdict(adapter.lora), **where})
     write_json(directory / CONFIG, asdict(model.config))
-    return {WEIGHTS: write_safetensors(directory / WEIGHTS, in_memory(adapter_tensors(model)))}
+    thin = in_memory(adapter_tensors(model))
+    return {WEIGHTS: safetensors.write_safetensors(directory / WEIGHTS, thin)}
 
 
 def keep_base(adapter: Adapter, run: Path) -> Adapter:

@@ -94,12 +94,10 @@ def _complete(run: Path) -> List[Path]:
 def _why_not(path: Path) -> Tuple[str, str]:
     if not os.path.exists(path):
         here = [place for place in (Path("runs", path), Path("checkpoints", path)) if find(place)]
-        fix = f"did you mean {here[0]}?" if here else "name a checkpoint or run, such as runs/NAME"
-        fetched = not here and str(path) in ZOO
-        return (
-            f"there is no {path}",
-            f"get it with: python convert_hf.py {path}" if fetched else fix,
-        )
+        known = "name a checkpoint or run, such as runs/NAME"
+        if str(path) in ZOO:
+            known = f"get it with: python convert_hf.py {path}"
+        return f"there is no {path}", f"did you mean {here[0]}?" if here else known
     if not path.is_dir():
         return f"{path} is a file", "name the checkpoint directory it is in"
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):

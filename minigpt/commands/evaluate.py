@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set
@@ -19,13 +18,12 @@ from minigpt.checkpoint.run_files import resolve
 from minigpt.coding import humaneval
 from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
-from minigpt.commands.generate import tuned_template
+from minigpt.commands.generate import note, tuned_template
 from minigpt.data.datasets import open_datasets
 from minigpt.data.sources import FUNCTIONS, Names, listed, said
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer
-from minigpt.decoding.generate import Sampling, stream
-from minigpt.decoding.text_stream import pieces
+from minigpt.decoding.generate import Sampling, pieces, stream
 from minigpt.devices.device import PRECISIONS, find_device
 from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
@@ -93,10 +91,10 @@ class EvaluateConfig(ReadingFlags):
         require_known("template", self.template, TEMPLATES)
         if sum([self.data is not None, self.humaneval, self.problems is not None]) > 1:
             raise UsageError("--data, --humaneval and --problems are three things", "name one")
-        at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
-        at_least(1, batch_size=self.batch_size)
-        at_least(0, limit=self.limit, block_size=self.block_size, eval_tokens=self.eval_tokens)
-        at_least(0, stride=self.stride)
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            at_least(1, **{name: getattr(self, name)})
+        for name in ("limit", "block_size", "eval_tokens", "stride"):
+            at_least(0, **{name: getattr(self, name)})
         require_known("precision", self.precision, PRECISIONS)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
@@ -130,8 +128,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     how = _how(config, names, directory)
     found = open_datasets(names, tokenizer, block, template, origin=directory, **how)
     for line in found.notes:
-        print(f"note: {line}", file=sys.stderr)
-
+        note(line)
     objective, lengths = objective_for(model, device, config.precision), tokenizer.byte_lengths()
     result = validate(objective, found.validation, lengths, config.batch_size, config.eval_tokens)
     kind = "tokens"
@@ -173,8 +170,8 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
     tokenizer, positions = load_tokenizer(directory), model.config.n_positions
     long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
     if long:
-        note = f"note: {long} of {len(problems)} prompts are longer than the model's {positions}"
-        print(f"{note} positions: their ends are used", file=sys.stderr)
+        count = f"{long} of {len(problems)} prompts"
+        note(f"{count} are longer than the model's {positions} positions: their ends are used")
     settings: Dict[str, Any] = {name: getattr(config, name) for name in _SETTINGS}
     settings["checkpoint"] = manifest.sha256(directory / manifest.NAME)
     place = directory if directory.name else directory.resolve()

@@ -17,8 +17,7 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import END_MARK, load_tokenizer, reading_marks
-from minigpt.decoding.generate import Sampling, step_for, stream
-from minigpt.decoding.text_stream import pieces
+from minigpt.decoding.generate import Sampling, pieces, step_for, stream
 from minigpt.devices.device import find_device
 from minigpt.training.config import left_open
 

@@ -57,7 +57,11 @@ class GraphedStep:
     """A `Step` of generate.py. It records anew when it is given another cache."""
 
     def __init__(self, compiled: bool = False) -> None:
-        self.block = _compiled_block() if compiled else None
+        # With this option products of one row become loops that read as fast as the memory gives.
+        options: Dict[str, Any] = {"coordinate_descent_tuning": True}
+        self.block: Optional[Callable[..., Tensor]] = None
+        if compiled:
+            self.block = torch.compile(_one_block, dynamic=True, options=options)
         self.recorded: Optional[Tensor] = None  # the first keys of the cache it was recorded on
 
     def __call__(
@@ -100,13 +104,6 @@ def _one_block(
 ) -> Tensor:
     """A block on the cache of its own layer alone, so that all layers look the same."""
     return Block.forward(block, x, mask, PlacedCache([(keys, values)], place, None), 0)
-
-
-def _compiled_block() -> Callable[..., Tensor]:
-    # With this option products of one row become loops that read as fast as the memory gives.
-    options: Dict[str, Any] = {"coordinate_descent_tuning": True}
-    compiled: Callable[..., Tensor] = torch.compile(_one_block, dynamic=True, options=options)
-    return compiled
 
 
 @contextmanager

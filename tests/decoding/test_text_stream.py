@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data.tokenizer import BytesTokenizer
-from minigpt.decoding.text_stream import TextStream
+from minigpt.decoding.generate import TextStream
 
 
 def pieces(text, stop=(), size=1):
