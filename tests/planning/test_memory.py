@@ -36,8 +36,6 @@ from minigpt.training.build import create_run
 from tests.helpers.tuning import trainer_of
 from tests.helpers.warm import warm
 
-WARM = not os.environ.get("COLD")
-
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
 B13 = find("cerebras-13b").config
@@ -170,9 +168,8 @@ def grown(tmp_path, shape, values):
         manifest.write_manifest(partial, records)
     (tmp_path / "text.txt").write_text("def f(x):\n    return x + 1\n" * 20_000)
     here = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    code = ["-m", "tests.planning.test_memory"]
-    code = warm(*code, **here) if WARM else [sys.executable, *code]
-    words = [*code, str(start), str(tmp_path / "run"), json.dumps(values)]
+    words = ("tests.planning.test_memory", start, tmp_path / "run", json.dumps(values))
+    words = warm("-m", *words, **here)  # which takes what a process started anew does, to 1%
     here.update(XDG_CACHE_HOME=str(tmp_path / "cache"))
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, **here}, capture_output=True, text=True
