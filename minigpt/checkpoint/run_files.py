@@ -94,9 +94,8 @@ def _complete(run: Path) -> List[Path]:
 def _why_not(path: Path) -> Tuple[str, str]:
     if not os.path.exists(path):
         here = [place for place in (Path("runs", path), Path("checkpoints", path)) if find(place)]
-        known = "name a checkpoint or run, such as runs/NAME"
-        if str(path) in ZOO:
-            known = f"get it with: python convert_hf.py {path}"
+        get = f"get it with: python convert_hf.py {path}"
+        known = get if str(path) in ZOO else "name a checkpoint or run, such as runs/NAME"
         return f"there is no {path}", f"did you mean {here[0]}?" if here else known
     if not path.is_dir():
         return f"{path} is a file", "name the checkpoint directory it is in"

@@ -44,10 +44,6 @@ class Batch:
         lengths = None if self.lengths is None else self.lengths[part]
         return replace(self.map(lambda tensor: tensor[part].contiguous()), lengths=lengths)
 
-    def unsupervised(self) -> Batch:
-        """The batch with nothing to learn from."""
-        return replace(self, targets=torch.full_like(self.targets, IGNORE), supervised=0)
-
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors changed."""
         old = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -90,10 +90,7 @@ class KVCache:
 
     def repeat(self, samples: int) -> KVCache:
         """The same past for `samples` futures: one prefill, then B * samples rows."""
-
-        def repeated(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(samples, 0)
-
-        layers = [(repeated(k), repeated(v)) for k, v in self.layers]
-        starts = None if self.starts is None else repeated(self.starts)
-        return KVCache(layers, self.length, starts)
+        rows = torch.arange(self.layers[0][0].size(0), device=self.layers[0][0].device)
+        rows = rows.repeat_interleave(samples)
+        starts = None if self.starts is None else self.starts[rows]
+        return KVCache([(k[rows], v[rows]) for k, v in self.layers], self.length, starts)

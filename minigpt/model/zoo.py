@@ -35,10 +35,6 @@ class Recipe:
     grad_clip: float = 1.0
     hidden_lr_scale: float = 1.0  # muP: the matrices inside the blocks learn at lr times this
 
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.batch_size * self.block_size
-
 
 @dataclass(frozen=True)
 class ZooEntry:

@@ -88,8 +88,9 @@ def build(
         loader=Loader(data.train, settings.batch_size, asked.seed, state.samples_seen,
                       world.rank, world.size),
         validation=data.validation, prompt=data.prompt or _prompt(asked, data, tokenizer),
+        saved=state.step if settings.resumes else None,
         template=data.template or settings.tuned, answers=data.template is not None,
-        out_of_memory=more_memory(device), peak=_peak(settings, device), notes=data.notes,
+        out_of_memory=more_memory(device), peak=_peak(settings, device),
     )  # fmt: skip
 
 

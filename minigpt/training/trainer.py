@@ -10,7 +10,7 @@ together when a line is logged.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -59,9 +59,8 @@ class Trainer:
     out_of_memory: str = ""  # what to do when that happens
     answers: bool = False  # whether the data are instructions and answers
     adapter: Optional[Adapter] = None  # what is trained, where it is not the weights
-    notes: List[str] = field(default_factory=list)  # about the data
     latest: Optional[Validation] = None
-    saved: Optional[int] = None  # the step of the newest checkpoint that this process knows of
+    saved: Optional[int] = None  # the step of the newest checkpoint
 
     def train(self) -> int:
         """Runs to the last step, or to the end of the step in which a signal comes that ends it;
@@ -246,10 +245,8 @@ class Trainer:
         directory = run_files.step_directory(self.run, self.state.step)
         if self.saved == self.state.step:
             return directory
-        there = run_files.pointed(self.run, run_files.LATEST) == directory
-        there = self.world.told("there" if there else "") != ""
         self.world.settle(self.objective)
-        if not there and self.world.first:
+        if self.world.first:
             self.state.keep_rng(self.device.rng_state())
             vars(self.state).update(self.update.saved())
             save_checkpoint(
@@ -258,7 +255,7 @@ class Trainer:
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.settings.asked.keep)
-        elif not there and self.world.divided:
+        elif self.world.divided:
             help_to_save(self.model, self.optimizer, self.adapter)
         self.world.wait()
         self.saved = self.state.step

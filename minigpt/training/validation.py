@@ -11,7 +11,7 @@ neither on the batch size nor on when they are taken, and training does not noti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List
 
 import numpy as np
@@ -75,7 +75,7 @@ def validate(
     for turn in range(world.rank, math.ceil(len(batches) / world.size) * world.size, world.size):
         batch = dataset.batch(batches[min(turn, len(batches) - 1)])
         if turn >= len(batches):  # where a model is divided, all processes compute it together
-            batch = batch.unsupervised()
+            batch = replace(batch, targets=torch.full_like(batch.targets, IGNORE), supervised=0)
         targets = batch.targets.numpy()
         tokens += batch.supervised
         size += int(byte_lengths[targets[targets != IGNORE]].sum())
