@@ -56,10 +56,20 @@ def convert(
         vocabulary, notes = find_vocabulary(source, config.vocab_size, tokenizer)
         tensors = _as_ours(theirs, DTYPES[dtype], progress, notes)
         write = partial(write_model, config=config, tensors=tensors, shard_bytes=shard_bytes)
-        # A template is beside a tuned model that was exported.
-        write_checkpoint(out, write, vocabulary, load_template(source))
+        template = load_template(source)  # beside a tuned model that was exported
+        if template is None and _has_chat_template(source):
+            left = "its chat template is not taken over: generate takes prompts as they are"
+            notes.append(f"{left}, and chat wants a model tuned with train.py")
+        write_checkpoint(out, write, vocabulary, template)
     total = size(sum(tensor.nbytes for tensor in tensors.values()))
     return [*said, *(f"note     {note}" for note in notes), f"wrote    {out}: {total}"]
+
+
+def _has_chat_template(source: Path) -> bool:
+    """Whether conversations are put by a program of the model's own, in Jinja."""
+    config = source / "tokenizer_config.json"
+    said = config.is_file() and layout.read_json(config).get("chat_template")
+    return bool(said) or (source / "chat_template.jinja").is_file()
 
 
 def _checked(

@@ -325,6 +325,17 @@ def test_the_vocabulary_travels_both_ways(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_of_its_own_is_not_pretended(tmp_path, theirs, file):
+    source = write(tmp_path / "hf", weights(theirs))
+    assert "chat template" not in "\n".join(convert(source, tmp_path / "plain"))
+    (source / file).write_text('{"chat_template": "{{ messages }}"}')
+    said = "\n".join(convert(source, tmp_path / "ours"))
+    assert "its chat template is not taken over" in said
+    assert not (tmp_path / "ours" / "template.json").exists()
+
+
+@pytest.mark.oracle
 def test_the_command_both_ways(tmp_path, theirs):
     source = write(tmp_path / "hf", weights(theirs))
 
