@@ -81,8 +81,9 @@ def build(
     if settings.resumes is not None:
         load_optimizer(settings.resumes, model, optimizer, state.step - state.skipped_steps)
         device.set_rng_state(state.kept_rng())
+    objective.train()  # and not the model alone: this mode is what follows a validation
     return Trainer(
-        settings=settings, run=settings.run, device=device, model=model.train(), world=world,
+        settings=settings, run=settings.run, device=device, model=model, world=world,
         objective=objective, tokenizer=tokenizer, optimizer=optimizer, adapter=adapter, state=state,
         update=_update(settings, model, optimizer, state, world),
         loader=Loader(data.train, settings.batch_size, asked.seed, state.samples_seen,
