@@ -143,15 +143,6 @@ def _header(tensors: Mapping[str, LazyTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def open_sharded(directory: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
-    """As `open_safetensors`, of the one file in `directory`, or of the shards in its index."""
-    names = [SINGLE]
-    if (directory / INDEX).exists():
-        names = shard_names(directory / INDEX)
-    opened = [open_safetensors(directory / name, stack) for name in names]
-    return {name: tensor for tensors in opened for name, tensor in tensors.items()}
-
-
 def shard_names(index: Path, fix: str = "use another checkpoint") -> List[str]:
     """The files that an index names. It may come from anywhere, so only files beside it will do."""
     found = read_object(index, CheckpointError, fix).get("weight_map")
