@@ -258,6 +258,31 @@ def test_a_signal_to_torchrun_saves_once_and_another_number_of_processes_goes_on
     assert losses == pytest.approx(numbers(place / "whole", "loss"), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(OLD, reason="it has no FSDP2")
+def test_any_number_of_processes_goes_on_with_the_run_of_any_other(place):
+    """Divided among two, then three, then by one, then by two that both have the whole model."""
+    flags = {**TYPED, "batch_size": 6, "schedule": "constant", "data": str(place / "corpus")}
+    run, script, cases = place / "run", ROOT / "tests" / "helpers" / "ranks.py", place / "cases"
+
+    def go_on(size, **more):
+        cases.write_text(json.dumps([more]))
+        together(size, script, cases)
+
+    go_on(2, **flags, steps=3, out=str(run), parallel="fsdp")
+    go_on(3, resume=str(run), steps=5)
+    train({"resume": str(run), "steps": 7})
+    go_on(2, resume=str(run), steps=9, parallel="ddp")
+    train({**flags, "steps": 9, "out": str(place / "whole")})
+    assert len(numbers(run, "loss")) == 9
+    for names in (["loss"], ["grad_norm"], ["tokens"]):
+        expected = numbers(place / "whole", *names)
+        assert numbers(run, *names) == pytest.approx(expected, rel=1e-5)
+    first, second = (load_model(place / name).parameters() for name in ("run", "whole"))
+    for mine, theirs in zip(first, second):
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 def ranks_of(torchrun):
     """The processes that torchrun has started, by /proc."""
     found = []
