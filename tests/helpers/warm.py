@@ -35,7 +35,8 @@ def warm(*words, **variables):
     """The command line that runs `python *words`: a script, or -m and a module, and arguments.
     `variables` are in the environment already when the server starts.
     """
-    if not hasattr(os, "fork"):
+    # The compiler has processes and threads of its own, which a copy was seen to wait for for ever.
+    if not hasattr(os, "fork") or "--compile" in words:
         return [sys.executable, *map(str, words)]
     return [sys.executable, "-I", "-S", __file__, _server(variables), *map(str, words)]
 
