@@ -118,7 +118,8 @@ def _open_text(
         texts[-1] = texts[-1][:-1]  # where all ends is no part of the text
     if sum(map(len, texts)) < 2:
         fix = "name a larger share, or other files, with --validation"
-        raise DataError(f"{content.get('source', directory)} has nothing to validate on", fix)
+        what = f"{content.get('source', directory)} has nothing to validate on"
+        raise DataError("; ".join([what, *left_out.lines()]), fix)
     width, apart = (block_size, stride) if stride else (block_size + 1, block_size)
     passes = Passes(texts, width, apart)
     if whole:

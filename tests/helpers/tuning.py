@@ -59,7 +59,9 @@ def trainer_of(**flags):
     settings = resolve(config, device)
     tokenizer = load_tokenizer(settings.vocabulary)
     data = open_data(settings, tokenizer)
-    return build(resolve(config, device, data), device, tokenizer, data)
+    trainer = build(resolve(config, device, data), device, tokenizer, data)
+    trainer.notes = data.notes
+    return trainer
 
 
 def resumed(run, **flags):

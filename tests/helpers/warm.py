@@ -26,6 +26,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 SERVERS = {}
@@ -44,7 +45,6 @@ def warm(*words, **variables):
 def _server(variables):
     """The address of this process's server, which ends when this process does, however that is."""
     import subprocess
-    import tempfile
 
     known = tuple(sorted(variables.items()))
     if known not in SERVERS or SERVERS[known][0].poll() is not None:
@@ -146,6 +146,7 @@ def become(request, streams):
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # TMPDIR may be another
     for name in PASSED_ON:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
