@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from contextlib import nullcontext
@@ -63,6 +64,7 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
             config = replace(config, out=str(run))
         with world.one_by_one():
             settings, tokenizer, data = _open(config, settings, device)
+        settings = _agreed(settings, world)
         trainer = build(replace(settings, run=run), device, tokenizer, data, world)
         create_run(trainer)
         code = trainer.train()
@@ -73,6 +75,12 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
             print(closing_report(trainer))
             print(f"took {duration(time.perf_counter() - began)}")
         return code
+
+
+def _agreed(settings: Settings, world: World) -> Settings:
+    """What follows from the memory that is free, as rank 0 sees it: the others may see another."""
+    seen = {"micro_batch_size": settings.micro_batch_size, "division": settings.division}
+    return replace(settings, **json.loads(world.told(json.dumps(seen))))
 
 
 def _plan(config: TrainConfig, settings: Settings, device: Device) -> None:

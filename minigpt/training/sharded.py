@@ -102,16 +102,17 @@ def fill(model: GPT, settings: Settings, device: Device) -> Optional[Adapter]:
 def _weights(
     model: GPT, settings: Settings, stack: ExitStack
 ) -> Tuple[Dict[str, LazyTensor], Optional[Adapter]]:
-    start, lora = settings.start, settings.lora
+    start, lora, dtype = settings.start, settings.lora, weight_dtype(settings.asked.precision)
     if start is None:
         return {}, None
     if lora is None or settings.resumes is None:
-        return open_weights(start, stack), None if lora is None else Adapter.on(start, lora)
+        adapter = None if lora is None else Adapter.on(start, lora)
+        return open_weights(start, stack, dtype), adapter
     adapter = read_adapter(start)
     assert adapter is not None
     manifest.check(start)
     thin = open_adapter(start, adapter_tensors(model), stack)
-    return {**open_weights(adapter.base, stack), **thin}, adapter
+    return {**open_weights(adapter.base, stack, dtype), **thin}, adapter
 
 
 def _draw_as_modules_do(model: GPT, device: Device) -> None:
