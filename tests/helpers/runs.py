@@ -48,6 +48,7 @@ def command(tmp_path, *words, python=True, anew=True):
     data = corpus(tmp_path / "corpus")
     start = [] if "--resume" in words else ["--data", str(data), *SMALL]
     script = str(ROOT / "train.py")
+    anew = anew or "--compile" in words  # the compiler makes a copy wait for ever
     program = ([sys.executable, script] if anew else warm(script)) if python else []
     return [*program, *start, *map(str, words)]
 

@@ -36,8 +36,7 @@ def warm(*words, **variables):
     """The command line that runs `python *words`: a script, or -m and a module, and arguments.
     `variables` are in the environment already when the server starts.
     """
-    # The compiler has processes and threads of its own, which a copy was seen to wait for for ever.
-    if not hasattr(os, "fork") or "--compile" in words:
+    if not hasattr(os, "fork") or "--compile" in words:  # which makes a copy wait for ever
         return [sys.executable, *map(str, words)]
     return [sys.executable, "-I", "-S", __file__, _server(variables), *map(str, words)]
 
