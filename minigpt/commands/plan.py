@@ -75,7 +75,7 @@ def plan_command(arguments: List[str]) -> None:
     """Prints the plan of the run that train.py would make of `arguments`."""
     config = parse_settings(PlanConfig, "minigpt plan", arguments)
     for name in ("gpus", "nodes"):
-        require_number(f"--{name}", getattr(config, name), least=1, whole=True)
+        require_number(f"number of {name}", getattr(config, name), least=1, whole=True)
     if config.gpus * config.nodes > 1:  # as torchrun would say it to train.py
         sizes = {"WORLD_SIZE": config.gpus * config.nodes, "LOCAL_WORLD_SIZE": config.gpus}
         os.environ.update((name, str(size)) for name, size in sizes.items())
@@ -112,8 +112,9 @@ def _target(config: PlanConfig) -> Tuple[Optional[Device], Optional[peaks.Accele
     elif name != "moai":
         planned = peaks.find_accelerator(name)
     if planned is None or planned.flavor:
-        if room is not None:
-            raise UsageError("a MoAI flavor has its own memory", "leave out --memory")
+        if room is not None or config.gpus * config.nodes > 1:
+            named = "--memory" if room is not None else "--gpus and --nodes"
+            raise UsageError("a MoAI flavor has its own memory and GPUs", f"leave out {named}")
         return Device("moai", torch.device("cuda")), planned
     return device, replace(planned, memory=room or planned.memory)
 

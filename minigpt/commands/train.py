@@ -131,6 +131,8 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
     lines += [f"         {note}" for note in data.notes]
     if together > 1:
         lines.append(f"together {together} processes, {s.batch_size // together} rows each")
+    elif s.asked.parallel is not None:
+        lines.append("together one process: --parallel is for those that torchrun starts")
     elif gpus > 1:
         all_of_them = f"torchrun --nproc-per-node {gpus} train.py ..."
         lines.append(f"device   one of {gpus} GPUs; all: {all_of_them}")

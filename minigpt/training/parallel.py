@@ -41,6 +41,11 @@ def processes() -> int:
     return max(1, int(size)) if size.isdigit() else 1
 
 
+def local_processes() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or processes())
+
+
 def restarted() -> bool:
     """Whether torchrun has started this command again, after a process of it had failed."""
     return _attempt() != "0"

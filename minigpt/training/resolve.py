@@ -8,7 +8,6 @@ asked for its free memory.
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from minigpt.planning.fit import FUSED, LORA, flops, largest_rows, nearest_fit
 from minigpt.planning.memory import Job, memory
 from minigpt.training.claim import require_startable
 from minigpt.training.config import SHAPE, Settings, TrainConfig, check_block, refuse
-from minigpt.training.parallel import processes
+from minigpt.training.parallel import local_processes, processes
 
 FINE_TUNING = Recipe(
     lr=1e-5, min_lr=1e-6, warmup_steps=20, steps=500, batch_size=16, block_size=1024, beta2=0.999
@@ -110,7 +109,8 @@ def _check_sizes(s: Settings) -> None:
     longer = f", or --n-positions {s.block_size}" if s.start is None else ""
     check_block(s.block_size, s.shape.n_positions, longer)
     ranks, frozen = processes(), s.asked.freeze_layers or 0
-    sizes = f"{max(1, s.batch_size // ranks) * ranks} or {(s.batch_size // ranks + 1) * ranks}"
+    fewer, more = s.batch_size // ranks * ranks, (s.batch_size // ranks + 1) * ranks
+    sizes = f"{fewer} or {more}" if fewer else str(more)
     refuse(
         (s.batch_size * s.block_size > _STEP_TOKENS,
          f"--batch-size {s.batch_size} makes steps of more than two billion tokens",
@@ -120,6 +120,8 @@ def _check_sizes(s: Settings) -> None:
         (s.asked.fused_backward and s.division == "ddp",
          "--fused-backward steps before the other processes' gradients are there",
          "use --parallel fsdp, or leave it out"),
+        (s.division == "hsdp" and local_processes() == ranks,
+         "--parallel hsdp is for several machines", "use --parallel fsdp on one"),
         (s.min_lr > s.lr, f"--min-lr {s.min_lr} is above --lr {s.lr}, from which the rate falls",
          "make it smaller, or leave it out"),
         (frozen > s.shape.n_layer, f"--freeze-layers is {frozen}",
@@ -285,8 +287,7 @@ def job_of(settings: Settings, device: Optional[Device]) -> Job:
 
 def _shards(division: str) -> int:
     """Among how many processes the model is divided."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-    return {"fsdp": processes(), "hsdp": here}.get(division, 1)
+    return {"fsdp": processes(), "hsdp": local_processes()}.get(division, 1)
 
 
 def compiles_update(asked: TrainConfig, device: Device) -> bool:

@@ -11,7 +11,6 @@ they belong, added up in float32. Embeddings, last norm and head are one more su
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import Any, Dict, Optional, Tuple
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.base.divided import keep_rows
-from minigpt.base.errors import DeviceError, UsageError
+from minigpt.base.errors import DeviceError
 from minigpt.checkpoint import manifest
 from minigpt.checkpoint.model_files import Adapter, open_adapter, open_weights, read_adapter
 from minigpt.checkpoint.safetensors import LazyTensor
@@ -28,6 +27,7 @@ from minigpt.model.gpt import GPT
 from minigpt.model.lora import adapter_tensors, add_lora, draw
 from minigpt.training.config import Settings
 from minigpt.training.objective import Objective
+from minigpt.training.parallel import local_processes
 
 
 def require_fsdp() -> Any:
@@ -47,10 +47,7 @@ def mesh_of(parallel: str, device: Device, size: int) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
     require_fsdp()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    if parallel == "hsdp" and size == here:
-        raise UsageError("--parallel hsdp is for several machines", "use --parallel fsdp on one")
-    shape = (size // here, here) if parallel == "hsdp" else (size,)
+    shape = (size // local_processes(), local_processes()) if parallel == "hsdp" else (size,)
     return init_device_mesh(device.torch_device.type, shape)
 
 

@@ -180,6 +180,15 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(monk
         trainer_of(batch_size=10, data=str(corpus(tmp_path / "corpus")), device="cpu")
 
 
+def test_a_machine_of_its_own_is_no_hybrid(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="hsdp is for several machines; use --parallel fsdp"):
+        trainer_of(
+            batch_size=8, data=str(corpus(tmp_path / "corpus")), device="cpu", parallel="hsdp"
+        )
+
+
 def test_alone_there_is_no_process_group():
     assert not torch.distributed.is_initialized()
     assert ALONE.told("text") == "text" and ALONE.total(1.5, 2) == (1.5, 2)
