@@ -5,7 +5,9 @@ tokens a second, MFU; then decoding against the memory's bandwidth.
     python -m benchmarks.on_gpu 1.3b 1.3b-compiled      # some of them
     python -m benchmarks.on_gpu --tiny --device cpu     # the same code on a tiny shape
 
-A case is SIZE (minigpt), SIZE-compiled, SIZE-transformers or SIZE-decode. Nothing is saved: the
+A case is SIZE (minigpt), SIZE-compiled, SIZE-fsdp (one process, its model held by FSDP2),
+SIZE-packed (records), SIZE-one-by-one (records, documents one after another), SIZE-transformers or
+SIZE-decode. Nothing is saved: the
 state of 13B is 103 GB. `--seconds` ends a case that takes longer.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,7 @@ from minigpt.planning.memory import memory
 from minigpt.planning.peaks import looked_up_peak
 from minigpt.training.build import build, create_run, open_data
 from minigpt.training.config import TrainConfig
+from minigpt.training.parallel import joined
 from minigpt.training.resolve import job_of, resolve
 from minigpt.training.trainer import Trainer
 
@@ -51,7 +55,7 @@ SIZES: Dict[str, Dict[str, Any]] = {
     "6.7b": {"model": "cerebras-6.7b", **_LEAN},
     "13b": {"model": "cerebras-13b", **_LEAN},
 }
-KINDS = ("", "-compiled", "-transformers", "-decode")
+KINDS = ("", "-compiled", "-fsdp", "-packed", "-one-by-one", "-transformers", "-decode")
 _COMMON = {
     "data": "stdlib", "block_size": 1024, "log_every": 1, "eval_tokens": 16384,
     "eval_every": 0, "sample_every": 0, "save_every": 0,
@@ -61,9 +65,14 @@ _WARM_UP = 3  # steps that are not counted
 _FEW, _NEW = 8, 128  # tokens decoded, before the clock runs and while it does
 
 
-def settings_of(name: str, device: Device, tiny: bool) -> TrainConfig:
+def settings_of(name: str, device: Device, tiny: bool, kind: str = "") -> TrainConfig:
     """What a case trains with."""
+    kinds: Dict[str, Dict[str, Any]] = {
+        "compiled": {"compile": True}, "fsdp": {"parallel": "fsdp"},
+        "packed": {"data": "stdlib-functions"}, "one-by-one": {"data": "stdlib-functions"},
+    }  # fmt: skip
     changes = {**_COMMON, **SIZES[name], **(_TINY if tiny else {}), "device": device.kind}
+    changes.update(kinds.get(kind, {}))
     if device.on_cpu and tiny:
         changes["eval_tokens"] = 64
     return TrainConfig(**changes)
@@ -74,17 +83,22 @@ def shape_of(name: str, tiny: bool) -> GPTConfig:
     return replace(shape, n_layer=2, n_embd=64, n_head=2, n_inner=256) if tiny else shape
 
 
-def trained(name: str, device: Device, tiny: bool, compiled: bool) -> Dict[str, Any]:
+def trained(name: str, device: Device, tiny: bool, kind: str) -> Dict[str, Any]:
     """minigpt as `train.py` runs it."""
-    with tempfile.TemporaryDirectory() as directory:
-        config = replace(
-            settings_of(name, device, tiny), compile=compiled, out=str(Path(directory) / "run")
-        )
+    if kind == "fsdp":  # as torchrun --nproc-per-node 1 tells it
+        told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+        told.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=29511)
+        os.environ.update((key, str(value)) for key, value in told.items())
+    config = settings_of(name, device, tiny, kind)
+    with tempfile.TemporaryDirectory() as directory, joined(device, kind != "fsdp") as world:
+        config = replace(config, out=str(Path(directory) / "run"))
         asked = resolve(config, device)
         tokenizer = load_tokenizer(asked.vocabulary)
         data = open_data(asked, tokenizer)
         settings = replace(resolve(config, device, data), shape=shape_of(name, tiny))
-        trainer = build(settings, device, tokenizer, data)
+        trainer = build(settings, device, tokenizer, data, world)
+        if kind == "one-by-one":
+            trainer.objective.varlen = False
         planned = memory(job_of(trainer.settings, device)).total
         trainer.save = lambda: trainer.run  # type: ignore[method-assign]
         create_run(trainer)
@@ -211,8 +225,8 @@ def run(case: str, device: Device, tiny: bool) -> None:
     if kind == "decode":
         results = decoding(name, device, tiny)
     else:
-        way = transformers_step if kind == "transformers" else None
-        results = way(name, device, tiny) if way else trained(name, device, tiny, bool(kind))
+        way = transformers_step if kind == "transformers" else partial(trained, kind=kind)
+        results = way(name, device, tiny)
         config = settings_of(name, device, tiny)
         # What is recomputed is no use and does not count.
         job = replace(

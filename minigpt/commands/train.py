@@ -29,7 +29,7 @@ from minigpt.training.claim import claimed
 from minigpt.training.closing import closing_report
 from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.metrics import METRICS, read_metrics
-from minigpt.training.parallel import World, joined, processes, restarted
+from minigpt.training.parallel import World, by_torchrun, joined, processes, restarted
 from minigpt.training.resolve import job_of, one_line, pace, resolve, too_long
 
 
@@ -41,7 +41,7 @@ def train_command(arguments: List[str]) -> int:
     if restarted() and config.out and run_files.find(Path(config.out)) is not None:
         config = parse_settings(TrainConfig, "train.py", ["--resume", config.out])
     device = find_device(config.device)
-    with joined(device) as world:
+    with joined(device, alone=config.parallel is None) as world:
         # Rank 0 alone takes the place; the others are told which.
         return _train(config if world.first else replace(config, out=None), device, world, began)
 
@@ -131,7 +131,7 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
     lines += [f"         {note}" for note in data.notes]
     if together > 1:
         lines.append(f"together {together} processes, {s.batch_size // together} rows each")
-    elif s.asked.parallel is not None:
+    elif s.asked.parallel is not None and not by_torchrun():
         lines.append("together one process: --parallel is for those that torchrun starts")
     elif gpus > 1:
         all_of_them = f"torchrun --nproc-per-node {gpus} train.py ..."

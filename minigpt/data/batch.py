@@ -11,6 +11,7 @@ Letters: B rows, T positions (block size).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -54,6 +55,15 @@ class Batch:
         """The places (n,) in the flattened targets that are learned from; None where all are."""
         learned = (self.targets.view(-1) != IGNORE).nonzero().squeeze(1)
         return None if learned.numel() == self.targets.numel() else learned
+
+    def boundaries(self) -> Optional[Tensor]:
+        """(documents + 1,) int32, where each document begins, the rows laid end to end, and where
+        the last one ends; None where rows are not packed.
+        """
+        if self.lengths is None:
+            return None
+        ends = accumulate(length for row in self.lengths for length in row)
+        return torch.tensor([0, *ends], dtype=torch.int32)
 
     def document_numbers(self) -> Optional[Tensor]:
         """(B, T) int64, the number of each position's document in its row: what a mask is made

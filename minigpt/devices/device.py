@@ -81,6 +81,11 @@ class Device:
         """Whether kernels can be recorded once and sent again as a whole (CUDA graphs)."""
         return self.kind == "cuda" and hasattr(torch.cuda, "CUDAGraph")
 
+    @property
+    def has_varlen(self) -> bool:
+        """Whether FlashAttention's kernels for packed rows run here: NVIDIA's since Ampere."""
+        return self.kind == "cuda" and torch.cuda.get_device_capability()[0] >= 8
+
     def fused_backward_missing(self) -> str:
         """Why the optimizer cannot step inside the backward pass."""
         if self.kind == "moai":

@@ -158,7 +158,8 @@ class GPT(nn.Module):
         `positions` (T,) or (B, T) int64 default to 0, 1, 2, ..., counted on from what `cache`
         holds, which is read and filled. `documents` keep the documents of packed rows apart: the
         lengths of each row's documents, or (B, T) int64, equal numbers for each document. By
-        lengths no (T, T) mask is made; by numbers all batches have the same shapes.
+        lengths no (T, T) mask is made; by numbers all batches have the same shapes. A 1-d tensor
+        goes to the form of attention as it is.
         """
         return self.logits(self.features(tokens, positions, documents, cache))
 
@@ -172,9 +173,10 @@ class GPT(nn.Module):
         """As `forward`, but stops before the head: (B, T, C), what the head multiplies."""
         T = tokens.size(1)
         self._check(T, documents, cache)
-        mask: Optional[Documents]
+        mask = documents
         if cache is None:
-            mask = document_mask(documents) if isinstance(documents, Tensor) else documents
+            if isinstance(documents, Tensor) and documents.dim() == 2:
+                mask = document_mask(documents)
             counted = torch.arange(T, device=tokens.device)
         else:
             mask, counted = cache.mask(T), cache.positions(T)

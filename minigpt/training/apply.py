@@ -18,6 +18,7 @@ from minigpt.model.cache import KVCache
 from minigpt.model.gpt import GPT, MLP
 from minigpt.training.fast_loss import softmax_and_loss_to_compile
 from minigpt.training.objective import Objective
+from minigpt.training.varlen import serves, varlen_attention
 
 # Before PyTorch 2.5 every layer was compiled anew, so there the model is compiled as a whole.
 COMPILES_BLOCKS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)
@@ -47,6 +48,9 @@ def objective_for(
     """The objective of `model` on `device`. `recompute`: a block keeps its input alone."""
     if not device.fused_attention:
         model.use_attention(explicit_attention)
+    varlen = serves(device, model.config, device.product_dtype(precision))
+    if varlen:
+        model.use_attention(varlen_attention)
     if compiled and not COMPILES_BLOCKS:
         vars(model)["features"] = torch.compile(model.features)
     for block in model.blocks:
@@ -56,8 +60,9 @@ def objective_for(
             forward = partial(keep_input_only, block.forward, use_reentrant=False)
             vars(block)["forward"] = forward
     objective = Objective(
-        model, device.send, device.product_dtype(precision), device.static_shapes, compiled
-    )
+        model, device.send, device.product_dtype(precision), device.static_shapes,
+        compiled and not varlen, varlen,
+    )  # fmt: skip
     if compiled:
         objective.softmax = torch.compile(softmax_and_loss_to_compile)
     if precision.endswith("-mixed"):

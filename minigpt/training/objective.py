@@ -41,14 +41,17 @@ class Objective(nn.Module):
         product_dtype: torch.dtype = torch.float32,
         same_shapes: bool = False,
         masked: bool = False,
+        varlen: bool = False,
     ) -> None:
         """`send` brings a tensor of the host to the device. `product_dtype` is that of the head's
         matrix product. `same_shapes`: the plain formula, whose tensors have one shape for all
-        batches; `masked`: the documents of packed rows are told apart by a mask, likewise.
+        batches; `masked`: the documents of packed rows are told apart by a mask, likewise;
+        `varlen`: by where they begin (varlen.py).
         """
         super().__init__()
         self.model, self.send, self.product_dtype = model, send, product_dtype
         self.same_shapes, self.masked = same_shapes, masked or same_shapes
+        self.varlen = varlen
         self.softmax = softmax_and_loss  # or that, compiled
         self.train(model.training)
 
@@ -67,5 +70,7 @@ class Objective(nn.Module):
         return linear_cross_entropy(x, head, targets, self.product_dtype, self.softmax)
 
     def _documents(self, batch: Batch) -> Optional[Documents]:
-        numbers = batch.document_numbers() if self.masked else None
-        return batch.lengths if numbers is None else self.send(numbers)
+        if batch.lengths is None or not (self.varlen or self.masked):
+            return batch.lengths
+        apart = batch.boundaries() if self.varlen else batch.document_numbers()
+        return None if apart is None else self.send(apart)

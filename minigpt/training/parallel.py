@@ -41,6 +41,11 @@ def processes() -> int:
     return max(1, int(size)) if size.isdigit() else 1
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process, be it the only one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def local_processes() -> int:
     """How many of them are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or processes())
@@ -190,11 +195,12 @@ ALONE = World()
 
 
 @contextlib.contextmanager
-def joined(device: Device) -> Iterator[World]:
-    """The world that torchrun has made; ALONE without it. What rank 0 does not do is not shown.
-    TrainingError, in one process, when another has gone.
+def joined(device: Device, alone: bool) -> Iterator[World]:
+    """The world that torchrun has made; ALONE without it, or if one process is to be `alone`.
+    What rank 0 does not do is not shown. TrainingError, in one process, when another has gone.
     """
-    if processes() == 1 or device.static_shapes:  # MoAI refuses several itself
+    alone = processes() == 1 and (alone or not by_torchrun())
+    if alone or device.static_shapes:  # MoAI refuses several itself
         yield ALONE
         return
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))

@@ -32,7 +32,7 @@ from minigpt.planning.fit import FUSED, LORA, flops, largest_rows, nearest_fit
 from minigpt.planning.memory import Job, memory
 from minigpt.training.claim import require_startable
 from minigpt.training.config import SHAPE, Settings, TrainConfig, check_block, refuse
-from minigpt.training.parallel import local_processes, processes
+from minigpt.training.parallel import by_torchrun, local_processes, processes
 
 FINE_TUNING = Recipe(
     lr=1e-5, min_lr=1e-6, warmup_steps=20, steps=500, batch_size=16, block_size=1024, beta2=0.999
@@ -132,8 +132,10 @@ def _check_sizes(s: Settings) -> None:
 def _division(s: Settings, device: Optional[Device], room: Optional[int]) -> str:
     """How several processes train: as asked, or each with the whole model, where that fits."""
     require_known("parallel", s.asked.parallel, PARALLEL)
-    if processes() == 1 or s.asked.parallel is not None:
-        return "none" if processes() == 1 else str(s.asked.parallel)
+    if s.asked.parallel is not None and (processes() > 1 or by_torchrun()):
+        return s.asked.parallel
+    if processes() == 1:
+        return "none"
     room = room if device is None else device.free_memory()
     fits = room is None or memory(replace(job_of(s, device), rows=1)).total <= room
     return "ddp" if fits else "fsdp"

@@ -12,10 +12,12 @@ they belong, added up in float32. Embeddings, last norm and head are one more su
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minigpt.base.divided import keep_rows
 from minigpt.base.errors import DeviceError
@@ -60,6 +62,9 @@ def shard(objective: Objective, mesh: Any, precision: str) -> None:
         param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in objective.model.blocks:
+        for norm in block.modules() if narrow is not None else ():
+            if isinstance(norm, nn.LayerNorm):
+                vars(norm)["forward"] = partial(_exact_norm, norm)
         fsdp.fully_shard(block, mesh=mesh, mp_policy=policy)
     policy = fsdp.MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     fsdp.fully_shard(objective, mesh=mesh, mp_policy=policy)
@@ -68,6 +73,12 @@ def shard(objective: Objective, mesh: Any, precision: str) -> None:
             # Sums, not means: not every process has equally many tokens. Gloo averages wrongly.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _exact_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """In the dtype of the residual stream, though FSDP gathers the weights in a narrower one."""
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def on_meta(settings: Settings) -> GPT:

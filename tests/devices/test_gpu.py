@@ -23,6 +23,7 @@ from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, compiles, in_slices
 from minigpt.planning.memory import Job, memory
+from minigpt.training.config_file import flag_words
 from minigpt.training.fast_loss import (
     linear_cross_entropy,
     softmax_and_loss,
@@ -86,6 +87,23 @@ def test_packed_documents_are_the_same_one_by_one_and_under_a_mask(tmp_path):
     assert close(trainer.objective(batch), one_by_one)
 
 
+@pytest.mark.parametrize("more", [{}, {"compile": True}, {"recompute": True}])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16"])
+def test_packed_documents_in_one_kernel_are_the_same_one_by_one(tmp_path, precision, more):
+    trainer = tuning(tmp_path, device=PLACE, precision=precision, **more)
+    if not trainer.objective.varlen:
+        pytest.skip("no kernel for it in this PyTorch, or for this GPU")
+    batch = next(trainer.loader)
+    trainer.loader.close()
+    learned, found = [p for p in trainer.model.parameters() if p.requires_grad], []
+    for in_one in (True, False):
+        trainer.objective.varlen, trainer.objective.masked = in_one, bool(more.get("compile"))
+        loss = trainer.objective(batch)
+        found.append([loss, *torch.autograd.grad(loss, learned)])
+    assert all(close(mine, reference, 3e-2) for mine, reference in zip(*found))
+    assert close(found[0][0], found[1][0], 1e-3)
+
+
 @pytest.mark.parametrize("execution", [in_slices, compiled])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
@@ -102,7 +120,7 @@ def test_adamw_moves_weights_as_on_the_cpu(dtype, execution):
         carry = optimizer.state[weight].get("carry", torch.zeros(()))
         moved.append(weight.detach().float().cpu() + carry.float().cpu() - start.float())
     # Means of 16 bits are rounded by chance, and the chances of two devices differ.
-    assert close(moved[1], moved[0], 1e-5 if dtype == torch.float32 else 3e-2)
+    assert close(moved[1], moved[0], 5e-5 if dtype == torch.float32 else 3e-2)
 
 
 def test_greedy_text_is_that_of_the_cpu():
@@ -223,6 +241,26 @@ def test_a_run_from_the_command_line_reports_memory_and_loads_on_a_cpu(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert lines[0]["peak_memory"] > 4 * load_model(run).parameter_count()
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16-mixed"}, {"precision": "bf16"}])
+def test_fsdp_over_nccl_gives_the_numbers_of_none(settings, tmp_path):
+    """One process is all that one GPU serves; its model, gradients and states are FSDP2's."""
+    pytest.importorskip("torch.distributed.fsdp")
+    data, start = corpus(tmp_path / "corpus"), base(tmp_path / "base", shape=SHAPE)
+    flags = {"device": PLACE, "data": str(data), "init": str(start), "steps": 8, "log_every": 1}
+    flags.update(batch_size=8, block_size=64, eval_every=4, sample_every=0, seed=5, **settings)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ways = {"alone": [sys.executable], "fsdp": [*torchrun, "--nproc_per_node", "1"]}
+    for name, launch in ways.items():
+        more = {"parallel": "fsdp"} if name == "fsdp" else {}
+        words = flag_words({**flags, **more, "out": str(tmp_path / name)})
+        done = subprocess.run(
+            [*launch, str(ROOT / "train.py"), *words], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    alone, divided = (list(records(tmp_path / name).values()) for name in ways)
+    assert divided == pytest.approx(alone, rel=1e-5 if not settings else 1e-2)
 
 
 # Memory ----------------------------------------------------------------------------------------

@@ -32,6 +32,6 @@ def train(flags, world=ALONE):
 
 
 if __name__ == "__main__":
-    with joined(find_device("cpu")) as world:
+    with joined(find_device("cpu"), alone=False) as world:
         for flags in json.loads(Path(sys.argv[1]).read_text()):
             train(flags, world)

@@ -20,6 +20,7 @@ from minigpt.devices.device import find_device
 from minigpt.hf.export import export
 from minigpt.model import gpt
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
+from minigpt.training import varlen
 from minigpt.training.apply import objective_for
 from minigpt.training.build import create_run
 from tests.helpers.runs import corpus, records, train
@@ -52,19 +53,34 @@ def sum_and_gradients(objective, batch):
     return loss, torch.autograd.grad(loss, list(objective.parameters()))
 
 
-# By lengths; under a mask; the plain formula under a mask; compiled, under a mask.
+# By lengths; under a mask; the plain formula under a mask; in one kernel (a GPU's: here its
+# formula, tests/devices/test_gpu.py has the real one); compiled, under a mask.
 PATHS = [
-    {}, {"masked": True}, {"same_shapes": True},
+    {}, {"masked": True}, {"same_shapes": True}, {"varlen": True},
     pytest.param({"compiled": True}, marks=[pytest.mark.slow, needs_compiler]),
 ]  # fmt: skip
 
 
+def one_by_one(q, k, v, starts, other_starts, longest, _, *, scale, window_size):
+    """What torch.nn.attention.varlen.varlen_attn computes: q, k, v (all tokens, H, D)."""
+    assert starts is other_starts and starts.dtype == torch.int32 and window_size == (-1, 0)
+    assert starts[0] == 0 and starts[-1] == len(q) and starts.diff().max() <= longest
+    parts = [x.transpose(0, 1)[None].split(starts.diff().tolist(), 2) for x in (q, k, v)]
+    done = [explicit_attention(*three, None, scale, 0.0) for three in zip(*parts)]
+    return torch.cat(done, 2)[0].transpose(0, 1)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", PATHS)
-def test_packed_rows_equal_separate_rows(tmp_path, form, path):
+def test_packed_rows_equal_separate_rows(tmp_path, form, path, monkeypatch):
     """The whole training set of real functions, packed and one a row: loss, every gradient."""
     if path.get("compiled") and form is not FORMS[-1]:
         pytest.skip("compiled in the form that is used where there is a compiler")
+    if path.get("varlen"):
+        if not HAS_FUSED or form is not FORMS[-1]:
+            pytest.skip("one kernel stands in for fused attention alone")
+        monkeypatch.setattr(varlen, "kernel", lambda: one_by_one)
+        form = varlen.varlen_attention
     data = str(instructions(tmp_path / "f.jsonl"))
     model = gpt.GPT(load_model(base(tmp_path / "base")).config).use_attention(form)
     tokenizer, results = load_tokenizer(tmp_path / "base"), []
@@ -74,6 +90,7 @@ def test_packed_rows_equal_separate_rows(tmp_path, form, path):
         assert (batch.lengths is not None) == packing
         objective = objective_for(model, find_device("cpu"), compiled=path.get("compiled", False))
         objective.masked = objective.masked or path.get("masked", False)
+        objective.varlen = path.get("varlen", False)
         if path.get("same_shapes"):
             objective.masked = objective.same_shapes = True
         results.append((len(dataset), batch.supervised, *sum_and_gradients(objective, batch)))

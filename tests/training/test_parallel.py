@@ -39,6 +39,7 @@ CASES = {
     "frozen": {"batch_size": 6, "freeze_layers": 1, "micro_batch_size": 3},
     "recompute": {"batch_size": 6, "recompute": True},
     "clipped": {"batch_size": 6, "grad_clip": 0.01},
+    "bf16-mixed": {"batch_size": 6, "precision": "bf16-mixed"},
     **({} if OLD else {"bf16": {"batch_size": 6, "precision": "bf16"}}),
 }
 TYPED = {
@@ -114,6 +115,17 @@ def together(size, *words):
         ranks.append(subprocess.Popen(warm(*words), cwd=str(ROOT), env=environment, **pipes))
     said = [rank.communicate(timeout=250)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(said)
+
+
+@pytest.mark.skipif(OLD, reason="it has no FSDP2")
+def test_one_process_of_torchrun_divides_the_model_too_if_asked(trained):
+    """What a machine with one GPU can try of it; the numbers are those without."""
+    case, one = {**CASES["text, divided"], "parallel": "fsdp"}, trained / "text, divided 1"
+    flags = {**flags_of(trained, "text", "alone"), **case}
+    (trained / "alone.json").write_text(json.dumps([flags]))
+    together(1, ROOT / "tests" / "helpers" / "ranks.py", trained / "alone.json")
+    for name in ("loss", "grad_norm", "val_loss"):
+        assert numbers(trained / "alone", name) == pytest.approx(numbers(one, name), rel=2e-6)
 
 
 def numbers(run, *names):
