@@ -34,6 +34,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.decoding.generate import Sampling, Step, decode_step, step_for, stream
 from minigpt.devices.device import Device, find_device
 from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.int8 import quantize
 from minigpt.model.zoo import find
 from minigpt.planning.fit import flops
 from minigpt.planning.memory import memory
@@ -189,7 +190,7 @@ def decoding(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
     read = 2 * (model.parameter_count() - table.numel())
     rate = copy_rate(device, 1_000_000 if tiny else 500_000_000)
 
-    def ours(step: Step, new: int) -> None:
+    def ours(step: Step, new: int, model: GPT = model) -> None:
         list(stream(model, prompt.tolist(), new, [False], Sampling(0.0), step=step))
 
     def transformers_generate(new: int) -> None:
@@ -198,12 +199,16 @@ def decoding(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False
             )
 
+    small = quantize(GPT(shape, place).eval().bfloat16())
     recorded, compiled = step_for(model), step_for(model, compiled=True)
+    small_recorded, small_compiled = step_for(small), step_for(small, compiled=True)
     ways = {
         "transformers": transformers_generate,
         "plain": lambda new: ours(decode_step, new),
         "minigpt": lambda new: ours(recorded, new),
         "minigpt --compile": lambda new: ours(compiled, new),
+        "int8": lambda new: ours(small_recorded, new, small),
+        "int8 --compile": lambda new: ours(small_compiled, new, small),
     }
     results: Dict[str, Any] = {"copy GB/s": rate / 1e9}
     for way, go_on in ways.items():
@@ -213,7 +218,8 @@ def decoding(name: str, device: Device, tiny: bool) -> Dict[str, Any]:
         )
         seconds = (many - few) / _NEW
         results[f"{way} ms/token"] = 1e3 * seconds
-        results[f"{way} of bandwidth"] = read / seconds / rate
+        if not way.startswith("int8"):
+            results[f"{way} of bandwidth"] = read / seconds / rate
         print("RESULT " + json.dumps(results), flush=True)  # compiling may take too long
     return results
 

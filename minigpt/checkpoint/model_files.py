@@ -28,6 +28,7 @@ from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import FileRecord, LazyTensor, in_memory, open_safetensors
 from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.int8 import Int8Linear, quantize
 from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 
 CONFIG, ADAPTER, WEIGHTS = "config.json", "adapter.json", "adapter.safetensors"
@@ -53,12 +54,14 @@ def save_model(directory: Path, model: GPT) -> Dict[str, FileRecord]:
 
 def load_model(
     path: Union[str, Path], device: Union[str, torch.device] = "cpu",
-    dtype: Optional[torch.dtype] = None,
+    dtype: Optional[torch.dtype] = None, int8: bool = False,
 ) -> GPT:  # fmt: skip
     """The model of a checkpoint directory, or of a run directory's best checkpoint, in eval mode.
 
-    `dtype` None keeps the file's, of several the widest. Every file is first compared with the
-    manifest's sha256, then one tensor at a time goes from the mapped file to the device.
+    `dtype` None keeps the file's, of several the widest. `int8`: the matrices of the blocks are
+    held in 8 bits (model/int8.py), and at no time more than one of them in full. Every file is
+    first compared with the manifest's sha256, then one tensor at a time goes from the mapped file
+    to the device.
     CheckpointError for anything missing, damaged or of another shape. A LoRA checkpoint comes
     merged with its base.
     """
@@ -66,13 +69,17 @@ def load_model(
     with ExitStack() as stack:
         weights = open_weights(directory, stack, dtype)
         model = GPT(read_config(directory), device=torch.device("meta"))
+        model = quantize(model) if int8 else model
         kind = dtype or reduce(torch.promote_types, [tensor.dtype for tensor in weights.values()])
         for name, tensor in weights.items():
             # Copied, so that no parameter stays tied to the file.
             weight = nn.Parameter(tensor.read().to(device=device, dtype=kind, copy=True))
-            # A parameter on "meta" can only be replaced; load_state_dict does so from PyTorch 2.1.
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, weight)
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            if isinstance(module, Int8Linear) and leaf == "weight":
+                module.hold(weight)
+            else:  # on "meta" it can only be replaced; load_state_dict does so from PyTorch 2.1
+                setattr(module, leaf, weight)
     return model.eval()
 
 

