@@ -2,8 +2,8 @@
 
 import sys
 
+from minigpt.__main__ import convert
 from minigpt.commands.cli import run
-from minigpt.commands.convert import convert_command
 
 if __name__ == "__main__":
-    sys.exit(run(convert_command, sys.argv[1:]))
+    sys.exit(run(convert, sys.argv[1:]))

@@ -2,8 +2,8 @@
 
 import sys
 
+from minigpt.__main__ import train
 from minigpt.commands.cli import run
-from minigpt.commands.train import train_command
 
 if __name__ == "__main__":
-    sys.exit(run(train_command, sys.argv[1:]))
+    sys.exit(run(train, sys.argv[1:]))

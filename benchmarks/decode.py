@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks.side_by_side import report, side_by_side
 from minigpt.decoding.generate import Sampling, Step, compiled_step, decode_step, stream
 from minigpt.hf.layout import other_layout, to_theirs
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.config import GPTConfig
+from minigpt.model.gpt import GPT
 from minigpt.model.zoo import find
 
 SHAPES = {

@@ -33,7 +33,8 @@ from minigpt.base.text import size
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.decoding.generate import Sampling, Step, decode_step, step_for, stream
 from minigpt.devices.device import Device, find_device
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.config import GPTConfig
+from minigpt.model.gpt import GPT
 from minigpt.model.int8 import quantize
 from minigpt.model.zoo import find
 from minigpt.planning.fit import flops

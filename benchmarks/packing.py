@@ -18,7 +18,8 @@ from minigpt.data.datasets import open_datasets
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.devices.device import find_device
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.config import GPTConfig
+from minigpt.model.gpt import GPT
 from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.training.apply import objective_for
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "GPT": "minigpt.model.gpt",
-    "GPTConfig": "minigpt.model.gpt",
+    "GPTConfig": "minigpt.model.config",
     "load_model": "minigpt.checkpoint.model_files",
     "load_tokenizer": "minigpt.checkpoint.run_files",
     "generate": "minigpt.decoding.generate",

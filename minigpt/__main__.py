@@ -1,19 +1,23 @@
-"""`python -m minigpt COMMAND`: everything but the training script itself."""
+"""`python -m minigpt COMMAND`: reads the flags, then loads what the command needs, and runs it."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
+from minigpt.commands import options
 from minigpt.commands.cli import parse, run
+from minigpt.commands.flags import parse_settings
+from minigpt.training.config import TrainConfig
 
 # What commands/NAME.py does, which is imported only when asked for: NAME_command(NameConfig).
 _COMMANDS = {
     "train": "train a GPT; the same as python train.py",
+    "convert": "from Hugging Face's layout or nanoGPT's, and back; the same as convert_hf.py",
     "generate": "continue a prompt",
     "chat": "talk with a model tuned on instructions",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint, or HumanEval",
@@ -24,7 +28,7 @@ _COMMANDS = {
     "devices": "what this machine computes on, and why not on something else",
     "report": "summary and plot of a run, several compared, or a list of all",
 }
-_PARSE_THEMSELVES = ("train", "plan")  # since --config and --resume name more flags
+_SCRIPTS = {"train": "train.py", "convert": "convert_hf.py"}
 
 
 def command(arguments: List[str]) -> Optional[int]:
@@ -39,11 +43,24 @@ def command(arguments: List[str]) -> Optional[int]:
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
         raise UsageError(f"there is no command {name!r}", nearest(name, _COMMANDS))
-    module = import_module(f"minigpt.commands.{name}")
-    if name not in _PARSE_THEMSELVES:
-        rest = parse(getattr(module, f"{name.capitalize()}Config"), f"minigpt {name}", rest)
-    code: Optional[int] = getattr(module, f"{name}_command")(rest)
+    prog = _SCRIPTS.get(name, f"minigpt {name}")
+    kind = TrainConfig if name == "train" else getattr(options, f"{name.capitalize()}Config")
+    # A run's flags may name a file of more.
+    read: Any = parse_settings if issubclass(kind, TrainConfig) else parse
+    config = read(kind, prog, rest)
+    module = import_module(f"minigpt.commands.{name}")  # only now, as PyTorch takes two seconds
+    code: Optional[int] = getattr(module, f"{name}_command")(config)
     return code
+
+
+def train(arguments: List[str]) -> Optional[int]:
+    """What train.py does."""
+    return command(["train", *arguments])
+
+
+def convert(arguments: List[str]) -> Optional[int]:
+    """What convert_hf.py does."""
+    return command(["convert", *arguments])
 
 
 def main() -> int:

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from minigpt.__main__ import command as minigpt
+from minigpt.__main__ import convert as convert_command
 from minigpt.checkpoint.run_files import resolve
 from minigpt.commands.cli import run
-from minigpt.commands.convert import convert_command
 from minigpt.hf.export import export
 from minigpt.model.gpt import GPTConfig
 from tests.helpers.runs import environment

@@ -27,9 +27,10 @@ from minigpt.base.files import as_dataclass, atomic_directory, write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import FileRecord, LazyTensor, in_memory, open_safetensors
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.model.config import GPTConfig, LoRAConfig
+from minigpt.model.gpt import GPT
 from minigpt.model.int8 import Int8Linear, quantize
-from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
+from minigpt.model.lora import adapter_tensors, add_lora, merged
 
 CONFIG, ADAPTER, WEIGHTS = "config.json", "adapter.json", "adapter.safetensors"
 _BASE = "base"  # where a run keeps the base of its adapter

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
 from typing import Iterator, List, Tuple
 
-from minigpt.commands.generate import DecodingConfig, Writer, note, tuned_template
+from minigpt.commands.generate import Writer, note, tuned_template
+from minigpt.commands.options import ChatConfig
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
-
-
-@dataclass
-class ChatConfig(DecodingConfig):
-    """Talks with a model that was tuned on instructions: an answer to each line, until Ctrl-D."""
 
 
 def chat_command(config: ChatConfig) -> None:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, Tuple
 from urllib.parse import quote
 
 import torch
-import tyro
 from tqdm import tqdm
-from typing_extensions import Annotated
 
-from minigpt.base.errors import CheckpointError, UsageError, require_known
+from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import require_free
-from minigpt.base.text import nearest, parse_size, size
-from minigpt.checkpoint.model_files import DTYPES, load_model
-from minigpt.commands.cli import parse
+from minigpt.base.text import nearest, size
+from minigpt.checkpoint.model_files import load_model
+from minigpt.commands.options import ConvertConfig
 from minigpt.data.tokenizer import MERGES, VOCAB, load_tokenizer
 from minigpt.decoding.generate import generate
-from minigpt.hf.convert import HF, KINDS, NANOGPT, USE_IT, convert
+from minigpt.hf import HF, NANOGPT
+from minigpt.hf.convert import USE_IT, convert
 from minigpt.hf.download import Hub, download
 from minigpt.hf.export import export
-from minigpt.hf.vocabulary import BESIDE, CHOICES
 from minigpt.model import zoo
-from minigpt.training.config import left_open
 from minigpt.training.objective import cross_entropy_sum
 
 _PROSE = (
@@ -37,47 +33,8 @@ _PROSE = (
 _ONLY_IN = ("dtype", "weights", "tokenizer", "revision", "verify", "kind")
 
 
-@dataclass
-class ConvertConfig:
-    """Converts a Hugging Face GPT-2 or Cerebras-GPT, or a nanoGPT, to minigpt's format, or back."""
-
-    source: Annotated[str, tyro.conf.Positional] = ""
-    """A directory in Hugging Face's layout, or a published model's name to download first."""
-    kind: Annotated[str, tyro.conf.arg(name="from")] = HF
-    """hf, or nanogpt: then SOURCE is its ckpt.pt."""
-    out: Annotated[Optional[str], left_open("DIR", "checkpoints/NAME")] = None
-    """The directory to write."""
-    to_hf: Annotated[Optional[str], left_open("DIR", "the other direction")] = None
-    """A checkpoint of ours to turn into a directory that transformers opens."""
-    dtype: str = "keep"
-    """keep, fp32, bf16 or fp16."""
-    shard_size: str = "5GB"
-    """Weights go to several files of at most this size."""
-    weights: Annotated[Optional[str], left_open("FILE", "found by its usual name")] = None
-    """The weight file in SOURCE, when it has an unusual name."""
-    tokenizer: str = BESIDE
-    """The vocabulary: the one beside the weights, gpt2 for GPT-2's own, or none."""
-    revision: str = "main"
-    """Branch, tag or commit to download; all but main go to NAME@REVISION."""
-    fold_mup: bool = False
-    """With --to-hf: fold a muP model's scales into its weights, as GPT-2 has none."""
-    verify: bool = False
-    """Run a prompt through the result, and compare with transformers where it is installed."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-    def __post_init__(self) -> None:
-        require_known("dtype", self.dtype, DTYPES)
-        require_known("tokenizer", self.tokenizer, CHOICES)
-        require_known("from", self.kind, KINDS)
-        self.shard_bytes = parse_size(self.shard_size)
-        if self.shard_bytes < 1:
-            raise UsageError(f"--shard-size is {self.shard_size!r}", "write it as 5GB or 500MB")
-
-
-def convert_command(arguments: List[str]) -> None:
-    """Does what `arguments` say."""
-    config = parse(ConvertConfig, "convert_hf.py", arguments)
+def convert_command(config: ConvertConfig) -> None:
+    """Converts as `config` says, and says what was made."""
     if config.to_hf is not None:
         _convert_back(config, Path(config.to_hf))
         return

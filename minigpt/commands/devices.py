@@ -24,8 +24,9 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from minigpt.base.errors import DeviceError, require_number
+from minigpt.base.errors import DeviceError
 from minigpt.base.text import size, visible
+from minigpt.commands.options import DevicesConfig
 from minigpt.devices.device import find_device, host_memory, is_moai
 from minigpt.planning.peaks import GCD_MIB, find_flavor
 
@@ -37,17 +38,6 @@ _VARIABLES = (
     "MOREH_VISIBLE_DEVICE", "ACCELERATOR_PLATFORM_FLAVOR", "MOREH_ENABLE_ADVANCED_PARALLELIZATION",
     "MOREH_ADVANCED_PARALLELIZATION_MEMORY_USAGE_CORRECTION_RATIO",
 )  # fmt: skip
-
-
-@dataclass
-class DevicesConfig:
-    """Says what is here: Python, PyTorch, and each kind of device with its memory, or why not."""
-
-    timeout: float = 20.0
-    """Seconds to wait for moreh-smi or ap-smi."""
-
-    def __post_init__(self) -> None:
-        require_number("--timeout", self.timeout, above=0, most=3600)
 
 
 def devices_command(config: DevicesConfig) -> None:

@@ -3,93 +3,29 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
-import tyro
-from typing_extensions import Annotated
-
-from minigpt.base.errors import DataError, UsageError, at_least, require_known, require_number
+from minigpt.base.errors import DataError, UsageError
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
+from minigpt.commands.options import USUAL_TOKENS, DecodingConfig, GenerateConfig
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import END_MARK, load_tokenizer, reading_marks
 from minigpt.decoding.generate import Sampling, pieces, step_for, stream
 from minigpt.devices.device import find_device
-from minigpt.training.config import left_open
 
-_NONE = left_open("NUMBER", "no limit")
-_Texts = tyro.conf.UseAppendAction[Tuple[str, ...]]
 _BYTES = 1 << 24  # more than any prompt has
-_USUAL = 256
-QUANTIZE = ("int8",)
-
-
-@dataclass
-class DecodingConfig:
-    """What generate and chat have in common."""
-
-    checkpoint: str
-    """A checkpoint, or a run (its best checkpoint)."""
-    max_new_tokens: Annotated[Optional[int], left_open("INT", "256, or what fits")] = None
-    """Tokens to add at most, in each sample or answer."""
-    temperature: float = 0.8
-    """Randomness: 0 always takes the likeliest token, 1 draws from the model's distribution."""
-    top_k: Annotated[Optional[int], _NONE] = None
-    """Draw from the K likeliest tokens only."""
-    top_p: Annotated[Optional[float], _NONE] = None
-    """Draw from the likeliest tokens that together have probability P."""
-    repetition_penalty: float = 1.0
-    """Above 1: makes what is there already less likely, as in CTRL (Keskar et al. 2019)."""
-    seed: Annotated[Optional[int], left_open("INT", "another each time")] = None
-    """The same seed gives the same text."""
-    stop: _Texts = ()
-    r"""Texts at which a sample ends, not printed; \n is a line's end, \t a tab, \\ a backslash."""
-    quantize: Annotated[Optional[str], left_open("int8", "no")] = None
-    """int8: hold the weights in 8 bits; half the memory of bfloat16, slightly another model."""
-    compile: bool = False
-    """Compile first, for half a minute, then decode faster: how much depends on the processor."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps or moai."""
-
-    def __post_init__(self) -> None:
-        at_least(1, max_new_tokens=_USUAL if self.max_new_tokens is None else self.max_new_tokens)
-        require_known("quantize", self.quantize, QUANTIZE)
-        require_number("seed", self.seed, least=0, most=2**63 - 1, whole=True, optional=True)
-        penalty = self.repetition_penalty
-        self.sampling = Sampling(self.temperature, self.top_k, self.top_p, penalty)
-        self.stops = tuple(map(unescaped, self.stop))
-
-
-@dataclass
-class GenerateConfig(DecodingConfig):
-    """Continues prompts with a checkpoint's model."""
-
-    prompt: _Texts = ()
-    """Texts to continue, - for standard input; without any, the beginning of a document."""
-    prompt_file: _Texts = ()
-    """The same from files, each without the end of its last line."""
-    instruct: bool = False
-    """A prompt is an instruction to a tuned model: put it as in training, print the answer."""
-    special_tokens: bool = False
-    """Read <|endoftext|> and <|startoftext|> in a prompt as the end of a document."""
-    samples: int = 1
-    """How many continuations to make of each prompt, from one reading of it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, samples=self.samples)
-        if (self.prompt + self.prompt_file).count("-") > 1:
-            raise UsageError("standard input has one prompt", "give - once")
 
 
 class Writer:
     """A checkpoint's model, which continues texts as the flags say."""
 
     def __init__(self, config: DecodingConfig) -> None:
+        penalty = config.repetition_penalty
+        self.sampling = Sampling(config.temperature, config.top_k, config.top_p, penalty)
         device, self.config = find_device(config.device), config
         if config.compile and device.compiler_missing():
             raise UsageError(device.compiler_missing(), "leave out --compile")
@@ -114,11 +50,11 @@ class Writer:
         longest = max(map(len, prompts))
         new = config.max_new_tokens
         if new is None:
-            new = min(_USUAL, max(self.positions - longest + 1, self.positions // 2))
+            new = min(USUAL_TOKENS, max(self.positions - longest + 1, self.positions // 2))
         for line in notes(longest, new, self.positions):
             note(line)
         ended = [False] * len(prompts) * samples
-        steps = stream(self.model, prompts, new, ended, config.sampling, eos, seed, self.step)
+        steps = stream(self.model, prompts, new, ended, self.sampling, eos, seed, self.step)
         return pieces(steps, ended, config.stops + stop, self.tokenizer)
 
 
@@ -171,14 +107,6 @@ def read_prompt(name: str) -> str:
         what = f"no prompt can be read from {name}: {getattr(error, 'strerror', None) or error}"
         raise DataError(what, "name a file of UTF-8 text, or - for standard input") from None
     return text[:-1] if text.endswith("\n") else text
-
-
-def unescaped(text: str) -> str:
-    r"""What Python's literals mean by \n, \t, \x41, \u20ac or \\ in `text`."""
-    try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--stop {text}: {error.reason}", r"write a backslash as \\") from None
 
 
 def notes(tokens: int, new: int, positions: int) -> List[str]:

@@ -9,61 +9,26 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Tuple
 
 import numpy as np
-from typing_extensions import Annotated
 
-from minigpt.base.errors import UsageError, at_least, require_known
 from minigpt.base.text import visible
 from minigpt.checkpoint.model_files import read_config
 from minigpt.checkpoint.run_files import load_tokenizer, resolve
+from minigpt.commands.options import InspectConfig
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.shuffle import shuffled
-from minigpt.data.sources import Names
 from minigpt.data.template import Template, find_template, load_template
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.training.config import ReadingFlags, check_block, left_open
+from minigpt.training.config import check_block
 
 # Each kind of token and how a terminal shows it (ECMA-48 SGR): cyan, green, bold magenta, faint.
 _COLOURS = {"prompt": "36", "learned": "32", "end": "1;35", "padding": "2"}
 _END = b"<|endoftext|>"  # what stands for the EOS, which has no text
 _BLOCK = 1024  # that of fine-tuning
-
-
-@dataclass
-class InspectConfig(ReadingFlags):
-    """Prints the first rows that a run would train on: prompt, learned, padding, and counts."""
-
-    data: Names = "stdlib-functions"
-    """What to learn from, as for training."""
-    checkpoint: Annotated[Optional[str], left_open("DIR", "none")] = None
-    """A checkpoint or run, for its tokenizer, template and longest row."""
-    tokenizer: Annotated[Optional[str], left_open("NAME", "gpt2")] = None
-    """bytes or gpt2, without a checkpoint."""
-    block_size: Annotated[Optional[int], left_open("INT", "1024, or the checkpoint's")] = None
-    """Tokens per row."""
-    batch_size: int = 4
-    """How many rows to print."""
-    skip: int = 0
-    """Rows of the run to pass over first."""
-    seed: int = 1337
-    """That of the run: it decides which rows come first."""
-    packing: bool = True
-    """Put several records into a row."""
-    colour: str = "auto"
-    """auto (on a terminal, unless NO_COLOR is set), always or never."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.block_size is not None and self.block_size < 1):
-            raise UsageError("--batch-size and --block-size count something", "use 1 or more")
-        at_least(0, skip=self.skip)
-        require_known("colour", self.colour, ("auto", "always", "never"))
-        if self.checkpoint is not None and self.tokenizer is not None:
-            raise UsageError("--checkpoint brings its own tokenizer", "leave out --tokenizer")
 
 
 def inspect_command(config: InspectConfig) -> None:

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from minigpt.base.errors import UsageError, require_known
+from minigpt.base.errors import UsageError
 from minigpt.base.files import require_free
 from minigpt.checkpoint import model_files
 from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES
 from minigpt.checkpoint.run_files import resolve
+from minigpt.commands.options import MergeConfig
 from minigpt.data.template import load_template
 from minigpt.data.tokenizer import load_tokenizer
-
-
-@dataclass
-class MergeConfig:
-    """Adds a LoRA adapter to the weights it was trained on."""
-
-    checkpoint: str
-    """A run with --lora-rank (its best checkpoint), or one of its checkpoints."""
-    out: str
-    """The directory to make."""
-    dtype: str = "keep"
-    """Of the weights: keep (the base's), fp32, bf16 or fp16."""
-
-    def __post_init__(self) -> None:
-        require_known("dtype", self.dtype, DTYPES)
 
 
 def merge_command(config: MergeConfig) -> None:

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
-from typing_extensions import Annotated
 
 from minigpt.base.errors import MinigptError, UsageError, require_number
 from minigpt.base.text import duration, size
-from minigpt.commands.flags import parse_settings
+from minigpt.commands.options import PlanConfig
 from minigpt.data.shards import TEXT, read_dataset
 from minigpt.data.sources import HELD_OUT, find_files, said
-from minigpt.devices.device import DEVICES, Device, find_device, is_moai
+from minigpt.devices import DEVICES
+from minigpt.devices.device import Device, find_device, is_moai
 from minigpt.model import zoo
 from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.planning.peaks import GB
-from minigpt.training.config import Settings, TrainConfig, left_open
+from minigpt.training.config import Settings
 from minigpt.training.parallel import processes
 from minigpt.training.resolve import Pace, advice, job_of, pace, resolve, too_long
 
@@ -45,35 +45,8 @@ _PARTS = {
 }  # fmt: skip
 
 
-@dataclass
-class PlanConfig(TrainConfig):
-    """Says what a run with these flags of train.py takes: memory, what fits, time. The others of
-    its flags may be given too, and change nothing of that.
-    """
-
-    groups: ClassVar[Dict[str, str]] = {
-        **TrainConfig.groups, "template": "", "tokenizer": "data", "out": "", "resume": "run",
-        "force": "", "deterministic": "", "lr": "", "grad_clip": "optimizer", "lora_alpha": "",
-        "lora_dropout": "adapter", "patience": "", "moai_parallelization": "", "memory": "memory",
-        "gpus": "together", "moai_activation_recomputation": "MoAI",
-        "moai_distribute_parameter": "",
-    }  # fmt: skip
-
-    device: str = "auto"
-    """What to plan for: auto or cpu, cuda, mps (this machine's); mi250, mi300x, a100-40gb, a100,
-    h100, h200; a MoAI flavor such as 4xLarge.2048GB; or moai for all of its flavors.
-    """
-    memory: Annotated[Optional[str], left_open("80GB", "the device's")] = None
-    """Memory to plan for, such as 80GB."""
-    gpus: int = 1
-    """GPUs on a machine, as torchrun --nproc-per-node says it."""
-    nodes: int = 1
-    """Machines, as torchrun --nnodes says it."""
-
-
-def plan_command(arguments: List[str]) -> None:
-    """Prints the plan of the run that train.py would make of `arguments`."""
-    config = parse_settings(PlanConfig, "minigpt plan", arguments)
+def plan_command(config: PlanConfig) -> None:
+    """Prints the plan of the run that train.py would make of `config`."""
     for name in ("gpus", "nodes"):
         require_number(f"number of {name}", getattr(config, name), least=1, whole=True)
     if config.gpus * config.nodes > 1:  # as torchrun would say it to train.py

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
-import tyro
-from typing_extensions import Annotated
-
-from minigpt.base.errors import at_least
 from minigpt.base.files import require_free
 from minigpt.checkpoint.run_files import load_tokenizer
-from minigpt.data.prepare import SHARD_TOKENS, make, work_of
+from minigpt.commands.options import PrepareConfig
+from minigpt.data.prepare import make, work_of
 from minigpt.data.records import refuse
 from minigpt.data.shards import TEXT
-from minigpt.data.sources import Names, find_files, listed, said
+from minigpt.data.sources import find_files, listed, said
 from minigpt.data.template import find_template
-from minigpt.training.config import ReadingFlags, left_open
-
-
-@dataclass
-class PrepareConfig(ReadingFlags):
-    """Turns text or records into token shards, for training on them many times or on many."""
-
-    source: tyro.conf.Positional[Names] = tyro.MISSING
-    """stdlib, stdlib-functions, files (.txt .py .jsonl .json .parquet) or directories of them."""
-    out: str = tyro.MISSING
-    """The directory to make."""
-    tokenizer: str = "gpt2"
-    """bytes, gpt2, or a checkpoint directory whose tokenizer to use."""
-    template: Annotated[Optional[str], left_open("NAME", "instruct")] = None
-    """How records become text: instruct or moai."""
-    workers: int = 0
-    """Processes that tokenize, 0 for as many as there are cores."""
-    shard_tokens: int = SHARD_TOKENS
-    """Tokens after which a new shard is begun."""
-
-    def __post_init__(self) -> None:
-        at_least(0, workers=self.workers)
-        at_least(1, shard_tokens=self.shard_tokens)
 
 
 def prepare_command(config: PrepareConfig) -> None:

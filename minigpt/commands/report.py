@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
-
-import tyro
+from typing import Any, Dict, List, Sequence
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.text import duration
+from minigpt.commands.options import ReportConfig
 from minigpt.training.closing import plot, shown
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, read_values
 from minigpt.training.metrics import METRICS, read_metrics
 
 Records = List[Dict[str, Any]]
-
-
-@dataclass
-class ReportConfig:
-    """Summarises a run, compares several, or lists those in a directory; draws the losses."""
-
-    runs: tyro.conf.Positional[Tuple[str, ...]] = ("runs",)
-    """A run, several runs, or a directory of runs."""
 
 
 def report_command(config: ReportConfig) -> None:

@@ -34,10 +34,9 @@ from minigpt.training.resolve import job_of, one_line, pace, resolve, too_long
 
 
 @going_on_unread()
-def train_command(arguments: List[str]) -> int:
-    """Trains as `arguments` say; returns the exit code."""
+def train_command(config: TrainConfig) -> int:
+    """Trains as `config` says; returns the exit code."""
     began = time.perf_counter()
-    config = parse_settings(TrainConfig, "train.py", arguments)
     if restarted() and config.out and run_files.find(Path(config.out)) is not None:
         config = parse_settings(TrainConfig, "train.py", ["--resume", config.out])
     device = find_device(config.device)

@@ -26,9 +26,6 @@ from torch import Tensor
 
 from minigpt.base.errors import DeviceError, UsageError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")  # what --device can name on any machine; and moai
-PRECISIONS = ("fp32", "bf16-mixed", "bf16", "fp16-mixed")
-
 _PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "fp16-mixed": torch.float16}
 _USABLE = 0.96  # of a GPU's free memory: kernels are loaded, and the allocator leaves gaps
 _MOAI = "cuda"  # what PyTorch calls MoAI's one device

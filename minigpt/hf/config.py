@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError
-from minigpt.model.gpt import GPTConfig
+from minigpt.model.config import GPTConfig
 
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", **dict.fromkeys(_TANH, "gelu_tanh")}

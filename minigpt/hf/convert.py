@@ -26,13 +26,13 @@ from minigpt.checkpoint.manifest import write_checkpoint
 from minigpt.checkpoint.model_files import DTYPES, SHARD_BYTES, write_model
 from minigpt.checkpoint.safetensors import LazyTensor
 from minigpt.data.template import load_template
+from minigpt.hf import BESIDE, HF, NANOGPT, layout
 from minigpt.hf import config as hf_config
-from minigpt.hf import layout
 from minigpt.hf.torch_pickle import saved_beside
-from minigpt.hf.vocabulary import BESIDE, find_vocabulary
-from minigpt.model.gpt import GPT, GPTConfig
+from minigpt.hf.vocabulary import find_vocabulary
+from minigpt.model.config import GPTConfig
+from minigpt.model.gpt import GPT
 
-HF, NANOGPT = KINDS = ("hf", "nanogpt")
 USE_IT = "use it, remove it, or name another with --out"
 Progress = Callable[[int, int], object]  # bytes just written, bytes in all
 _ADAPTER = "adapter_config.json"

@@ -28,7 +28,7 @@ from minigpt.data.tokenizer import MARKER, MERGES, VOCAB, GPT2Tokenizer, load_to
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout
 from minigpt.hf.vocabulary import FAST, SETTINGS, fast, settings
-from minigpt.model.gpt import GPTConfig
+from minigpt.model.config import GPTConfig
 
 # A template as Hugging Face's tokenizers have it: Jinja, from a list of messages to a text. An
 # answer follows all that was said since the one before it, as in data/records.py. A question that

@@ -17,9 +17,9 @@ from minigpt.base.errors import CheckpointError, DataError
 from minigpt.base.files import parse_object
 from minigpt.data.tokenizer import MERGES, VOCAB, GPT2Tokenizer, find_gpt2
 from minigpt.data.vocabulary import EOS, FLAGS, Rules, merge_lines
+from minigpt.hf import BESIDE, GPT2, NONE
 from minigpt.hf.layout import read_json
 
-BESIDE, GPT2, NONE = CHOICES = ("beside", "gpt2", "none")
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 # What tokenizers are in that are none of GPT-2's, and what is half of one.
 _OTHERS = re.compile(

@@ -10,42 +10,13 @@ outside, and only A and B learn. Dropout is on the adapter's input alone, and bo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.base.errors import UsageError, at_least, require_known
+from minigpt.model.config import LoRAConfig
 from minigpt.model.gpt import GPT
-
-TARGETS = ("qkv", "out", "up", "down")
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Which matrices are adapted, and how. Defaults as in the paper's GPT-2 runs (table 11), but
-    for the targets: all matrices of a block, where the paper has those of queries and values.
-    """
-
-    rank: int
-    alpha: float = 32.0
-    dropout: float = 0.1
-    targets: Tuple[str, ...] = TARGETS
-
-    def __post_init__(self) -> None:
-        at_least(1, lora_rank=self.rank)
-        if not 0.0 < self.alpha < math.inf:
-            raise UsageError(f"--lora-alpha is {self.alpha}", "it must be above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UsageError(f"--lora-dropout is {self.dropout}", "it must be in [0, 1)")
-        for target in self.targets or ("none",):
-            require_known("lora_targets", target, TARGETS)
-
-    @property
-    def scale(self) -> float:
-        """What the product of the two thin matrices is multiplied by."""
-        return self.alpha / self.rank
 
 
 class LoRALinear(nn.Module):

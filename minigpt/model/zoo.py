@@ -14,7 +14,7 @@ from typing import Dict, Optional
 
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
-from minigpt.model.gpt import GPTConfig
+from minigpt.model.config import GPTConfig
 
 
 @dataclass(frozen=True)

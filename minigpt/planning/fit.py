@@ -10,8 +10,7 @@ from itertools import combinations
 from typing import Any, Collection, Iterator, List, NamedTuple, Tuple
 
 from minigpt.devices.device import Device
-from minigpt.model.gpt import GPTConfig
-from minigpt.model.lora import LoRAConfig
+from minigpt.model.config import GPTConfig, LoRAConfig
 from minigpt.planning.memory import Job, matrices, memory
 
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import List, Optional
 
-from minigpt.model.gpt import GPTConfig
-from minigpt.model.lora import LoRAConfig
+from minigpt.model.config import GPTConfig, LoRAConfig
 from minigpt.optim.execution import SLICE, WIDE_SLICE
 
 LOGITS_ALIVE = {True: 1 << 24, False: 1 << 27}  # on a CPU, a GPU: as in training/fast_loss.py

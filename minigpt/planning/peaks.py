@@ -21,7 +21,8 @@ import torch
 
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest, parse_size
-from minigpt.devices.device import DEVICES, Device
+from minigpt.devices import DEVICES
+from minigpt.devices.device import Device
 
 GB, TERA = 10**9, 1e12
 GCD_MIB = 65_520  # the memory of one GCD, as moreh-smi counts it

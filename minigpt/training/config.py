@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple, Union
 
 import tyro
 from typing_extensions import Annotated
@@ -14,10 +14,12 @@ from typing_extensions import Annotated
 from minigpt.base.errors import DeviceError, UsageError, flag, require_known
 from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES, Template, find_template
-from minigpt.devices.device import PRECISIONS, Device, weight_dtype
-from minigpt.model.gpt import ACTIVATIONS, GPTConfig
-from minigpt.model.lora import LoRAConfig
+from minigpt.devices import PRECISIONS
+from minigpt.model.config import ACTIVATIONS, GPTConfig, LoRAConfig
 from minigpt.optim.schedule import SCHEDULES
+
+if TYPE_CHECKING:  # the flags are read before PyTorch is loaded
+    from minigpt.devices.device import Device
 
 
 def left_open(metavar: str, default: str = "the recipe's") -> Any:
@@ -280,7 +282,7 @@ class TrainConfig(ReadingFlags, StartFlags):
                 what = f"{flag(name)} was {was}, and a run goes on with what it trains"
                 raise UsageError(what, anew)
         was = before.get("precision", TrainConfig.precision)
-        if weight_dtype(was) != weight_dtype(self.precision):
+        if (was == "bf16") != (self.precision == "bf16"):  # the weights are in 16 bits
             raise UsageError(f"--precision {self.precision} keeps other weights than {was}", anew)
 
     def lora(self) -> Optional[LoRAConfig]:

@@ -22,9 +22,10 @@ from minigpt.data.datasets import Opened
 from minigpt.data.sources import FUNCTIONS
 from minigpt.data.template import TEMPLATES, Template, load_template
 from minigpt.data.tokenizer import load_tokenizer
-from minigpt.devices.device import PRECISIONS, Device, weight_dtype
+from minigpt.devices import PRECISIONS
+from minigpt.devices.device import Device, weight_dtype
 from minigpt.model import zoo
-from minigpt.model.gpt import GPTConfig
+from minigpt.model.config import GPTConfig
 from minigpt.model.zoo import Recipe, ZooEntry
 from minigpt.optim.execution import compiles
 from minigpt.planning import peaks

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.devices.device import Device
 from minigpt.model.attention import fused_attention
-from minigpt.model.gpt import GPTConfig
+from minigpt.model.config import GPTConfig
 
 
 def kernel() -> Any:

@@ -23,6 +23,26 @@ def run(tmp_path, *words, start=(sys.executable,), **variables):
     )  # fmt: skip
 
 
+NO_TORCH = """
+import sys
+from minigpt.__main__ import _COMMANDS, command
+from minigpt.base.errors import UsageError
+for name in _COMMANDS:
+    for words in (["--help"], ["--no-such-flag", "3"]):
+        try:
+            command([name, *words])
+        except (SystemExit, UsageError):
+            pass
+        assert "torch" not in sys.modules, (name, words)
+print("done")
+"""
+
+
+def test_help_and_a_mistyped_flag_do_not_wait_for_pytorch():
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], cwd=str(ROOT), capture_output=True)
+    assert done.stdout.endswith(b"done\n"), done.stderr.decode()
+
+
 def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path):
     checkpoint = base(tmp_path / "모델")
     words = ("generate", "--checkpoint", checkpoint, "--prompt", "값 = ", "--max-new-tokens", "3")

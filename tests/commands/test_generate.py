@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minigpt.commands.cli import parse
-from minigpt.commands.generate import GenerateConfig, unescaped
+from minigpt.commands.options import GenerateConfig, unescaped
 from tests.helpers.runs import ROOT, environment, train
 from tests.helpers.warm import warm
 

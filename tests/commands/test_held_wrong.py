@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from minigpt.__main__ import train as train_command
 from minigpt.commands.cli import run
-from minigpt.commands.train import train_command
 from tests.helpers.runs import command, environment, train
 
 

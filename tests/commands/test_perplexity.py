@@ -60,8 +60,8 @@ def test_the_usual_protocol(capsys, tmp_path, block, stride):
 def test_it_is_what_transformers_gives(capsys, tmp_path):
     transformers = pytest.importorskip("transformers")
     from minigpt.__main__ import command  # noqa: F401
+    from minigpt.__main__ import convert as convert_command
     from minigpt.commands.cli import run
-    from minigpt.commands.convert import convert_command
 
     start = base(tmp_path / "base", "gpt2", positions=128)
     words = ["--to-hf", str(start), "--out", str(tmp_path / "hf")]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from minigpt.__main__ import command
+from minigpt.__main__ import command as minigpt
 from minigpt.base.errors import UsageError
 from minigpt.commands.cli import run
 from minigpt.commands.flags import parse_settings
-from minigpt.commands.plan import plan_command
 from minigpt.devices.device import Device, find_device
 from minigpt.planning.memory import memory
 from minigpt.training.config import TrainConfig
@@ -238,11 +238,11 @@ def test_several_devices_are_planned_as_torchrun_would_start_them(monkeypatch, c
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")  # and put back afterwards
     words = ["--init", "cerebras-13b", "--device", "h100", "--batch-size", "64", "--gpus", "8"]
-    plan_command([*words, "--precision", "bf16-mixed", "--recompute"])
+    minigpt(["plan", *words, "--precision", "bf16-mixed", "--recompute"])
     text = capsys.readouterr().out
     assert "8 devices, 8 rows each, --parallel fsdp, the model divided among 8" in text
     assert "fits      yes" in text and "gathered" in text
     with pytest.raises(UsageError, match="leave out --gpus and --nodes"):
-        plan_command([*words[:3], "moai", *words[4:]])
+        minigpt(["plan", *words[:3], "moai", *words[4:]])
     with pytest.raises(UsageError, match="hsdp is for several machines"):
-        plan_command([*words, "--parallel", "hsdp"])
+        minigpt(["plan", *words, "--parallel", "hsdp"])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minigpt.__main__ import train as train_command
 from minigpt.commands import train as command
 from minigpt.commands.cli import run
 from minigpt.devices.device import Device
@@ -28,7 +29,7 @@ def said(tmp_path, monkeypatch, capsys):
 
     def run_it(*words, code=0):
         line = words_of(tmp_path, *words, python=False)
-        assert run(command.train_command, line) == code
+        assert run(train_command, line) == code
         return "".join(capsys.readouterr())
 
     return run_it

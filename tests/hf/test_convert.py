@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt.__main__ import convert as convert_command
 from minigpt.base.errors import CheckpointError, MinigptError, UsageError
 from minigpt.checkpoint.model_files import load_model
-from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf.convert import convert

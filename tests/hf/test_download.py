@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from minigpt.__main__ import convert as convert_command
 from minigpt.base.errors import MinigptError
 from minigpt.checkpoint.model_files import load_model
-from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf import download as download_module
 from minigpt.hf.download import Hub, download, fetch

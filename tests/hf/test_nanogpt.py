@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minigpt.__main__ import convert as convert_command
 from minigpt.base.errors import MinigptError
 from minigpt.checkpoint.model_files import load_model
-from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from tests.helpers.reference import assert_close
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minigpt.__main__ import command
+from minigpt.__main__ import convert as convert_command
 from minigpt.checkpoint.model_files import load_model
-from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf.vocabulary import find_vocabulary
 from tests.helpers.reference import assert_close

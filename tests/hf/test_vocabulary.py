@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from minigpt.__main__ import convert as convert_command
 from minigpt.base.errors import MinigptError
-from minigpt.commands.convert import convert_command
 from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf import config as hf_config
 from minigpt.hf import layout

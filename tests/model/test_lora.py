@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from minigpt.base.errors import UsageError
+from minigpt.model.config import TARGETS
 from minigpt.model.gpt import GPT, GPTConfig
-from minigpt.model.lora import TARGETS, LoRAConfig, adapter_tensors, add_lora, merged
+from minigpt.model.lora import LoRAConfig, adapter_tensors, add_lora, merged
 from minigpt.optim.adamw import AdamW, decay_groups
 from minigpt.training.apply import freeze
 
