@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import generate, load_model, load_tokenizer
+from minigpt.base.errors import CheckpointError
 from minigpt.data.records import recognise
 from minigpt.data.template import TEMPLATES
 from minigpt.hf.convert import convert
-from minigpt.hf.export import chat_template
+from minigpt.hf.export import chat_template, export
 from minigpt.hf.vocabulary import find_vocabulary
 from tests.helpers.exported import exported
 from tests.helpers.reference import assert_close
+from tests.helpers.runs import train
 from tests.parity.test_00_tokenizer import AWKWARD
 
 pytestmark = pytest.mark.oracle
@@ -56,6 +58,27 @@ def test_opened_and_run_without_a_warning(place, ours, caplog):
     assert_close(mine(tokens), model(tokens).logits)
     ids = ours.encode("def f(x):")
     assert generate(mine, ids, 12, temperature=0.0) == tokens[0, len(ids) :].tolist()
+
+
+OWN = "--n-inner 50 --activation gelu_tanh --tied-head false --dropout 0.1 --tokenizer gpt2"
+
+
+@pytest.mark.parametrize(
+    "words", [OWN, pytest.param("--model cerebras-111m-mup", marks=pytest.mark.slow)]
+)
+def test_a_shape_of_ones_own_trained_and_exported(tmp_path, words):
+    """Its own widths, head and dropout; or muP's scales at another width than the model's."""
+    shape = [*words.split(), "--n-layer", 2, "--n-head", 3, "--n-embd", 24, "--n-positions", 40]
+    train(tmp_path, *shape, "--steps", 3, "--out", tmp_path / "run")
+    if words != OWN:
+        with pytest.raises(CheckpointError, match="is a muP model.*--fold-mup"):
+            export(tmp_path / "run", tmp_path / "theirs")
+    export(tmp_path / "run", tmp_path / "theirs", fold=words != OWN)
+    ours = load_model(tmp_path / "run")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "theirs"))
+    tokens = theirs.generate(torch.randint(0, 50257, (1, 30)), max_new_tokens=10, do_sample=False)
+    assert_close(ours(tokens), theirs(tokens).logits)
+    assert generate(ours, tokens[0, :30].tolist(), 10, temperature=0.0) == tokens[0, 30:].tolist()
 
 
 def test_it_knows_where_an_answer_ends(place, theirs, ours):
