@@ -65,7 +65,6 @@ def download(hub: Hub, directory: Path) -> List[Path]:
 
     _require_https(hub.endpoint)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         files = get("config.json") + get(VOCAB, MERGES, needed=False)
         if len(files) < 3:
             files += get(FAST, SETTINGS, needed=False)
@@ -89,8 +88,7 @@ def fetch(hub: Hub, name: str, directory: Path, needed: bool = True) -> Optional
         raise CheckpointError(f"{hub.repo} has no {name}", "check the name and --revision")
     if target.exists() and remote.is_in(target):
         return target
-    part.touch()
-    require_space(directory, remote.size - part.stat().st_size)
+    require_space(directory, remote.size - _length(part))
     for _ in range(2):
         _again(hub, name, lambda: _continue(hub, name, part, remote.size))
         if remote.is_in(part):
@@ -140,10 +138,11 @@ def _head(hub: Hub, name: str) -> Optional[_Remote]:
 
 def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
     """Appends what is missing of a file; ConnectionError when the line breaks before its end."""
-    have = part.stat().st_size
-    if have == size:
+    have = _length(part)
+    if have == size > 0:
         return
     with _open(hub, name, start=have if have < size else 0) as answer:
+        part.parent.mkdir(parents=True, exist_ok=True)  # nothing is made where nothing comes
         mode, total = "ab" if answer.status == 206 else "wb", None if size < 0 else size
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None)
         with bar, part.open(mode) as file:
@@ -152,6 +151,10 @@ def _continue(hub: Hub, name: str, part: Path, size: int) -> None:
                 bar.update(file.write(block))
             if size not in (-1, file.tell()):
                 raise ConnectionError(f"{file.tell()} of {size} bytes")
+
+
+def _length(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _again(hub: Hub, name: str, action: Callable[[], Any], attempt: int = 1) -> Any:

@@ -238,15 +238,21 @@ def test_failures_that_pass_are_tried_again(server, hub, tmp_path, status):
 def test_failures_that_stay_are_one_sentence(server, hub, tmp_path, status, words):
     server.fail, server.failures = status, 99
     with pytest.raises(MinigptError) as caught:
-        download(hub, tmp_path)
+        download(hub, tmp_path / "downloads" / "name")
     assert words in str(caught.value)
-    assert not list(tmp_path.glob("*.bin"))
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_repository_is_one_sentence(server, hub, tmp_path):
+def test_a_missing_repository_is_one_sentence_and_leaves_nothing(server, hub, tmp_path):
     server.files.clear()
     with pytest.raises(MinigptError, match=r"has no config\.json"):
-        download(hub, tmp_path)
+        download(hub, tmp_path / "downloads" / "name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_file_arrives(server, hub, tmp_path):
+    server.files["merges.txt"] = b""
+    assert fetch(hub, "merges.txt", tmp_path / "new").read_bytes() == b""
 
 
 @pytest.mark.parametrize("named_by", ["sha256", "git"])
