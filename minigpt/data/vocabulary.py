@@ -12,7 +12,6 @@ versions need time that grows with the square of a piece. These are cut out and 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import re
 import unicodedata
@@ -84,8 +83,7 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
         vocabulary: Dict[str, int] = parse_object(vocab_json)
         if [*map(repr, sorted(vocabulary.values()))] != [*map(str, range(len(vocabulary)))]:
             raise ValueError(f"the ids are not 0 to {len(vocabulary) - 1}")
-        known = hashlib.sha256(merges).hexdigest() == BPE_SHA256
-        words = _words(vocabulary, merge_lines(merges), known)
+        words = _words(vocabulary, merge_lines(merges))
         made = {*words.ids}
         for token, number in vocabulary.items():  # of which one with a blank was never added
             if "\u0120" in token and number not in made:
@@ -95,36 +93,53 @@ def read_vocabulary(vocab_json: bytes, merges: bytes) -> Words:
         raise DataError(f"vocab.json or merges.txt cannot be read: {error}", _AGAIN) from None
 
 
-def _words(vocabulary: Dict[str, int], merges: List[str], known: bool) -> Words:
-    """`known`: they are GPT-2's, so that the rest of them need no trying."""
+def _words(vocabulary: Dict[str, int], merges: List[str]) -> Words:
     ids = [vocabulary.get(character, 0) for character in _BYTE_OF]
     by_byte = enumerate(_BYTE_OF.items())
     ranks = {bytes([byte]): rank for rank, (name, byte) in by_byte if name in vocabulary}
     missing = bytes(byte for name, byte in _BYTE_OF.items() if name not in vocabulary)
     pairs: Dict[Pair, int] = {}
+    parts: Dict[bytes, Pair] = {}
+    written = {name: bytes([byte]) for name, byte in _BYTE_OF.items()}
     by_rank = not missing
     for line in merges:
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= vocabulary.keys():
             raise ValueError("the merge %.40a is not one of three tokens" % line)
-        pair = _as_bytes(left), _as_bytes(right)
+        pair = written.get(left) or _as_bytes(left), written.get(right) or _as_bytes(right)
         if pair in pairs:
             raise ValueError("the merge %.40a comes twice" % line)
-        made = pair[0] + pair[1]
+        made = written[left + right] = pair[0] + pair[1]
         # No text can bring two other parts of it together: what is around does not change the
         # order of merges inside.
-        by_rank = by_rank and made not in ranks
-        by_rank = by_rank and (known or merge(made, ranks) == [*map(ranks.get, pair)])
-        pairs[pair] = len(ids)
+        by_rank = by_rank and made not in ranks and _stay_two(*pair, ranks, parts)
+        pairs[pair], parts[made] = len(ids), pair
         ranks.setdefault(made, len(ids))
         ids.append(vocabulary[left + right])
     return Words(vocabulary, ranks, ids, pairs, missing, by_rank)
 
 
+def _stay_two(left: bytes, right: bytes, ranks: Dict[bytes, int], parts: Dict[bytes, Pair]) -> bool:
+    """Whether the text of two tokens is merged by rank to these two. Walks back through the merges
+    on both sides of their seam, the latest first, of one rank the right one: none goes across it
+    before those that are still to be undone.
+    """
+    limit = len(ranks)
+    while ranks.get(left + right, limit) >= limit:
+        if len(left) == len(right) == 1:
+            return True
+        if ranks[left] > ranks[right]:
+            limit, left = ranks[left], parts[left][1]
+        else:
+            limit, right = ranks[right] + 1, parts[right][0]
+    return False
+
+
 def _as_bytes(token: str) -> bytes:
-    if not {*token} <= _BYTE_OF.keys():
-        raise ValueError("the token %.40a is not of bytes" % token)
-    return bytes(map(_BYTE_OF.__getitem__, token))
+    try:
+        return bytes(map(_BYTE_OF.__getitem__, token))
+    except KeyError:
+        raise ValueError("the token %.40a is not of bytes" % token) from None
 
 
 @lru_cache(maxsize=None)

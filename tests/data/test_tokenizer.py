@@ -23,6 +23,7 @@ from minigpt.data.tokenizer import (
     load_tokenizer,
     read_vocabulary,
 )
+from minigpt.data.vocabulary import _BYTE_OF, merge
 
 GPT2 = load_tokenizer("gpt2")
 
@@ -170,6 +171,26 @@ def test_files_that_do_not_belong_together_are_refused(gpt2, spoil):
     with pytest.raises(MinigptError) as caught:
         GPT2Tokenizer(*spoil(gpt2))
     assert caught.value.fix
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=10))
+def test_merging_by_rank_alone_is_allowed_where_each_token_comes_of_its_two(chosen):
+    """Of random merges over two letters, by trying each."""
+    tokens, lines, by_rank = ["a", "b"], [], True
+    ranks = {bytes([byte]): rank for rank, byte in enumerate(_BYTE_OF.values())}
+    for picks in chosen:
+        left, right = (tokens[-1 - pick % len(tokens)] for pick in picks)
+        made = (left + right).encode()
+        if made not in ranks:
+            parts = [ranks[left.encode()], ranks[right.encode()]]
+            by_rank = by_rank and merge(made, ranks) == parts
+            ranks[made] = len(ranks)
+            tokens.append(left + right)
+            lines.append(left + " " + right)
+    words = {token: number for number, token in enumerate([*_BYTE_OF, *tokens[2:]])}
+    found = read_vocabulary(json.dumps(words).encode(), "\n".join(lines).encode())
+    assert (found.ranks, found.by_rank) == (ranks, by_rank)
 
 
 def test_a_changed_file_at_the_same_path_is_noticed(gpt2, tmp_path):

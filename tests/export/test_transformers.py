@@ -71,7 +71,7 @@ def test_a_shape_of_ones_own_trained_and_exported(tmp_path, words):
     shape = [*words.split(), "--n-layer", 2, "--n-head", 3, "--n-embd", 24, "--n-positions", 40]
     train(tmp_path, *shape, "--steps", 3, "--out", tmp_path / "run")
     if words != OWN:
-        with pytest.raises(CheckpointError, match="is a muP model.*--fold-mup"):
+        with pytest.raises(CheckpointError, match=r"is a muP model.*--fold-mup"):
             export(tmp_path / "run", tmp_path / "theirs")
     export(tmp_path / "run", tmp_path / "theirs", fold=words != OWN)
     ours = load_model(tmp_path / "run")
