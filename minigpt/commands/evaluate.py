@@ -74,7 +74,8 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
     total = found.validation.token_count + (0 if how["whole"] else found.train.token_count)
     print(
-        f"{directory} on {said(names)}: loss {result.loss:.4f}, perplexity {result.perplexity:.2f},"
+        f"{directory} on {said(names)}: loss {result.loss:.4f},"
+        f" perplexity {result.shown_perplexity},"
         f" {result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {kind}) of {total:,} in all;"
         f" measured on {found.held_out}",
         flush=True,

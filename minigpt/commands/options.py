@@ -232,7 +232,8 @@ class PlanConfig(TrainConfig):
     """
 
     groups: ClassVar[Dict[str, str]] = {
-        **TrainConfig.groups, "template": "", "tokenizer": "data", "out": "", "resume": "run",
+        **TrainConfig.groups, "activation": "", "tied_head": "model", "packing": "",
+        "validation": "data", "text_key": "", "tokenizer": "data", "out": "", "resume": "run",
         "force": "", "deterministic": "", "lr": "", "grad_clip": "optimizer", "lora_alpha": "",
         "lora_dropout": "adapter", "patience": "", "moai_parallelization": "", "memory": "memory",
         "gpus": "together", "moai_activation_recomputation": "MoAI",

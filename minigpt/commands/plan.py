@@ -17,7 +17,7 @@ from minigpt.base.errors import MinigptError, UsageError, require_number
 from minigpt.base.text import duration, size
 from minigpt.commands.options import PlanConfig
 from minigpt.data.shards import TEXT, read_dataset
-from minigpt.data.sources import HELD_OUT, find_files, said
+from minigpt.data.sources import TRAIN, VALIDATION, find_files, said
 from minigpt.devices import DEVICES
 from minigpt.devices.device import Device, find_device, is_moai
 from minigpt.model import zoo
@@ -151,8 +151,10 @@ def _tokens(settings: Settings) -> float:
         content = read_dataset(Path(name), TEXT) if isinstance(name, str) else None
         if content is not None:
             return float(content["splits"]["train"]["tokens"])
-        count = sum(file.path.stat().st_size for file in find_files(name).files)
-    return count * (1 - HELD_OUT) / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
+        found = find_files(name, settings.asked.validation)
+        learned = {TRAIN: 1.0, VALIDATION: 0.0}  # of files that are divided: all but the share
+        count = sum(f.size * learned.get(f.split or "", 1 - found.share) for f in found.files)
+    return count / (1 if settings.shape.vocab_size == _BYTES else _OF_A_TOKEN)
 
 
 def _flavor_lines(job: Job, flavors: Sequence[peaks.Flavor]) -> List[str]:

@@ -41,14 +41,18 @@ class Validation:
         return math.exp(min(self.loss, 700.0))
 
     @property
+    def shown_perplexity(self) -> str:
+        """Written out below a million: 24.25, 1.2e+15."""
+        return ("%.2f" if self.perplexity < 1e6 else "%.1e") % self.perplexity
+
+    @property
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / max(1, self.bytes)
 
     def text(self, loss_format: str = "%.4f") -> str:
         """The three numbers, the loss with the digits that `loss_format` gives it."""
-        text = f"loss {loss_format}  perplexity {'%.2f' if self.loss < 20 else '%.4g'}"
-        text += "  bits per byte %.3f"
-        return text % (self.loss, self.perplexity, self.bits_per_byte)
+        text = f"loss {loss_format}  perplexity %s  bits per byte %.3f"
+        return text % (self.loss, self.shown_perplexity, self.bits_per_byte)
 
     def record(self) -> Dict[str, float]:
         """For metrics.jsonl."""

@@ -90,7 +90,10 @@ def test_help_has_groups_and_a_plan_has_no_flag_that_means_nothing_there(capsys)
     assert all(f" {name} options" in shown[0] for name in groups)
     assert shown[0].index("--n-layer") < shown[0].index(" data options")
     assert all(flag(field.name) in shown[0] for field in fields(TrainConfig))
-    for name in ("log_every", "seed", "sample_prompt", "dry_run", "lr", "schedule", "tensorboard"):
+    nothing = ["log_every", "seed", "sample_prompt", "dry_run", "lr", "schedule", "tensorboard"]
+    for name in (*nothing, "packing", "text_key", "special_tokens", "activation"):
         assert f" {flag(name)} " not in shown[1] and f" {flag(name)}," not in shown[1], name
+    for name in ("validation", "tied_head", "tokenizer", "grad_clip", "epochs"):
+        assert f" {flag(name)} " in shown[1], name
     assert "--memory 80GB" in shown[1] and "--n-embd" in shown[1] and "mi300x" in shown[1]
     assert parse(PlanConfig, "it", ["--log-every", "3"]).log_every == 3  # said, it is no error

@@ -33,6 +33,19 @@ def test_13b_does_not_fit_in_full_precision_and_it_says_what_does(capsys):
     assert "assumed 40% of a peak of 989.4 TFLOP/s" in text
 
 
+@pytest.mark.parametrize("said, share", [("", 0.97), ("0.5", 0.5), ("v.txt", 1), ("valid", 1)])
+def test_what_is_held_out_is_no_part_of_an_epoch(capsys, tmp_path, said, share):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("x" * 96_000)
+    other = tmp_path / ("data/valid.txt" if said == "valid" else "v.txt")
+    other.write_text("x" * 48_000)
+    words = ["--validation", said.replace("v.txt", str(other))] if said not in ("", "valid") else []
+    data = str(tmp_path / "data")
+    text = planned(capsys, "--data", data, "--epochs", "10", "--device", "h100", *words)
+    tokens = int(re.search(r"([\d,]+) tokens, about 10.0 epochs", text)[1].replace(",", ""))
+    assert tokens == 960_000 * share
+
+
 def test_13b_fits_141_gb_in_bf16_with_the_step_in_the_backward_pass(capsys):
     words = ("--precision", "bf16", "--fused-backward", "--recompute", "--block-size", "1024")
     text = planned(capsys, "--init", "cerebras-13b", "--device", "h200", *words)

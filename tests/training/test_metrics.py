@@ -158,7 +158,13 @@ def test_a_line_that_is_no_record_is_left_out_alone(tmp_path, line):
 
 @pytest.mark.parametrize(
     "loss, shown",
-    [(0.0, "1.00"), (10.14311, "25415.39"), (50.0, "5.185e+21"), (800.0, "1.014e+304")],
+    [
+        (0.0, "1.00"),
+        (10.14311, "25415.39"),
+        (13.9, "1.1e+06"),
+        (50.0, "5.2e+21"),
+        (800.0, "1.0e+304"),
+    ],
 )
 def test_a_perplexity_is_written_out_unless_it_is_beyond_measure(loss, shown):
     assert f"perplexity {shown}  bits" in Validation(loss * 10, 10, 40).text()
