@@ -15,7 +15,7 @@ from minigpt.checkpoint.run_files import resolve
 from minigpt.coding import humaneval
 from minigpt.coding.humaneval import Problem, Results
 from minigpt.coding.sandbox import sandbox_missing
-from minigpt.commands.generate import note, tuned_template
+from minigpt.commands.generate import note, require_room, tuned_template
 from minigpt.commands.options import EvaluateConfig
 from minigpt.data.datasets import open_datasets
 from minigpt.data.sources import FUNCTIONS, Names, listed, said
@@ -63,6 +63,7 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     lengths = tokenizer.byte_lengths()
 
     def measured(int8: bool) -> Validation:
+        require_room(directory, device, dtype, int8)
         model = load_model(directory, device.torch_device, dtype, int8)
         objective = objective_for(model, device, config.precision)
         data, rows = found.validation, config.batch_size
@@ -81,7 +82,11 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
         flush=True,
     )
     if config.quantize is not None:
-        whole = measured(int8=False)
+        try:
+            whole = measured(int8=False)
+        except DeviceError as error:
+            note(f"what --quantize does to the loss is not known here: {error.what}")
+            return
         print(f"without --quantize: loss {whole.loss:.4f}, {result.loss - whole.loss:+.4f} by it")
 
 
@@ -110,7 +115,9 @@ def _programs(config: EvaluateConfig, directory: Path) -> None:
         what = f"programs of a model run only in a sandbox, and {sandbox_missing()}"
         raise DeviceError(what, "evaluate on a Linux machine where namespaces are allowed")
     int8 = config.quantize is not None
-    model = load_model(directory, find_device(config.device).torch_device, int8=int8)
+    device = find_device(config.device)
+    require_room(directory, device, int8=int8)
+    model = load_model(directory, device.torch_device, int8=int8)
     tokenizer, positions = load_tokenizer(directory), model.config.n_positions
     long = sum(len(tokenizer.encode(_text(problem, template))) > positions for problem in problems)
     if long:

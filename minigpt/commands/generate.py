@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
-from minigpt.base.errors import DataError, UsageError
+import torch
+
+from minigpt.base.errors import DataError, DeviceError, UsageError
 from minigpt.base.text import size
-from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.model_files import load_model, read_adapter, read_config
 from minigpt.checkpoint.run_files import resolve
 from minigpt.commands.options import USUAL_TOKENS, DecodingConfig, GenerateConfig
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import END_MARK, load_tokenizer, reading_marks
 from minigpt.decoding.generate import Sampling, pieces, step_for, stream
-from minigpt.devices.device import find_device
+from minigpt.devices.device import Device, find_device
 
 _BYTES = 1 << 24  # more than any prompt has
 
@@ -31,12 +33,12 @@ class Writer:
             raise UsageError(device.compiler_missing(), "leave out --compile")
         self.directory = resolve(config.checkpoint)
         self.tokenizer = load_tokenizer(self.directory)
-        self.model = load_model(
-            self.directory, device.torch_device, int8=config.quantize is not None
-        )
+        int8 = config.quantize is not None
+        require_room(self.directory, device, int8=int8)
+        self.model = load_model(self.directory, device.torch_device, int8=int8)
         self.positions = self.model.config.n_positions
         # On a GPU products with weights of 8 bits are five times as slow as others, or compiled.
-        needed = config.quantize is not None and device.has_graphs and not device.compiler_missing()
+        needed = int8 and device.has_graphs and not device.compiler_missing()
         self.step = step_for(self.model, config.compile or needed)
         if config.compile or needed:
             note("compiling: the first token takes half a minute")
@@ -80,6 +82,27 @@ def generate_command(config: GenerateConfig) -> None:
             print(piece, end="", flush=True)
     finally:
         print(flush=True)
+
+
+def require_room(
+    directory: Path, device: Device, dtype: Optional[torch.dtype] = None, int8: bool = False
+) -> None:
+    """DeviceError, before anything is read, when the weights of the checkpoint alone are more than
+    is free on the device. `dtype` None: they stay in the files'.
+    """
+    shape, adapter, free = read_config(directory), read_adapter(directory), device.free_memory()
+    weights = (directory if adapter is None else adapter.base).glob("model*.safetensors")
+    count, matrices = shape.parameter_count(), shape.matrix_count()
+    width = sum(path.stat().st_size for path in weights) / count
+    if dtype is not None:
+        width = torch.empty(0, dtype=dtype).element_size()
+    whole, small = count * width, (count - matrices) * width + matrices
+    needed = small if int8 else whole
+    if free is None or needed <= free:
+        return
+    fix = f"--quantize int8 takes {size(small)}" if small <= free and not int8 else "use another"
+    what = f"the weights of {directory} take {size(needed)}, and {size(free)} are free on {device}"
+    raise DeviceError(what, fix)
 
 
 def _print_all(rows: Iterator[List[str]], shown: Sequence[str], samples: int) -> None:

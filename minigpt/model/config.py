@@ -69,10 +69,15 @@ class GPTConfig:
     def parameter_count(self) -> int:
         """All parameters, a tied head counted once (reference: the published tables, exactly)."""
         C, I = self.n_embd, self.inner
-        block = (3 * C * C + 3 * C) + (C * C + C) + (C * I + I) + (I * C + C) + 4 * C
+        block = (3 * C + C + I + C) + 4 * C  # biases, and two norms
         embeddings = (self.vocab_size + self.n_positions) * C
         head = 0 if self.tied_head else self.vocab_size * C
-        return embeddings + self.n_layer * block + 2 * C + head
+        return embeddings + self.matrix_count() + self.n_layer * block + 2 * C + head
+
+    def matrix_count(self) -> int:
+        """Those in the matrices of the blocks: nearly all of a large model."""
+        C, I = self.n_embd, self.inner
+        return self.n_layer * (3 * C * C + C * C + C * I + I * C)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from minigpt import load_model
 from minigpt.__main__ import command as minigpt
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import DeviceError, UsageError
 from minigpt.decoding.generate import compiled_step, generate
+from minigpt.devices.device import Device
 from minigpt.model import int8
 from minigpt.model.gpt import GPT, GPTConfig
 from minigpt.model.int8 import Int8Linear, quantize
@@ -104,6 +105,30 @@ def test_the_commands_take_it_and_evaluate_says_what_it_costs(tmp_path, capsys):
     assert small - float(whole) == pytest.approx(float(more), abs=2e-4)
     with pytest.raises(UsageError, match="quantize is 'int4'"):
         minigpt(["generate", "--checkpoint", checkpoint, "--quantize", "int4"])
+
+
+def test_what_does_not_fit_is_said_before_it_is_read(tmp_path, capsys, monkeypatch):
+    """Of 13B on a card of 24 GB it is said what fits instead; of this model in proportion."""
+    shape = GPTConfig(257, 128, 4, 4, 256)
+    model, text = base(tmp_path / "base", shape=shape), str(corpus(tmp_path / "corpus"))
+    whole = 4 * shape.parameter_count()
+    words = ["--checkpoint", str(model)]
+    more = ["--data", text, "--block-size", "64", "--eval-tokens", "1000"]
+    monkeypatch.setattr("minigpt.checkpoint.manifest.check", lambda directory: pytest.fail("read"))
+    monkeypatch.setattr(Device, "free_memory", lambda device: whole // 2)
+    said = r"the weights of \S+ take 13.0 MB, and 6.5 MB are free on cpu"
+    for name, rest in (("generate", ["--prompt", "a"]), ("evaluate", more)):
+        with pytest.raises(DeviceError, match=said) as error:
+            minigpt([name, *words, *rest])
+        assert error.value.fix == "--quantize int8 takes 3.6 MB"
+    monkeypatch.setattr(Device, "free_memory", lambda device: whole // 5)
+    with pytest.raises(DeviceError, match=r"take 3.6 MB, and 2.6 MB .* use another"):
+        minigpt(["generate", *words, "--quantize", "int8"])
+    monkeypatch.undo()
+    monkeypatch.setattr(Device, "free_memory", lambda device: whole // 2)
+    minigpt(["evaluate", *words, *more, "--quantize", "int8"])
+    said = capsys.readouterr()
+    assert "loss" in said.out and "is not known here: the weights of" in said.err
 
 
 @pytest.mark.skipif(int8._PACKED is None, reason="this PyTorch has no kernel for it")
