@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, List, Optional
 
 from minigpt import __version__
+from minigpt.base import cores
 from minigpt.base.errors import UsageError
 from minigpt.base.text import nearest
 from minigpt.commands import options
@@ -28,6 +29,7 @@ _COMMANDS = {
     "devices": "what this machine computes on, and why not on something else",
     "report": "summary and plot of a run, several compared, or a list of all",
 }
+_COMPUTE = ("train", "generate", "chat", "evaluate")
 _SCRIPTS = {"train": "train.py", "convert": "convert_hf.py"}
 
 
@@ -43,11 +45,15 @@ def command(arguments: List[str]) -> Optional[int]:
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
         raise UsageError(f"there is no command {name!r}", nearest(name, _COMMANDS))
+    began = cores.now()
     prog = _SCRIPTS.get(name, f"minigpt {name}")
     kind = TrainConfig if name == "train" else getattr(options, f"{name.capitalize()}Config")
     # A run's flags may name a file of more.
     read: Any = parse_settings if issubclass(kind, TrainConfig) else parse
     config = read(kind, prog, rest)
+    shared = cores.share_cores(began) if name in _COMPUTE else ""
+    if shared:
+        print(f"note: {shared}", file=sys.stderr)
     module = import_module(f"minigpt.commands.{name}")  # only now, as PyTorch takes two seconds
     code: Optional[int] = getattr(module, f"{name}_command")(config)
     return code

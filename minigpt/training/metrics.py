@@ -25,6 +25,7 @@ from minigpt.data.batch import Batch
 METRICS = "metrics.jsonl"
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own ETA
 _KEPT = 0.9  # of what is known of the pace, from line to line
+_SLOW = 10  # times the fastest steps: then others must be using the device
 
 
 class Clock:
@@ -88,6 +89,7 @@ class Reporter:
         shown = {"disable": not self.live, "bar_format": _BAR, "dynamic_ncols": True}
         self.bar = tqdm(total=steps, initial=done, **shown)
         self.steps, self.loss_format = steps, loss
+        self.fastest = math.inf  # seconds of a step
         self.pace, self.printed = (0.0, 0.0), (done, time.perf_counter())  # steps, and seconds
 
     def step(self) -> None:
@@ -110,6 +112,17 @@ class Reporter:
         self.bar.set_postfix_str(text)
         if self.lines:
             print(f"step {record['step']}/{self.steps}  {text}", flush=True)
+        self._notice(record.get("step_seconds", 0.0))
+
+    def _notice(self, seconds: float) -> None:
+        """Says that steps have become slow, and what to do about it."""
+        if seconds > _SLOW * self.fastest:
+            self.fastest = math.inf
+            text = "something else wants the cores; on a CPU, stop (Ctrl-C) and go on with"
+            text += " OMP_WAIT_POLICY=PASSIVE python train.py --resume ..."
+            self.note(f"a step takes over {_SLOW} times as long as before: {text}")
+        elif seconds:
+            self.fastest = min(self.fastest, seconds)
 
     def note(self, text: str, record: Optional[Dict[str, Any]] = None) -> None:
         """A line that stays on the terminal, with its record for the file."""

@@ -119,6 +119,16 @@ def test_one_slow_step_does_not_upset_the_time_left(tmp_path, clock, screens):
     assert 900 < 60 * minutes + seconds < 2 * 900
 
 
+def test_steps_that_become_slow_are_noticed_once(tmp_path, clock, screens):
+    out, _ = screens(False, False)
+    reporter = Reporter(tmp_path, 100, 0)
+    for step, seconds in enumerate([0.1, 0.2, 0.9, 1.1, 1.2, 5.0], 1):
+        reporter.log({**record(step), "step_seconds": seconds})
+    reporter.close()
+    (said,) = [line for line in out.getvalue().splitlines() if "times as long" in line]
+    assert "OMP_WAIT_POLICY=PASSIVE python train.py --resume" in said
+
+
 def test_a_resumed_run_counts_what_is_left(tmp_path, clock, screens):
     out, _ = screens(False, False)
     reporter = Reporter(tmp_path, 100, 50)
