@@ -15,10 +15,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import platform
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ContextManager, Iterator, List, Sequence
+from typing import Any, Callable, ContextManager, Iterator, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,12 +30,16 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from minigpt.base.errors import DeviceError, MinigptError, TrainingError
+from minigpt.base.errors import DeviceError, MinigptError, TrainingError, UsageError
 from minigpt.devices.device import Device
 
 # How long a rank is waited for. Torch's own 10 to 30 minutes are long for a process that died.
-_PATIENCE = timedelta(minutes=5)
-_SAID = "minigpt/said"  # in the store: how many ranks have had something to say
+PATIENCE, _SECONDS = "MINIGPT_PATIENCE", "300"
+_PREPARING = timedelta(days=1)  # while another downloads a model, or turns text into tokens
+_ANSWERING = 10.0  # seconds that a rank may take to notice, too, that another is missing
+# In the store: how many ranks have had something to say; who they are; who noticed; whether one of
+# them has said so.
+_SAID, _NAME, _NOTICED, _TOLD = "minigpt/said", "minigpt/name", "minigpt/noticed", "minigpt/told"
 
 
 def processes() -> int:
@@ -54,6 +61,16 @@ def local_processes() -> int:
 def restarted() -> bool:
     """Whether torchrun has started this command again, after a process of it had failed."""
     return _attempt() != "0"
+
+
+def patience(device: Optional[Device] = None) -> timedelta:
+    """How long other processes are waited for, on the host or a device; UsageError for no time."""
+    seconds = os.environ.get(PATIENCE) or _SECONDS
+    if not (seconds.isdigit() and int(seconds)):
+        raise UsageError(f"{PATIENCE} is {seconds!r}", f"say seconds, such as {_SECONDS}")
+    # Twice on GPUs: NCCL ends a process without a word, so the host is to notice before.
+    twice = device is not None and device.is_gpu
+    return timedelta(seconds=int(seconds) * (2 if twice else 1))
 
 
 def _attempt() -> str:
@@ -121,17 +138,35 @@ class World:
     @contextlib.contextmanager
     def one_by_one(self) -> Iterator[None]:
         """Of each machine one process first, then the others: what that one makes, they find."""
-        early = os.environ.get("LOCAL_RANK", "0") == "0"
+        early = _first_here()
         if not early:
-            self.wait()
+            self._wait_long()
         yield
         if early:
-            self.wait()
+            self._wait_long()
         self.wait()
+
+    def _wait_long(self) -> None:
+        if self.size > 1:
+            dist.monitored_barrier(self.host_group, _PREPARING)
 
     def speaks(self) -> bool:
         """Whether this process is the first to report an error: one is enough for all."""
         return self.store is None or int(self.store.add(_SAID, 1)) == 1
+
+    def missing(self) -> Optional[str]:
+        """Who has not noticed that a process is missing, and so is; None if another says it."""
+        self.store.set(f"{_NOTICED} {self.rank}", "")
+        if not self.speaks():
+            self.store.wait([_TOLD], timedelta(seconds=2 * _ANSWERING))  # then torchrun ends all
+            return None
+        ends, others = time.monotonic() + _ANSWERING, list(range(self.size))
+        while others and time.monotonic() < ends:
+            time.sleep(0.1)
+            others = [one for one in others if not self.store.check([f"{_NOTICED} {one}"])]
+        names = [self.store.get(f"{_NAME} {one}").decode() for one in others]
+        self.store.set(_TOLD, "")
+        return ", ".join(names) or f"one of the {self.size} processes"
 
     # Training
 
@@ -203,12 +238,15 @@ def joined(device: Device, alone: bool) -> Iterator[World]:
     if alone or device.static_shapes:  # MoAI refuses several itself
         yield ALONE
         return
-    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    store, rank, size = next(rendezvous("env://", timeout=patience()))
     # Of a first attempt that failed, addresses are left in it that nobody answers at.
     store = PrefixStore(f"attempt {_attempt()}", store)
+    store.set(f"{_NAME} {rank}", f"process {rank} on {platform.node()}")
     backend = "nccl" if device.is_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-    host_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if device.is_gpu else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=patience(device)
+    )
+    host_group = dist.new_group(backend="gloo", timeout=patience()) if device.is_gpu else None
     world = World(rank, size, host_group, store)
     with contextlib.ExitStack() as silence:
         if not world.first:
@@ -223,13 +261,42 @@ def joined(device: Device, alone: bool) -> Iterator[World]:
         except RuntimeError as error:
             if not _is_of_a_lost_rank(error):
                 raise
-            if not world.speaks():
-                sys.exit(1)
-            what = f"one of the {size} processes has ended, or did not answer in time"
-            raise TrainingError(what, "go on with --resume once it is known why") from None
+            raise _lost(world) from None
     gc.collect()  # FSDP's hooks, or a process may abort while it ends
     world.wait()
     dist.destroy_process_group()
+
+
+def _lost(world: World) -> BaseException:
+    """What is to be said, by one process of those that can still reach process 0, and by one on
+    each other machine.
+    """
+    answer = _answered(lambda: [world.missing()], 3 * _ANSWERING)
+    if answer == [None] or (answer is None and not _first_here()):
+        return SystemExit(1)
+    who = answer[0] if answer else "the machine of process 0"
+    seconds = int(patience().total_seconds())
+    what = f"{who} did not answer for {seconds} s ({PATIENCE}), or ended"
+    return TrainingError(what, "go on with --resume once it is known why")
+
+
+def _answered(ask: Callable[[], Any], seconds: float) -> Any:
+    """What `ask()` returns; None if it fails or takes longer, as it may once a link is cut."""
+    answers: List[Any] = []
+
+    def try_it() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(ask())
+
+    thread = threading.Thread(target=try_it, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+def _first_here() -> bool:
+    """Whether this is the first process of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

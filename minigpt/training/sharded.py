@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Dict, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from minigpt.model.gpt import GPT
 from minigpt.model.lora import adapter_tensors, add_lora, draw
 from minigpt.training.config import Settings
 from minigpt.training.objective import Objective
-from minigpt.training.parallel import local_processes
+from minigpt.training.parallel import local_processes, patience
 
 
 def require_fsdp() -> Any:
@@ -46,11 +47,17 @@ def require_fsdp() -> Any:
 
 def mesh_of(parallel: str, device: Device, size: int) -> Any:
     """How the processes are arranged: in a row, or, for hsdp, a row for each machine."""
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     require_fsdp()
-    shape = (size // local_processes(), local_processes()) if parallel == "hsdp" else (size,)
-    return init_device_mesh(device.torch_device.type, shape)
+    kind = device.torch_device.type
+    if parallel != "hsdp":
+        return init_device_mesh(kind, (size,))
+    rows = torch.arange(size).view(-1, local_processes())
+    # Made by init_device_mesh, they would wait half an hour for a machine that is gone.
+    make: Any = dist.new_subgroups_by_enumeration
+    groups = [make(ranks.tolist(), patience(device))[0] for ranks in (rows.t(), rows)]
+    return DeviceMesh.from_group(groups, kind, rows, mesh_dim_names=("machines", "processes"))
 
 
 def shard(objective: Objective, mesh: Any, precision: str) -> None:

@@ -119,6 +119,7 @@ def import_everything():
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     late = ["torch._dynamo", "torch.utils.checkpoint"]  # by PyTorch, with its first optimizer
+    late += ["torch.distributed.run"]  # which starts several processes
     late += ["matplotlib.pyplot", "matplotlib.backends.backend_agg"]  # with the first picture
     for name in late:
         with contextlib.suppress(ImportError):
@@ -142,6 +143,7 @@ def become(request, streams):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    enter(request["network"])
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -160,6 +162,15 @@ def become(request, streams):
         )  # fmt: skip
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
+
+
+def enter(network):
+    """Goes into the network namespace of whoever asks, which tests of several machines make."""
+    import ctypes
+
+    with contextlib.suppress(OSError), open(network) as there, open("/proc/self/ns/net") as here:
+        if os.fstat(there.fileno()).st_ino != os.fstat(here.fileno()).st_ino:
+            assert ctypes.CDLL(None).setns(there.fileno(), 0) == 0
 
 
 def run(words):
@@ -204,6 +215,7 @@ def ask(address, words):
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
     request = {"words": words, "directory": os.getcwd(), "environment": dict(os.environ)}
+    request["network"] = "/proc/%d/ns/net" % os.getpid()
     data = json.dumps(request).encode()
     streams = array.array("i", [0, 1, 2])
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
