@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ContextManager, List, Optional, Tuple
 
-from minigpt.base.errors import DeviceError
+from minigpt.base.errors import DeviceError, UsageError
 from minigpt.base.text import duration
 from minigpt.checkpoint import run_files
 from minigpt.commands.cli import going_on_unread
@@ -25,11 +25,18 @@ from minigpt.optim.schedule import learning_rate
 from minigpt.planning import peaks
 from minigpt.planning.memory import Job, trained_count
 from minigpt.training.build import build, create_run, open_data, open_state
-from minigpt.training.claim import claimed
+from minigpt.training.claim import claimed, sign_of
 from minigpt.training.closing import closing_report
 from minigpt.training.config import Settings, TrainConfig
 from minigpt.training.metrics import METRICS, read_metrics
-from minigpt.training.parallel import World, by_torchrun, joined, processes, restarted
+from minigpt.training.parallel import (
+    World,
+    by_torchrun,
+    first_here,
+    joined,
+    processes,
+    restarted,
+)
 from minigpt.training.resolve import job_of, one_line, pace, resolve, too_long
 
 
@@ -59,6 +66,7 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
         place = claimed(settings.run, named=bool(config.out or config.resume))
     with place as run:
         run = Path(world.told(str(run)))
+        _look_for(run, world)
         if world.first and not config.resume:
             config = replace(config, out=str(run))
         with world.one_by_one():
@@ -76,8 +84,26 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
         return code
 
 
+def _look_for(run: Path, world: World) -> None:
+    """Says how many machines do not see rank 0's directory of the run."""
+    shared = world.told(sign_of(run)) == sign_of(run)
+    (blind,) = world.total(first_here() and not shared)
+    if blind:
+        print(
+            f"note     machines that do not share {run}: {blind:.0f}. What is saved is on that of"
+        )
+        print("         process 0 alone; to --resume, copy it to the same place on the others")
+
+
 def _agreed(settings: Settings, world: World) -> Settings:
-    """What follows from the memory that is free, as rank 0 sees it: the others may see another."""
+    """What follows from the memory that is free, as rank 0 sees it: the others may see another.
+    UsageError when a machine would go on from another checkpoint.
+    """
+    start = world.told(str(settings.resumes))
+    if world.largest(start != str(settings.resumes)):
+        what = f"not all machines have {start} as the newest checkpoint"
+        fix = "share the run's directory, or copy it to the same place on each"
+        raise UsageError(what, fix)
     seen = {"micro_batch_size": settings.micro_batch_size, "division": settings.division}
     return replace(settings, **json.loads(world.told(json.dumps(seen))))
 

@@ -26,11 +26,17 @@ def require_startable(run: Path) -> None:
     """UsageError unless `run` is free, or is what is left of a run without a checkpoint."""
     if run_files.find(run) is not None:
         require_free(run, f"go on with it by --resume {run}, or name another")
-    with suppress(OSError, ValueError):  # nothing there
-        begun = (run / LOCK).read_text(encoding="utf-8").startswith(_SIGN)
-        if begun and _OURS.issuperset(os.listdir(str(run))):
+    with suppress(OSError):  # nothing there
+        if sign_of(run).startswith(_SIGN) and _OURS.issuperset(os.listdir(str(run))):
             return
     require_free(run)
+
+
+def sign_of(run: Path) -> str:
+    """What its owner has left in a run's directory; empty where it cannot be seen."""
+    with suppress(OSError, ValueError):
+        return (run / LOCK).read_text(encoding="utf-8")
+    return ""
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def claimed(run: Path, named: bool) -> Iterator[Path]:
         sign = f"{_SIGN} {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}\n"
         (run / LOCK).write_text(sign, encoding="utf-8")
     except BlockingIOError:
-        owner = (run / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        owner = sign_of(run).strip() or "another process"
         fix = "wait until that has ended, or stop it"
         raise TrainingError(f"{run} is in use by {owner}", fix) from None
     except OSError as error:

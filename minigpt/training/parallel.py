@@ -58,6 +58,11 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or processes())
 
 
+def first_here() -> bool:
+    """Whether this is the first process of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def restarted() -> bool:
     """Whether torchrun has started this command again, after a process of it had failed."""
     return _attempt() != "0"
@@ -138,7 +143,7 @@ class World:
     @contextlib.contextmanager
     def one_by_one(self) -> Iterator[None]:
         """Of each machine one process first, then the others: what that one makes, they find."""
-        early = _first_here()
+        early = first_here()
         if not early:
             self._wait_long()
         yield
@@ -272,7 +277,7 @@ def _lost(world: World) -> BaseException:
     each other machine.
     """
     answer = _answered(lambda: [world.missing()], 3 * _ANSWERING)
-    if answer == [None] or (answer is None and not _first_here()):
+    if answer == [None] or (answer is None and not first_here()):
         return SystemExit(1)
     who = answer[0] if answer else "the machine of process 0"
     seconds = int(patience().total_seconds())
@@ -292,11 +297,6 @@ def _answered(ask: Callable[[], Any], seconds: float) -> Any:
     thread.start()
     thread.join(seconds)
     return answers[0] if answers else None
-
-
-def _first_here() -> bool:
-    """Whether this is the first process of its machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

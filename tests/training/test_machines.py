@@ -1,6 +1,7 @@
 """Several machines: network namespaces joined by cables, torchrun on each, and a cable pulled."""
 
 import os
+import shutil
 import subprocess
 import time
 
@@ -10,11 +11,13 @@ import torch
 from minigpt.training.config_file import flag_words
 from tests.helpers.hosts import cut, join, machines, torchrun, why_not
 from tests.helpers.runs import ROOT, corpus, records
+from tests.helpers.together import together
 from tests.helpers.warm import warm
 
 OLD = torch.__version__.startswith("1.")
 WHY_NOT = "its torchrun knows no --local-addr" if OLD else why_not()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = pytest.mark.slow
+networked = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 FLAGS = {
     "batch_size": 8, "block_size": 32, "device": "cpu", "log_every": 1, "eval_tokens": 2000,
     "sample_every": 0, "eval_every": 0, "seed": 3, "warmup_steps": 1, "eps": 1e-3, "steps": 20,
@@ -75,6 +78,7 @@ def until_step(run, step):
         time.sleep(0.05)
 
 
+@networked
 def test_two_machines_without_a_cable_say_so_and_go_on_once_it_is_back(place):
     with machines(2) as hosts:
         flags = words(place, "cut", parallel="hsdp")
@@ -90,6 +94,7 @@ def test_two_machines_without_a_cable_say_so_and_go_on_once_it_is_back(place):
     same_as_one(place, "cut")
 
 
+@networked
 def test_a_machine_that_is_cut_off_for_good_says_so_itself(place):
     with machines(2) as hosts:
         launches = started(place, hosts, *words(place, "gone", steps=10_000), processes=1)
@@ -103,7 +108,28 @@ def test_a_machine_that_is_cut_off_for_good_says_so_itself(place):
     assert said.count("error: process 1 on ") == 1
 
 
+@networked
 def test_four_machines_that_divide_the_model_give_the_numbers_of_one_process(place):
     with machines(4) as hosts:
         ended(started(place, hosts, *words(place, "four", parallel="fsdp"), processes=1), [0] * 4)
     same_as_one(place, "four")
+
+
+def test_a_run_directory_that_is_not_shared_is_noticed_at_the_start(place):
+    """Two machines, each of which has a place of its own under the same name."""
+    here = [place / "machine 0", place / "machine 1"]
+    for directory in here:
+        directory.mkdir()
+
+    def started(*flags, fails=False):
+        machines = {"directories": here, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        said = together(2, ROOT / "train.py", *flags, fails=fails, **machines)
+        return "".join(said)
+
+    said = started(*words(place, "", out="mine", steps=5))
+    assert said.count("note     machines that do not share mine: 1. ") == 1, said
+    assert not (here[1] / "mine").exists()
+    shutil.copytree(here[0] / "mine", here[1] / "mine")
+    started("--resume", "mine", "--steps", "10")
+    said = started("--resume", "mine", "--steps", "15", fails=True)
+    assert said.count("error: not all machines have mine/checkpoints/step_00000010 as the") == 1

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from minigpt.training.config_file import flag_words
 from minigpt.training.parallel import ALONE
 from tests.helpers.ranks import train
 from tests.helpers.runs import ROOT, corpus, files
+from tests.helpers.together import together
 from tests.helpers.tuning import base, instructions, trainer_of
 from tests.helpers.warm import warm
 
@@ -99,22 +99,6 @@ def started(command, **more):
     return subprocess.run(
         command, capture_output=True, text=True, cwd=str(ROOT), env=environment, timeout=300, **more
     )
-
-
-def together(size, *words):
-    """Runs `python *words` in `size` processes that know of each other what torchrun tells them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(size):
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        told.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=ROOT)
-        environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        ranks.append(subprocess.Popen(warm(*words), cwd=str(ROOT), env=environment, **pipes))
-    said = [rank.communicate(timeout=250)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(said)
 
 
 @pytest.mark.skipif(OLD, reason="it has no FSDP2")
@@ -239,32 +223,61 @@ def test_bf16_is_refused_in_a_sentence_where_it_cannot_be_sent(place):
     assert (done.stdout + done.stderr).count("cannot send bfloat16 between processes on CPUs") == 1
 
 
-@pytest.mark.slow
-def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_run(place, trained):
-    run, environment = place / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = flag_words({**LONG, "out": str(run)})
-    process = subprocess.Popen(
-        command(trained, *words, restarts=1), env=environment, cwd=str(ROOT),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+def launched(words, **told):
+    """torchrun, whose processes cannot be waited for yet."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **told}
+    return subprocess.Popen(
+        words, env=environment, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp"] if OLD else ["ddp", "fsdp"])
+def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_run(
+    place, trained, parallel
+):
+    run, whole = place / "killed", trained / "whole"
+    words = flag_words({**LONG, "out": str(run), "parallel": parallel})
+    process = launched(command(trained, *words, restarts=1))
     wait_for(lambda: (run / "checkpoints" / "step_00000005" / "manifest.json").exists())
     os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     last = "checkpoints/step_00000030"
-    assert files(run / last) == files(trained / "whole" / last)
+    if parallel == "ddp":
+        assert files(run / last) == files(whole / last)
+    else:  # of two processes, too, but added up in another order
+        assert numbers(run, "loss") == pytest.approx(numbers(whole, "loss"), rel=1e-6)
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_saves_once_and_another_number_of_processes_goes_on(place):
-    words = ["--steps", "40", "--save-every", "0", "--out"]
-    run, environment = place / "run", {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(place, *words, str(run)), env=environment, cwd=str(ROOT),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def test_a_second_torchrun_is_refused_and_a_process_that_does_not_answer_is_named(place):
+    run = place / "stopped"
+    words = ["--steps", "100000", "--save-every", "0", "--out", str(run)]
+    process = launched(command(place, *words), MINIGPT_PATIENCE="5")
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(numbers(run, "loss")) > 3)
-    process.send_signal(signal.SIGTERM)
+    done = started(command(place, *words))  # a second torchrun on the directory of the first
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1, done.stderr
+    assert "%s is in use by minigpt, process " % run in done.stderr
+    stopped = next(one for one in ranks_of(process.pid) if rank_of(one) == "1")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        said = [next(line for line in process.stdout if line.startswith("error: "))]
+    finally:
+        os.kill(stopped, signal.SIGKILL)  # or torchrun waits for it for half a minute
+    said += process.communicate(timeout=60)[0].splitlines()
+    assert said[0].startswith("error: process 1 on ") and " for 5 s (MINIGPT_PATIENCE)" in said[0]
+    assert process.returncode != 0 and not any(line.startswith("error: ") for line in said[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves_once_and_another_number_of_processes_goes_on(place, number):
+    words, run = ["--steps", "40", "--save-every", "0", "--out"], place / "run"
+    process = launched(command(place, *words, str(run)))
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(numbers(run, "loss")) > 3)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     assert said.count("stopped after step") == 1, said
     (stopped,) = (run / "checkpoints").iterdir()
@@ -316,6 +329,11 @@ def ranks_of(torchrun):
         if parent == torchrun:
             found.append(int(entry))
     return sorted(found)
+
+
+def rank_of(process):
+    with open("/proc/%d/environ" % process) as file:
+        return dict(word.partition("=")[::2] for word in file.read().split("\0")).get("RANK")
 
 
 def wait_for(there, seconds=120):
