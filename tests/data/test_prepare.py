@@ -4,6 +4,7 @@ all.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from minigpt.base.errors import DataError, UsageError
 from minigpt.commands.prepare import PrepareConfig, prepare
 from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import cached, work_of
-from minigpt.data.shards import Encoded, Shard, SplitWriter
+from minigpt.data.shards import Encoded, Shard, SplitWriter, open_shards
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,3 +242,31 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
     command = [sys.executable, "-c", code, str(big), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=str(ROOT), check=True)
     assert int(done.stdout) < 25
+
+
+def test_a_hundred_gigabytes_are_opened_and_not_read(tmp_path):
+    """Sparse files: what is read of them counts as pages that the process has asked for."""
+    count, names = 5 * 10**9, []
+    for number in range(10):
+        path = shard(tmp_path / ("large%d" % number))
+        names.append(path.name)
+        with path.open("r+b") as file:
+            header = bytearray(file.read(72))
+            header[16:24] = count.to_bytes(8, "little")
+            file.seek(0)
+            file.write(header)
+            file.truncate(72)
+            file.truncate(72 + 2 * count + 8 * 2)  # zeros, on no disk
+    split = {"shards": names, "tokens": 10 * count, "sha256": "0" * 64}
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    opened = open_shards(tmp_path, split, 257)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert sum(one.tokens.nbytes for one in opened) == 100 * 10**9
+    assert after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt < 10_000
+    with pytest.raises(DataError, match="has not as many tokens as were written"):
+        open_shards(tmp_path, {**split, "tokens": 10 * count - 1}, 257)
+    with (tmp_path / names[3]).open("r+b") as file:
+        file.seek(72)
+        file.write(b"\xff\xff")
+    with pytest.raises(DataError, match="has ids from 257 on"):
+        open_shards(tmp_path, split, 257)
