@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Iterable
+import shlex
+from pathlib import Path
+from typing import Iterable, Union
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -42,6 +44,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{rest:02}"
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def word(place: Union[str, Path]) -> str:
+    """A path as one word of a command that is to be copied into a shell."""
+    return shlex.quote(str(place))
 
 
 def visible(line: str) -> str:

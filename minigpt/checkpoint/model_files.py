@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import as_dataclass, atomic_directory, write_json
+from minigpt.base.text import word
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.run_files import resolve
 from minigpt.checkpoint.safetensors import FileRecord, LazyTensor, in_memory, open_safetensors
@@ -164,7 +165,7 @@ def read_config(directory: Path) -> GPTConfig:
             raise ValueError("it does not say its activation")
         return as_dataclass(GPTConfig, values)
     except (ValueError, UsageError) as error:
-        fix = f"convert a Hugging Face model with: python convert_hf.py {directory}"
+        fix = f"convert a Hugging Face model with: python convert_hf.py {word(directory)}"
         what = f"{directory / CONFIG}: {getattr(error, 'what', error)}"
         raise CheckpointError(what, fix) from None
 

@@ -15,6 +15,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import MANIFEST, write_text
+from minigpt.base.text import word
 from minigpt.data import tokenizer
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.zoo import ZOO
@@ -101,8 +102,8 @@ def _why_not(path: Path) -> Tuple[str, str]:
         return f"{path} is a file", "name the checkpoint directory it is in"
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
         what = f"{path} has weights but no {MANIFEST} of ours"
-        return what, f"convert it with: python convert_hf.py {path}"
+        return what, f"convert it with: python convert_hf.py {word(path)}"
     if (path / "config.toml").is_file():
-        again = f"start it again: python train.py --config {path / 'config.toml'} --out {path}"
-        return f"the run {path} has no complete checkpoint yet", again
+        again = f"python train.py --config {word(path / 'config.toml')} --out {word(path)}"
+        return f"the run {path} has no complete checkpoint yet", f"start it again: {again}"
     return f"{path} is no checkpoint: it has no {MANIFEST}", "name a checkpoint or run directory"

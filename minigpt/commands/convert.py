@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from minigpt.base.errors import CheckpointError, UsageError
 from minigpt.base.files import require_free
-from minigpt.base.text import nearest, size
+from minigpt.base.text import nearest, size, word
 from minigpt.checkpoint.model_files import load_model
 from minigpt.commands.options import ConvertConfig
 from minigpt.data.tokenizer import MERGES, VOCAB, load_tokenizer
@@ -45,7 +45,8 @@ def convert_command(config: ConvertConfig) -> None:
     source, out = _convert(config, fetches=config.kind == HF and not Path(config.source).exists())
     if config.verify:
         _verify(out, source)
-    next_ = f"python train.py --init {out}, or: python -m minigpt generate --checkpoint {out}"
+    next_ = f"python train.py --init {word(out)}"
+    next_ += f", or: python -m minigpt generate --checkpoint {word(out)}"
     if not (out / VOCAB).exists():
         next_ = f"put the {VOCAB} and {MERGES} of its vocabulary into {out}, to train or generate"
     print(f"next     {next_}")

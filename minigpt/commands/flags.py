@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Set, Type, TypeVar
 
 from minigpt.base.errors import UsageError, flag
+from minigpt.base.text import word
 from minigpt.commands.cli import parse
 from minigpt.training.config import TrainConfig
 from minigpt.training.config_file import CONFIG, flag_words, left_open, read_values
@@ -34,7 +35,8 @@ def parse_settings(kind: Type[Config], prog: str, arguments: List[str]) -> Confi
     path = Path(source.resume) / CONFIG if source.resume else Path(source.config)
     if source.resume and not path.is_file():
         above = path.parent.parent.parent  # of a run's checkpoint
-        fix = f"say --resume {above}" if (above / CONFIG).is_file() else "name a run directory"
+        again = f"say --resume {word(above)}"
+        fix = again if (above / CONFIG).is_file() else "name a run directory"
         raise UsageError(f"{source.resume} is no run: it has no {CONFIG}", fix)
     values, said = read_values(path, kind), _said(arguments)
     open_there = left_open(path)

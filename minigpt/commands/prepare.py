@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from minigpt.base.files import require_free
+from minigpt.base.text import word
 from minigpt.checkpoint.run_files import load_tokenizer
 from minigpt.commands.options import PrepareConfig
 from minigpt.data.prepare import make, work_of
@@ -18,7 +19,9 @@ from minigpt.data.template import find_template
 def prepare_command(config: PrepareConfig) -> None:
     """Prepares and says what was made."""
     out = prepare(config)
-    print(f"{out} is ready; train on it with: python train.py --data {out}")
+    start = "--tokenizer" if config.tokenizer in ("bytes", "gpt2") else "--init"
+    how = f"python train.py {start} {word(config.tokenizer)} --data {word(out)}"
+    print(f"{out} is ready; train on it with: {how}")
 
 
 def prepare(config: PrepareConfig) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ContextManager, List, Optional, Tuple
 
 from minigpt.base.errors import DeviceError, UsageError
-from minigpt.base.text import duration
+from minigpt.base.text import duration, word
 from minigpt.checkpoint import run_files
 from minigpt.commands.cli import going_on_unread
 from minigpt.commands.convert import published
@@ -77,7 +77,7 @@ def _train(config: TrainConfig, device: Device, world: World, began: float) -> i
         code = trainer.train()
         if code:
             print(f"\nstopped after step {trainer.state.step}; saved {trainer.save()}")
-            print(f"go on with: python train.py --resume {trainer.run}")
+            print(f"go on with: python train.py --resume {word(trainer.run)}")
         else:
             print(closing_report(trainer))
             print(f"took {duration(time.perf_counter() - began)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from minigpt.base.errors import DataError
+from minigpt.base.text import word
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Example, RecordDataset, fit
 from minigpt.data.prepare import cached, is_prepared, work_of
@@ -96,7 +97,7 @@ def _content(
         what = f"{name} was prepared with another tokenizer"
         if origin is None:
             raise DataError(what, "name it with --tokenizer")
-        how = f"--tokenizer {origin}"
+        how = f"--tokenizer {word(origin)}"
         how += f" --template {template.name}" if content["format"] == RECORDS else ""
         raise DataError(f"{what} than the model's", f"prepare it again with: {PREPARE} {how}")
     left_out = content["left_out"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from minigpt.base.errors import UsageError, storage_error
+from minigpt.base.text import word
 from minigpt.checkpoint.model_files import (
     Adapter,
     keep_base,
@@ -132,7 +133,7 @@ def open_state(settings: Settings, data: Opened) -> RunState:
 
 def _check_state(state: RunState, settings: Settings, fingerprint: str) -> None:
     run, patience, done = settings.run, settings.asked.patience, ""
-    anew = f"or start a new run with --init {run}"
+    anew = f"or start a new run with --init {word(run)}"
     if state.data != fingerprint:
         what = "the data, how it is cut (--template, --packing, --block-size) or --seed is not what"
         raise UsageError(f"{what} {run} was trained with", f"resume with the same, {anew}")

@@ -13,6 +13,7 @@ from typing import Iterator
 
 from minigpt.base.errors import TrainingError, storage_error
 from minigpt.base.files import hold, require_free
+from minigpt.base.text import word
 from minigpt.checkpoint import run_files
 
 LOCK, _SIGN = "lock", "minigpt, process"
@@ -25,7 +26,7 @@ _OURS = {
 def require_startable(run: Path) -> None:
     """UsageError unless `run` is free, or is what is left of a run without a checkpoint."""
     if run_files.find(run) is not None:
-        require_free(run, f"go on with it by --resume {run}, or name another")
+        require_free(run, f"go on with it by --resume {word(run)}, or name another")
     with suppress(OSError):  # nothing there
         if sign_of(run).startswith(_SIGN) and _OURS.issuperset(os.listdir(str(run))):
             return

@@ -9,14 +9,13 @@ from __future__ import annotations
 import gzip
 import logging
 import lzma
-import shlex
 import textwrap
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
-from minigpt.base.text import visible
+from minigpt.base.text import visible, word
 from minigpt.data.corpus import validation_documents
 from minigpt.data.sources import HELD_OUT
 from minigpt.training.metrics import METRICS, read_metrics
@@ -31,12 +30,12 @@ _COMPRESSORS: Dict[str, Callable[[bytes], bytes]] = {
 def closing_report(trainer: Trainer) -> str:
     """The last lines of a run: quality, sample, where everything is, and what to try next."""
     text = trainer.tokenizer.decode(trainer.prompt).split("\n")[0].strip("\ufffd") or "..."
-    prompting = '--instruct --prompt "..."' if trainer.answers else f"--prompt {shlex.quote(text)}"
+    prompting = '--instruct --prompt "..."' if trainer.answers else f"--prompt {word(text)}"
     saved = trainer.save()
     lines = ["", *_quality(trainer), *shown("gzip, xz", lambda: _yardsticks(trainer))]
     lines += ["", *shown("sample", lambda: _sample(trainer)), f"saved    {saved}"]
     lines += shown("plot", lambda: plot([trainer.run]))
-    lines += [f"next     python -m minigpt generate --checkpoint {trainer.run} {prompting}"]
+    lines += [f"next     python -m minigpt generate --checkpoint {word(trainer.run)} {prompting}"]
     return "\n".join(lines)
 
 
@@ -57,7 +56,7 @@ def _quality(trainer: Trainer) -> List[str]:
     lines = [f"held out {result.text(digits)} ({result.tokens:,} {what})"]
     if state.best_loss is not None and state.best_step != state.step:
         best = f"best     step {state.best_step}, loss {digits % state.best_loss}"
-        lines.append(f"{best}: what --checkpoint {trainer.run} means")
+        lines.append(f"{best}: what --checkpoint {word(trainer.run)} means")
     return lines
 
 
@@ -92,7 +91,7 @@ def plot(runs: Sequence[Path]) -> List[str]:
     try:
         import matplotlib
     except ImportError:
-        names = " ".join(map(str, runs))
+        names = " ".join(map(word, runs))
         return [f"plot     pip install matplotlib, then: python -m minigpt report {names}"]
     matplotlib.use("Agg")
     from matplotlib import pyplot

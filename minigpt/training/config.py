@@ -12,6 +12,7 @@ import tyro
 from typing_extensions import Annotated
 
 from minigpt.base.errors import DeviceError, UsageError, flag, require_known
+from minigpt.base.text import word
 from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES, Template, find_template
 from minigpt.devices import PRECISIONS
@@ -271,7 +272,7 @@ class TrainConfig(ReadingFlags, StartFlags):
 
     def check_goes_on(self, before: Mapping[str, Any]) -> None:
         """UsageError when this asks for another start, place or weights than the run `before`."""
-        anew = f"start a new run with --init {self.resume}"
+        anew = f"start a new run with --init {word(str(self.resume))}"
         for name, value in (("config", self.config), ("out", self.out)):
             if value is not None and Path(value).resolve() != Path(self.resume or "").resolve():
                 what = f"{flag(name)} is for a new run, and --resume goes on with one"

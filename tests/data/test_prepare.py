@@ -5,6 +5,7 @@ all.
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 
 from minigpt.base.errors import DataError, UsageError
-from minigpt.commands.prepare import PrepareConfig, prepare
+from minigpt.commands.prepare import PrepareConfig, prepare, prepare_command
 from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import cached, work_of
 from minigpt.data.shards import Encoded, Shard, SplitWriter, open_shards
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
+from tests.helpers.runs import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +64,16 @@ def test_every_document_comes_back(corpus, tmp_path, name):
     expected = [p.read_text() for p in corpus.glob("*.py")]
     expected += ["record %d é" % number for number in range(300)]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_the_command_that_it_prints_is_right(corpus, tmp_path, capsys, name):
+    """In a place with a blank; for a model of the same vocabulary."""
+    out = str(tmp_path / "a place")
+    prepare_command(PrepareConfig(source=str(corpus), out=out, tokenizer=name, workers=1))
+    words = shlex.split(capsys.readouterr().out.rpartition("python ")[2])
+    done = train(tmp_path, *words[1:], "--dry-run")
+    assert f"; {name} tokenizer" in done.stdout
 
 
 def test_any_number_of_processes_writes_the_same_bytes(corpus, tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ def test_what_breaks_is_one_line(tmp_path, monkeypatch, part):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = corpus(tmp_path / "corpus")
     run = trainer_of(
-        data=str(data), out=str(tmp_path / "r"), steps=1, batch_size=2, block_size=8, eval_tokens=64
-    )
+        data=str(data), out=str(tmp_path / "a run"), steps=1, batch_size=2, block_size=8,
+        eval_tokens=64,
+    )  # fmt: skip
     run_to_the_end(run)
 
     def broken(*_):
@@ -30,7 +31,7 @@ def test_what_breaks_is_one_line(tmp_path, monkeypatch, part):
     monkeypatch.setattr(closing, part, broken)
     report = closing.closing_report(run)
     assert "not shown: first line\n" in report and "second" not in report
-    assert "saved    " in report and "next     " in report
+    assert "saved    " in report and f"--checkpoint '{run.run}' --prompt" in report
 
 
 def test_data_that_went_away(tmp_path, monkeypatch):
