@@ -164,6 +164,9 @@ def _below(root: Path, passed: LeftOut) -> List[Path]:
     if not os.path.isfile(root):
         fix = f"{_NAME_ONE}, or, to train on, stdlib-functions"
         fix += " (a run goes on elsewhere by --resume RUN --data PATH)" if here else ""
+        if os.path.exists(root):
+            fix = "write what it gives into a file, and name that"
+            raise DataError(f"{root} is no file, but a device, a pipe or a socket", fix)
         raise DataError(f"there is no file {root}{here}", fix)
     if root.suffix.lower() not in _KINDS:
         fix = "if it is text, give it a name that ends in .txt"

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Tuple
 
 from minigpt.base.errors import CheckpointError
+from minigpt.base.files import as_dataclass
 from minigpt.model.config import GPTConfig
 
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
@@ -48,7 +49,8 @@ def read(values: Dict[str, Any], where: str) -> Tuple[GPTConfig, List[str]]:
         inner = int(values.get("n_inner") or 0)
         if inner != 4 * shape["n_embd"]:  # the usual width is left out, as the zoo does
             shape["n_inner"] = inner or None
-        return GPTConfig(activation=_ACTIVATIONS[activation], **shape, **scales), notes
+        shape["activation"] = _ACTIVATIONS[activation]
+        return as_dataclass(GPTConfig, {**shape, **scales}), notes
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise _refuse(where, f"lacks or garbles {error}") from None
 

@@ -296,3 +296,13 @@ def test_shards_that_are_not_as_they_were_written_are_found():
         facts.write_text(json.dumps({**content, **changed}))
         with pytest.raises(DataError, match="is not as prepare writes it"):
             opened("out")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """A pipe that nobody writes to: beside texts, alone in a directory, and named itself."""
+    os.mkfifo(str(tmp_path / "pipe.txt"))
+    for name in (tmp_path, tmp_path / "pipe.txt", os.devnull):
+        with pytest.raises(DataError, match=r"has no \.py|is no file, but a device, a pipe"):
+            find_source(str(name))
+    (tmp_path / "a.txt").write_text("one two")
+    assert [file.key for file in find_source(str(tmp_path)).files] == ["a.txt"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minigpt.commands.cli import run
-from minigpt.devices.device import PRECISIONS, Device, find_device
+from minigpt.devices import PRECISIONS
+from minigpt.devices.device import Device, find_device
 
 CUDA, CPU = Device("cuda", torch.device("cuda")), find_device("cpu")
 

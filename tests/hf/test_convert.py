@@ -234,6 +234,7 @@ REFUSED = {
     "an unknown activation": ({"activation_function": "relu"}, "the activation 'relu'"),
     "scaling by layer": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
     "ALiBi": ({"model_type": "btlm", "position_embedding_type": "alibi"}, "= 'alibi'"),
+    "an epsilon that is no number": ({"layer_norm_epsilon": float("nan")}, "'layer_norm_eps' is"),
     "a missing width": ({"n_embd": None}, "lacks or garbles"),
     "another number of layers": ({"n_layer": 2}, "is no tensor of a GPT-2 of 2 layers"),
     "one layer too many": ({"n_layer": 4}, "lacks transformer.h.3"),
