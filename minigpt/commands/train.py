@@ -100,7 +100,7 @@ def _agreed(settings: Settings, world: World) -> Settings:
     UsageError when a machine would go on from another checkpoint.
     """
     start = world.told(str(settings.resumes))
-    if world.largest(start != str(settings.resumes)):
+    if world.largest(int(start != str(settings.resumes))):
         what = f"not all machines have {start} as the newest checkpoint"
         fix = "share the run's directory, or copy it to the same place on each"
         raise UsageError(what, fix)
