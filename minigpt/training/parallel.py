@@ -161,14 +161,14 @@ class World:
 
     def missing(self) -> Optional[str]:
         """Who has not noticed that a process is missing, and so is; None if another says it."""
-        self.store.set(f"{_NOTICED} {self.rank}", "")
+        self.store.add(f"{_NOTICED} {self.rank}", 1)
         if not self.speaks():
             self.store.wait([_TOLD], timedelta(seconds=2 * _ANSWERING))  # then torchrun ends all
             return None
         ends, others = time.monotonic() + _ANSWERING, list(range(self.size))
         while others and time.monotonic() < ends:
             time.sleep(0.1)
-            others = [one for one in others if not self.store.check([f"{_NOTICED} {one}"])]
+            others = [one for one in others if not self.store.add(f"{_NOTICED} {one}", 0)]
         names = [self.store.get(f"{_NAME} {one}").decode() for one in others]
         self.store.set(_TOLD, "")
         return ", ".join(names) or f"one of the {self.size} processes"
