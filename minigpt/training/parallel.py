@@ -35,11 +35,11 @@ from minigpt.devices.device import Device
 
 # How long a rank is waited for. Torch's own 10 to 30 minutes are long for a process that died.
 PATIENCE, _SECONDS = "MINIGPT_PATIENCE", "300"
-_PREPARING = timedelta(days=1)  # while another downloads a model, or turns text into tokens
 _ANSWERING = 10.0  # seconds that a rank may take to notice, too, that another is missing
 # In the store: how many ranks have had something to say; who they are; who noticed; whether one of
 # them has said so.
 _SAID, _NAME, _NOTICED, _TOLD = "minigpt/said", "minigpt/name", "minigpt/noticed", "minigpt/told"
+_READY = "minigpt/ready"  # how often a rank has come to where all wait
 
 
 def processes() -> int:
@@ -152,8 +152,13 @@ class World:
         self.wait()
 
     def _wait_long(self) -> None:
+        """As `wait`, through the store: another may download a model, or turn text into tokens, for
+        longer than a group waits. Should it die, torchrun ends this process.
+        """
         if self.size > 1:
-            dist.monitored_barrier(self.host_group, _PREPARING)
+            arrived = self.store.add(_READY, 1)
+            while self.store.add(_READY, 0) < -(-arrived // self.size) * self.size:
+                time.sleep(0.1)
 
     def speaks(self) -> bool:
         """Whether this process is the first to report an error: one is enough for all."""

@@ -176,6 +176,11 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(monk
         trainer_of(batch_size=10, data=str(corpus(tmp_path / "corpus")), device="cpu")
 
 
+def test_who_prepares_data_may_take_longer_than_a_step_is_waited_for():
+    script = ROOT / "tests" / "helpers" / "slow_start.py"
+    together(3, script, MINIGPT_PATIENCE=1)
+
+
 def test_a_machine_of_its_own_is_no_hybrid(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
