@@ -20,7 +20,7 @@ def main() -> None:
     entry = find("mini")
     tokenizer = load_tokenizer("bytes")
     prepared = cached(work_of("stdlib", tokenizer), tokenizer)
-    dataset = TokenDataset(prepared, "train", entry.recipe.block_size)
+    dataset = TokenDataset(prepared, "train", entry.recipe.block_size, tokenizer.vocab_size)
     model = GPT(entry.config)
     objective = objective_for(model, find_device("cpu"))
     for prefetch in (1, 2):

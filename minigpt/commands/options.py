@@ -13,6 +13,7 @@ from typing_extensions import Annotated
 from minigpt.base.errors import UsageError, at_least, require_known, require_number
 from minigpt.base.text import parse_size
 from minigpt.coding.sandbox import Limits
+from minigpt.data import SHARD_TOKENS
 from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES
 from minigpt.devices import PRECISIONS
@@ -23,7 +24,6 @@ _NONE = left_open("NUMBER", "no limit")
 _Texts = tyro.conf.UseAppendAction[Tuple[str, ...]]
 _DTYPES = ("keep", "fp32", "bf16", "fp16")
 _QUANTIZE = ("int8",)
-USUAL_TOKENS = 256  # of a text, where nothing says how many
 
 
 @dataclass
@@ -170,7 +170,7 @@ class PrepareConfig(ReadingFlags):
     """How records become text: instruct or moai."""
     workers: int = 0
     """Processes that tokenize, 0 for as many as there are cores."""
-    shard_tokens: int = 100_000_000
+    shard_tokens: int = SHARD_TOKENS
     """Tokens after which a new shard is begun."""
 
     def __post_init__(self) -> None:

@@ -122,12 +122,14 @@ def _open_text(
         what = f"{content.get('source', directory)} has nothing to validate on"
         raise DataError("; ".join([what, *left_out.lines()]), fix)
     width, apart = (block_size, stride) if stride else (block_size + 1, block_size)
-    passes = Passes(texts, width, apart)
+    passes = Passes(texts, width, apart, tokenizer.vocab_size)
     if whole:
         return Opened(passes, passes, None, [], left_out.lines(), "all of it")
-    train = TokenDataset(directory, TRAIN, block_size)
+    train = TokenDataset(directory, TRAIN, block_size, tokenizer.vocab_size)
     short = stride or splits[VALIDATION]["tokens"] <= block_size
-    held = passes if short else TokenDataset(directory, VALIDATION, block_size)
+    held = passes
+    if not short:
+        held = TokenDataset(directory, VALIDATION, block_size, tokenizer.vocab_size)
     words = left_out.held_out or "as it was prepared"
     return Opened(train, held, None, [], left_out.lines(), words)
 

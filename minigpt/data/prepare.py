@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from minigpt.base.errors import DataError, StorageError, UsageError
 from minigpt.base.files import atomic_directory, cache_directory, shorter, write_json
+from minigpt.data import SHARD_TOKENS
 from minigpt.data.corpus import Piece, find_source
 from minigpt.data.records import Record, holds_records, parse_keys, read_records, render
 from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
@@ -32,7 +33,6 @@ from minigpt.data.workers import WorkerLost, in_order
 
 _BATCH = 1 << 20  # bytes of text that travel to a process at a time
 _WORTH_PROCESSES = 64 << 20  # below this, starting them takes longer than the work
-SHARD_TOKENS = 100_000_000
 
 
 @dataclass

@@ -31,7 +31,7 @@ TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of t
 DATASET = "dataset.json"  # what such a directory says of itself
 PREPARE = "python -m minigpt prepare SOURCE --out DIR"
 _READ_WHOLE = 1 << 30  # bytes of text that are read to be checked; of more, only some
-_AGAIN = f"make it again with: {PREPARE}"
+AGAIN = f"make it again with: {PREPARE}"
 _SPLITS = {TEXT: (TRAIN, VALIDATION), RECORDS: ("records",)}
 _FACTS = {
     TEXT: {"tokenizer_sha256", "splits"},
@@ -117,15 +117,15 @@ class Shard:
         data = np.memmap(str(path), np.uint8, "r") if size >= _HEADER.size else np.empty(0, "u1")
         header = data[: _HEADER.size].tobytes()
         if header[:8] != _MAGIC:
-            raise DataError(f"{path} is no token shard", _AGAIN)
+            raise DataError(f"{path} is no token shard", AGAIN)
         _, version, width, count, turns, documents, digest = _HEADER.unpack(header)
         if version not in (TEXT, RECORDS) or width not in (2, 4):
-            raise DataError(f"{path} is a shard of version {version}, unknown here", _AGAIN)
+            raise DataError(f"{path} is a shard of version {version}, unknown here", AGAIN)
         indexed = documents * version + turns
         end = _HEADER.size + width * count
         if size != end + 8 * indexed:
             what = "is cut short" if size < end + 8 * indexed else "has bytes behind its end"
-            raise DataError(f"{path} {what}", _AGAIN)
+            raise DataError(f"{path} {what}", AGAIN)
         self.tokenizer: str = digest.hex()
         self.tokens = data[_HEADER.size : end].view(f"<u{width}")
         self.index = data[end:].view("<u8")
@@ -136,7 +136,7 @@ class Shard:
         starts = [*self.starts.tolist(), len(self.tokens)]
         places = np.searchsorted(self.turns, np.array(starts, "<u8"))
         if starts != sorted(starts) or not all(np.diff(places) > 0):
-            raise DataError("a shard of records is damaged: its index makes no sense", _AGAIN)
+            raise DataError("a shard of records is damaged: its index makes no sense", AGAIN)
         for i, drawn in enumerate(self.draws.tolist()):
             tokens = self.tokens[starts[i] : starts[i + 1]].astype(np.int32)
             turns = self.turns[places[i] : places[i + 1]].astype(np.int64) - starts[i]
@@ -152,7 +152,7 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     if content.get("format") != form:
         return None
     for missing in sorted(_FACTS[form].difference(content)):
-        raise DataError(f"{directory / DATASET} lacks {missing}", _AGAIN)
+        raise DataError(f"{directory / DATASET} lacks {missing}", AGAIN)
     try:
         content["left_out"] = as_dataclass(LeftOut, content.get("left_out", {}))
         splits = content["splits"]
@@ -160,7 +160,7 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
     except (TypeError, AttributeError, ValueError):
         fit = False
     if not fit:
-        raise DataError(f"{directory / DATASET} is not as prepare writes it", _AGAIN)
+        raise DataError(f"{directory / DATASET} is not as prepare writes it", AGAIN)
     return content
 
 
@@ -181,11 +181,11 @@ def open_shards(directory: Path, split: Dict[str, Any], words: int) -> List[Shar
     for shard in shards:
         seen = shard.tokens[:512] if some else shard.tokens  # beside the header
         if len(seen) and int(seen.max()) >= words:
-            raise DataError(f"{directory} is damaged: it has ids from {words} on", _AGAIN)
+            raise DataError(f"{directory} is damaged: it has ids from {words} on", AGAIN)
         for part in () if some else (shard.tokens, *([] if is_text else [shard.index])):
             digest.update(part.data)  # the index of text is not in its sha256
     counted = sum(len(shard.tokens) for shard in shards)
     if counted != split["tokens"] if some else digest.hexdigest() != split["sha256"]:
         what = "it has not as many tokens as were written" if some else "its sha256 is another"
-        raise DataError(f"{directory} is damaged: {what}", _AGAIN)
+        raise DataError(f"{directory} is damaged: {what}", AGAIN)
     return shards

@@ -19,18 +19,18 @@ import torch
 
 from minigpt.base.errors import DataError
 from minigpt.data.batch import IGNORE, Batch
-from minigpt.data.shards import PREPARE, TEXT, Shard, read_dataset
+from minigpt.data.shards import AGAIN, PREPARE, TEXT, Shard, read_dataset
 
 
 class Passes:
     """The windows of `width` tokens, from every `stride`th token on, of each of several texts; of
-    its last tokens only if they are `padded` or fill one.
+    its last tokens only if they are `padded` or fill one. Their ids are below `words`.
     """
 
     def __init__(
-        self, texts: Sequence[np.ndarray], width: int, stride: int, padded: bool = True
+        self, texts: Sequence[np.ndarray], width: int, stride: int, words: int, padded: bool = True
     ) -> None:
-        self.texts, self.width, self.stride = texts, width, stride
+        self.texts, self.width, self.stride, self.words = texts, width, stride, words
         self.block_size = stride  # what a window counts, for validation's --eval-tokens
         self.token_count = sum(map(len, texts))
         self.fingerprint = f"{self.token_count} tokens, {width} at a time, {stride} apart"
@@ -42,7 +42,9 @@ class Passes:
         return int(self._ends[-1])
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The windows `indices` (B,) as a Batch of width - 1 positions, padded at their end."""
+        """The windows `indices` (B,) as a Batch of width - 1 positions, padded at their end;
+        DataError for ids that are none: large texts are not read whole when they are opened.
+        """
         tokens = np.zeros((len(indices), self.width - 1), np.int64)
         targets = np.full_like(tokens, IGNORE)
         padding = 0
@@ -56,6 +58,8 @@ class Passes:
             tokens[row, :end], targets[row, :end] = text[:-1], text[1:]
             targets[row, : max(0, seen - 1)] = IGNORE
             padding += self.width - 1 - end
+        if max(tokens.max(initial=0), targets.max(initial=0)) >= self.words:
+            raise DataError(f"the text is damaged: it has ids from {self.words} on", AGAIN)
         learned = int((targets != IGNORE).sum())
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), learned, padding)
 
@@ -65,14 +69,15 @@ class TokenDataset(Passes):
     on as targets. They neither overlap nor reach from one shard into the next.
     """
 
-    def __init__(self, directory: Path, split: str, block_size: int) -> None:
+    def __init__(self, directory: Path, split: str, block_size: int, words: int) -> None:
         """DataError when the directory is not a prepared one, or shorter than a window."""
         content = read_dataset(directory, TEXT)
         if content is None:
             raise DataError(f"{directory} is no prepared data", f"make it with: {PREPARE}")
         own = content["splits"][split]
         shards = [Shard(directory / name) for name in own["shards"]]
-        super().__init__([shard.tokens for shard in shards], block_size + 1, block_size, False)
+        texts = [shard.tokens for shard in shards]
+        super().__init__(texts, block_size + 1, block_size, words, False)
         self.fingerprint = f"{own['sha256']} block {block_size}"
         if len(self) == 0:
             longest = max(len(shard.tokens) for shard in shards) - 1

@@ -57,7 +57,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture()
 def dataset(directory):
-    return TokenDataset(directory, "train", 50)
+    return TokenDataset(directory, "train", 50, 257)
 
 
 def test_targets_are_the_tokens_one_place_on(dataset):
@@ -131,11 +131,11 @@ def test_micro_batches_keep_the_number_they_are_divided_by():
 
 def test_a_window_longer_than_the_data_names_the_longest_possible(directory):
     with pytest.raises(DataError, match="--block-size") as caught:
-        TokenDataset(directory, "validation", 100_000)
+        TokenDataset(directory, "validation", 100_000, 257)
     longest = int(caught.value.fix.split("--block-size ")[1].split()[0])
-    assert len(TokenDataset(directory, "validation", longest)) == 1
+    assert len(TokenDataset(directory, "validation", longest, 257)) == 1
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(DataError, match="python -m minigpt prepare"):
-        TokenDataset(tmp_path, "train", 10)
+        TokenDataset(tmp_path, "train", 10, 257)

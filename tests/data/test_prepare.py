@@ -18,6 +18,7 @@ import pytest
 from minigpt.base.errors import DataError, UsageError
 from minigpt.commands.prepare import PrepareConfig, prepare, prepare_command
 from minigpt.data import prepare as prepare_module
+from minigpt.data.datasets import open_datasets
 from minigpt.data.prepare import cached, work_of
 from minigpt.data.shards import Encoded, Shard, SplitWriter, open_shards
 from minigpt.data.tokenizer import BytesTokenizer, load_tokenizer
@@ -282,3 +283,18 @@ def test_a_hundred_gigabytes_are_opened_and_not_read(tmp_path):
         file.write(b"\xff\xff")
     with pytest.raises(DataError, match="has ids from 257 on"):
         open_shards(tmp_path, split, 257)
+
+
+def test_damage_in_text_too_large_to_be_read_whole_is_named_when_it_is_met(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("a line of text\n" * 3000)
+    config = PrepareConfig(source=str(tmp_path / "text.txt"), out=str(tmp_path / "out"))
+    config.tokenizer = "bytes"
+    out = prepare(config)
+    monkeypatch.setattr("minigpt.data.shards._READ_WHOLE", 1000)
+    (path,) = out.glob("train-*.tokens")
+    data = bytearray(path.read_bytes())
+    data[40_000:40_100] = b"\xff" * 100
+    path.write_bytes(data)
+    dataset = open_datasets(str(out), load_tokenizer("bytes"), 50).train
+    with pytest.raises(DataError, match="the text is damaged: it has ids from 257 on; make it"):
+        dataset.batch(np.arange(len(dataset)))

@@ -273,7 +273,7 @@ def test_the_end_of_a_document_as_it_is_written():
 @pytest.mark.parametrize("width, stride", [(6, 5), (6, 2), (6, 6), (6, 1)])
 def test_every_token_counts_once(count, width, stride):
     text = np.arange(count, dtype=np.uint16) + 100
-    passes = Passes([text, text], width, stride)
+    passes = Passes([text, text], width, stride, 1 << 16)
     batch = passes.batch(np.arange(len(passes)))
     counted = batch.targets[batch.targets >= 0].tolist()
     lost = set(text[::width].tolist()) if stride == width else {100}  # as in the usual protocol
