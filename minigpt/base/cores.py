@@ -2,8 +2,8 @@
 
 PyTorch's threads (OpenMP) wait for each other by spinning, which is fastest while they have the
 cores to themselves. Where others run, a thread spins for one that is not running, and a step can
-take a hundred times as long (docs/benchmarks.md). What decides is read once, when the library is
-loaded: OMP_WAIT_POLICY. A person's own setting stays.
+take many times as long (docs/benchmarks.md). What decides is read once, when the library is loaded:
+OMP_WAIT_POLICY. A person's own setting stays.
 """
 
 from __future__ import annotations

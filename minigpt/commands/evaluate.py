@@ -49,6 +49,8 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     device = find_device(config.device)
     device.check_precision(config.precision)
     dtype = torch.bfloat16 if config.precision == "bf16" else None
+    int8 = config.quantize is not None
+    require_room(directory, device, dtype, int8)  # before data are read, too
     tokenizer, longest = load_tokenizer(directory), read_config(directory).n_positions
     names, block = config.data or "stdlib", config.block_size or longest
     check_block(block, longest)
@@ -63,13 +65,12 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
     lengths = tokenizer.byte_lengths()
 
     def measured(int8: bool) -> Validation:
-        require_room(directory, device, dtype, int8)
         model = load_model(directory, device.torch_device, dtype, int8)
         objective = objective_for(model, device, config.precision)
         data, rows = found.validation, config.batch_size
         return validate(objective, data, lengths, rows, config.eval_tokens)
 
-    result = measured(int8=config.quantize is not None)
+    result = measured(int8)
     kind = "tokens"
     if found.template is not None:
         kind = "tokens of prompt and answer" if found.template.whole else "answer tokens"
@@ -81,12 +82,13 @@ def _loss(config: EvaluateConfig, directory: Path) -> None:
         f" measured on {found.held_out}",
         flush=True,
     )
-    if config.quantize is not None:
+    if int8:
         try:
-            whole = measured(int8=False)
+            require_room(directory, device, dtype)
         except DeviceError as error:
             note(f"what --quantize does to the loss is not known here: {error.what}")
             return
+        whole = measured(int8=False)
         print(f"without --quantize: loss {whole.loss:.4f}, {result.loss - whole.loss:+.4f} by it")
 
 

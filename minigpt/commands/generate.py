@@ -13,13 +13,14 @@ from minigpt.base.errors import DataError, DeviceError, UsageError
 from minigpt.base.text import size
 from minigpt.checkpoint.model_files import load_model, read_adapter, read_config
 from minigpt.checkpoint.run_files import resolve
-from minigpt.commands.options import USUAL_TOKENS, DecodingConfig, GenerateConfig
+from minigpt.commands.options import DecodingConfig, GenerateConfig
 from minigpt.data.template import Template, load_template
 from minigpt.data.tokenizer import END_MARK, load_tokenizer, reading_marks
 from minigpt.decoding.generate import Sampling, pieces, step_for, stream
 from minigpt.devices.device import Device, find_device
 
 _BYTES = 1 << 24  # more than any prompt has
+_USUAL = 256  # tokens of a text, where nothing says how many
 
 
 class Writer:
@@ -52,7 +53,7 @@ class Writer:
         longest = max(map(len, prompts))
         new = config.max_new_tokens
         if new is None:
-            new = min(USUAL_TOKENS, max(self.positions - longest + 1, self.positions // 2))
+            new = min(_USUAL, max(self.positions - longest + 1, self.positions // 2))
         for line in notes(longest, new, self.positions):
             note(line)
         ended = [False] * len(prompts) * samples

@@ -48,13 +48,13 @@ class Int8Linear(nn.Module):
         if _compiling() and rows == 1:
             # A loop that reads each weight once. As in decoding/fast_rows.py, x is written first.
             row = x.reshape(-1).as_strided((self.q.size(1),), (1,)).float()
-            y = (self.q.float() * row).sum(-1).to(x.dtype).view(*x.shape[:-1], -1)
+            y = (self.q.float() * row).sum(-1) * self.scale.float()
+            y = y.to(x.dtype).view(*x.shape[:-1], -1)
         elif self._has_kernel(x, rows):
-            one = torch.ones_like(self.scale)
-            y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.q, one).view(*x.shape[:-1], -1)
+            y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.q, self.scale)
+            y = y.view(*x.shape[:-1], -1)  # scaled already
         else:
-            y = F.linear(x, self.q.to(x.dtype))
-        y = y * self.scale
+            y = F.linear(x, self.q.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
 
     def _has_kernel(self, x: Tensor, rows: int) -> bool:

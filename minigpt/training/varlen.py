@@ -8,6 +8,7 @@ one, or under a mask (model/attention.py).
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any, Optional
 
 import torch
@@ -18,6 +19,7 @@ from minigpt.model.attention import fused_attention
 from minigpt.model.config import GPTConfig
 
 
+@lru_cache(maxsize=None)  # each layer asks
 def kernel() -> Any:
     """PyTorch's function; None where it has none, or one that takes no scale (before 2.11)."""
     try:

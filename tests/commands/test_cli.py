@@ -8,6 +8,8 @@ import pytest
 
 from minigpt import __version__
 from minigpt.base.errors import UsageError, flag
+from minigpt.checkpoint.model_files import DTYPES
+from minigpt.commands import options
 from minigpt.commands.cli import parse
 from minigpt.commands.plan import PlanConfig
 from minigpt.training.config import TrainConfig
@@ -41,6 +43,11 @@ print("done")
 def test_help_and_a_mistyped_flag_do_not_wait_for_pytorch():
     done = subprocess.run([sys.executable, "-c", NO_TORCH], cwd=str(ROOT), capture_output=True)
     assert done.stdout.endswith(b"done\n"), done.stderr.decode()
+
+
+def test_the_names_that_flags_can_say_are_those_that_are_known():
+    """Said twice, as the second needs PyTorch."""
+    assert tuple(DTYPES) == options._DTYPES
 
 
 def test_text_that_a_terminal_has_no_character_for_is_spelled_out(tmp_path):
