@@ -16,6 +16,7 @@ import contextlib
 import gc
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -71,7 +72,7 @@ def restarted() -> bool:
 def patience(device: Optional[Device] = None) -> timedelta:
     """How long other processes are waited for, on the host or a device; UsageError for no time."""
     seconds = os.environ.get(PATIENCE) or _SECONDS
-    if not (seconds.isdigit() and int(seconds)):
+    if not re.fullmatch("0*[1-9][0-9]{0,7}", seconds):  # and no years
         raise UsageError(f"{PATIENCE} is {seconds!r}", f"say seconds, such as {_SECONDS}")
     # Twice on GPUs: NCCL ends a process without a word, so the host is to notice before.
     twice = device is not None and device.is_gpu

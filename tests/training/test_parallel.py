@@ -15,7 +15,7 @@ from minigpt import load_model
 from minigpt.base.errors import UsageError
 from minigpt.data.batch import IGNORE, Batch
 from minigpt.training.config_file import flag_words
-from minigpt.training.parallel import ALONE
+from minigpt.training.parallel import ALONE, patience
 from tests.helpers.ranks import train
 from tests.helpers.runs import ROOT, corpus, files
 from tests.helpers.together import together
@@ -179,6 +179,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(monk
 def test_who_prepares_data_may_take_longer_than_a_step_is_waited_for():
     script = ROOT / "tests" / "helpers" / "slow_start.py"
     together(3, script, MINIGPT_PATIENCE=1)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "abc", "1.5", "²", "99999999999999", " "])
+def test_a_patience_that_is_none_is_one_sentence(monkeypatch, seconds):
+    monkeypatch.setenv("MINIGPT_PATIENCE", seconds)
+    with pytest.raises(UsageError, match=r"MINIGPT_PATIENCE is .*say seconds, such as 300"):
+        patience()
 
 
 def test_a_machine_of_its_own_is_no_hybrid(monkeypatch, tmp_path):
