@@ -51,9 +51,8 @@ def command(arguments: List[str]) -> Optional[int]:
     # A run's flags may name a file of more.
     read: Any = parse_settings if issubclass(kind, TrainConfig) else parse
     config = read(kind, prog, rest)
-    shared = cores.share_cores(began) if name in _COMPUTE else ""
-    if shared:
-        print(f"note: {shared}", file=sys.stderr)
+    if name in _COMPUTE:
+        cores.share_cores(began)
     module = import_module(f"minigpt.commands.{name}")  # only now, as PyTorch takes two seconds
     code: Optional[int] = getattr(module, f"{name}_command")(config)
     return code

@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Tuple
+from typing import List, Tuple
 
 _SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 _MOMENT = 0.1  # seconds looked at, at least; Linux counts in hundredths
 _FREE = 0.5  # of a core may be missing
+found: List[str] = []  # what a run says of it
 
 
-def share_cores(since: Tuple[float, float]) -> str:
+def share_cores(since: Tuple[float, float]) -> None:
     """Lets threads wait without spinning if others, `since` then (of `now`), have left fewer cores
-    of this machine than this process may use. Returns a line that says so, else an empty one.
+    of this machine than this process may use. Then `found` says so.
     """
     with suppress(OSError, ValueError, AttributeError):  # no Linux: as it is
         time.sleep(max(0.0, since[0] + _MOMENT - time.perf_counter()))
@@ -30,8 +31,7 @@ def share_cores(since: Tuple[float, float]) -> str:
         if mine > 1 and not said and (os.cpu_count() or 1) - others < mine - _FREE:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
             busy = f"other programs keep {others:.1f} of {os.cpu_count()} cores busy"
-            return f"{busy}: threads wait without spinning (OMP_WAIT_POLICY=PASSIVE)"
-    return ""
+            found.append(f"{busy}: threads wait without spinning (OMP_WAIT_POLICY=PASSIVE)")
 
 
 def now() -> Tuple[float, float]:

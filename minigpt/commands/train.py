@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ContextManager, List, Optional, Tuple
 
+from minigpt.base import cores
 from minigpt.base.errors import DeviceError, UsageError
 from minigpt.base.text import duration, word
 from minigpt.checkpoint import run_files
@@ -161,6 +162,7 @@ def _opening(settings: Settings, device: Device, tokenizer: Tokenizer, data: Ope
     elif gpus > 1:
         all_of_them = f"torchrun --nproc-per-node {gpus} train.py ..."
         lines.append(f"device   one of {gpus} GPUs; all: {all_of_them}")
+    lines += [f"cores    {line}" for line in cores.found]
     steps = f"{s.steps} steps of {s.batch_size} x {s.block_size} tokens"
     return [*lines, f"run      {s.run}: {steps}, {s.asked.precision} on {device}"]
 

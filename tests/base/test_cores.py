@@ -22,7 +22,9 @@ def quiet(monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda: all_cores)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(mine)), raising=False)
         monkeypatch.setattr(cores, "now", lambda: (11.0, 5.0 + used))
-        return cores.share_cores((10.0, 5.0))
+        monkeypatch.setattr(cores, "found", [])
+        cores.share_cores((10.0, 5.0))
+        return "".join(cores.found)
 
     return meanwhile
 
