@@ -252,5 +252,5 @@ def summary(completions: Sequence[Completion], samples: int) -> List[str]:
         rates.append(f"pass@{k} {100 * rate:.2f}%")
     reasons = Counter(one.reason for one in completions).most_common()
     counts = [f"{reason} {count}" for reason, count in reasons]
-    first = f"{len(passed)} problems, samples of each: {samples}"
+    first = f"problems: {len(passed)}, samples of each: {samples}"
     return [first, ", ".join(rates), ", ".join(counts)]

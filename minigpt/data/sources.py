@@ -187,18 +187,23 @@ def _walk(root: Path, passed: LeftOut, skip: Collection[str] = ()) -> Iterator[P
 
 
 def _is_open(path: Path, passed: LeftOut) -> bool:
-    hidden = path.name.startswith(".") or path.name == "__MACOSX"
-    link = path.is_symlink() and path.is_dir()
-    if hidden or link:
-        passed.add("hidden" if hidden else "a link to a directory, not followed", str(path))
-    return not hidden and not link
+    if path.name.startswith(".") or path.name == "__MACOSX":
+        why = "hidden"
+    elif path.is_symlink() and path.is_dir():
+        why = "a link to a directory, not followed"
+    elif not path.is_dir() and not path.is_file():
+        why = "no file, but a pipe, a device or a link to nothing"
+    else:
+        return True
+    passed.add(why, str(path))
+    return False
 
 
 def _is_data(path: Path, beside: Collection[str]) -> bool:
     """Whether it is for us to read, and neither a part of a vocabulary nor an evaluation's."""
     vocabulary = path.name in ("merges.txt", "vocab.txt") and not _MODEL.isdisjoint(beside)
     ours = vocabulary or f"{path.name}.settings.json" in beside
-    return path.suffix.lower() in _KINDS and path.is_file() and not ours
+    return path.suffix.lower() in _KINDS and not ours
 
 
 def _written_by_us(directory: Path, names: Collection[str]) -> bool:

@@ -242,10 +242,12 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + self._decoder.decode(data, final)
-        places = [place for place in map(text.find, self.stop) if place >= 0]
-        if places:
+        found = [
+            (text.find(stop) + len(stop), text.find(stop)) for stop in self.stop if stop in text
+        ]
+        if found:  # the one that is whole first counts, however the text was cut into tokens
             self.stopped = True
-            return text[: min(places)]
+            return text[: min(found)[1]]
         # How many characters at the end may be the beginning of a stop string.
         beginnings = (stop[:length] for stop in self.stop for length in range(1, len(stop)))
         undecided = max((len(begun) for begun in beginnings if text.endswith(begun)), default=0)

@@ -199,7 +199,7 @@ def _of_fast(values: Object, settings: Object) -> Found:
     for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(rule):
             raise ValueError(f"it has {rule}")
-    if values.get("normalizer"):
+    if _steps(values.get("normalizer"), "normalizers"):
         raise ValueError("it changes the text (normalizer)")
     level = _byte_level(_steps(values.get("pre_tokenizer"), "pretokenizers"))
     kind = settings.get("tokenizer_class")
@@ -217,10 +217,12 @@ def _of_fast(values: Object, settings: Object) -> Found:
 
 
 def _steps(step: Optional[Object], name: str) -> List[Object]:
-    """The steps of a Sequence, or the only one."""
-    if step and step["type"] == "Sequence":
-        return list(step[name])
-    return [step] if step else []
+    """The steps of a Sequence, which can hold others, or the only one."""
+    steps = [step] if step else []
+    while any(step["type"] == "Sequence" for step in steps):
+        inner = (step[name] if step["type"] == "Sequence" else [step] for step in steps)
+        steps = [step for part in inner for step in part]
+    return steps
 
 
 def _byte_level(steps: List[Object]) -> Object:

@@ -55,7 +55,7 @@ def test_the_canonical_solutions_pass(tmp_path):
     measure(found, lambda batch, _: [solutions[p.task_id] for p in batch], results, 1, 8, LIMITS)
     assert [one.task_id for one in results.completions if not one.passed] == []
     assert summary(results.completions, 1) == [
-        "164 problems, samples of each: 1", "pass@1 100.00%", "passed 164",
+        "problems: 164, samples of each: 1", "pass@1 100.00%", "passed 164",
     ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_pass_at_k_of_many_samples():
 def test_a_summary_has_the_k_that_the_samples_allow(tmp_path):
     rows = [Completion("a", n, "", n < 5, "passed" if n < 5 else "killed") for n in range(10)]
     assert summary(rows, 10) == [
-        "1 problems, samples of each: 10", "pass@1 50.00%, pass@10 100.00%", "passed 5, killed 5",
+        "problems: 1, samples of each: 10", "pass@1 50.00%, pass@10 100.00%", "passed 5, killed 5",
     ]  # fmt: skip
 
 

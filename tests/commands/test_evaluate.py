@@ -102,10 +102,10 @@ def test_problems_from_a_file(capsys, folder, tmp_path):
         (problem.task_id, sample) for problem in problems(4) for sample in (0, 1)
     ]
     assert set(lines[0]) == {"task_id", "sample", "completion", "passed", "reason"}
-    assert "4 problems, samples of each: 2\npass@1 0.00%\n" in text
+    assert "problems: 4, samples of each: 2\npass@1 0.00%\n" in text
     assert said(capsys, folder, "plain", **settings) == text
     more = said(capsys, folder, "plain", **{**settings, "limit": 5})
-    assert "5 problems, samples of each: 2" in more
+    assert "problems: 5, samples of each: 2" in more
     assert (tmp_path / "out.jsonl").read_text().splitlines()[:8] == [json.dumps(v) for v in lines]
     with pytest.raises(UsageError, match="its seed is 0 and not 1"):
         said(capsys, folder, "plain", **{**settings, "seed": 1})

@@ -214,11 +214,18 @@ class TestFiles:
         os.rename("in/MACOSX", "in/__MACOSX")
         os.makedirs("elsewhere")
         os.symlink(os.path.abspath("elsewhere"), "in/link")
+        os.symlink("nothing", "in/lost.txt")
+        os.mkfifo("in/pipe.jsonl")
         prepare(PrepareConfig(source="in/a.txt", out="in/prepared", tokenizer="bytes"))
         texts = split("in")
         assert texts[TRAIN] + texts[VALIDATION] == TEXT[:5000]
         said = "\n".join(opened("in").notes)
-        for part in ("2: hidden", "2: a run, a model or prepared data", "1: a link to a directory"):
+        for part in (
+            "2: hidden",
+            "2: a run, a model or prepared data",
+            "1: a link to a directory",
+            "2: no file, but a pipe",
+        ):
             assert "left out " + part in said
 
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])

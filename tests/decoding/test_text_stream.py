@@ -49,6 +49,7 @@ STOPS = st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3)
 def test_the_text_up_to_the_first_stop_however_it_comes(text, stop, size):
     """For any text, stop strings and token size: all of the text, and no stop string."""
     shown = "".join(pieces(text, stop, size))
+    assert shown == "".join(pieces(text, stop, 1))  # overlapping stops too: the first that is whole
     assert text.startswith(shown)
     assert not any(s in shown for s in stop)
     if any(s in text for s in stop):  # all that comes before a stop string has been shown

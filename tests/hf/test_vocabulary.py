@@ -129,6 +129,13 @@ def change(*keys, to):
     return apply
 
 
+def in_sequences(*steps, deep=100):
+    """A normalizer that is Sequence in Sequence, `deep` times."""
+    for _ in range(deep):
+        steps = [{"type": "Sequence", "normalizers": steps}]
+    return steps[0]
+
+
 def swap(values):
     vocabulary = values["model"]["vocab"]
     vocabulary["Ġthe"], vocabulary["Ġa"] = vocabulary["Ġa"], vocabulary["Ġthe"]
@@ -158,6 +165,7 @@ OTHERS = {
     "Metaspace": change("pre_tokenizer", to={"type": "Metaspace"}),
     "digits": digits,
     "an inverted pattern": inverted,
+    "a normalizer in a sequence": change("normalizer", to=in_sequences({"type": "NFC"})),
     "a normalizer": change("normalizer", to={"type": "NFC"}),
     "BOS": change("post_processor", "single", to=[
         {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A"}},
@@ -196,6 +204,7 @@ def test_a_broken_one_is_a_sentence(tmp_path, data):
 
 
 READ = {
+    "a normalizer that does nothing": change("normalizer", to=in_sequences(deep=1)),
     "a prefix space": change("pre_tokenizer", "add_prefix_space", to=True),
     "swapped ids": swap,
     "special tokens first": special_first,
