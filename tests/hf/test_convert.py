@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -433,11 +432,13 @@ def test_killed_at_any_tensor_it_leaves_no_checkpoint_and_can_be_run_again(
     tmp_path, theirs, tensors
 ):
     source = write(tmp_path / "hf", weights(theirs))
-    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ours")]
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = warm(tmp_path / "killed.py", source, tmp_path / "ours", PYTHONPATH=str(ROOT))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=str(ROOT))
     for _ in range(tensors):
         process.stdout.readline()
     process.kill()
+    process.stdout.read()  # ends when what converts has ended
     process.wait()
     if (tmp_path / "ours").exists():  # it had been quicker
         assert load_model(tmp_path / "ours")

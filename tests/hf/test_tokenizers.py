@@ -16,7 +16,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf.vocabulary import find_vocabulary
 from tests.helpers.reference import assert_close
 from tests.helpers.tuning import run_to_the_end, trainer_of
-from tests.hf.test_vocabulary import GPT2, weights
+from tests.hf.test_vocabulary import GPT2, fast, weights
 from tests.parity.test_00_tokenizer import AWKWARD
 
 pytestmark = pytest.mark.oracle
@@ -60,15 +60,18 @@ def trained(specials=(), size=700, alphabet=True, **trainer):
     return made
 
 
-def of_gpt2(hf, tmp_path, **settings):
-    directory = tmp_path / "gpt2"
+def of_gpt2(hf, tmp_path, words=2000, **settings):
+    """GPT-2's own, of so many words: one that is read sooner where the words do not matter."""
+    directory, model = tmp_path / "gpt2", fast(words)["model"]
     directory.mkdir(exist_ok=True)
-    GPT2.save(directory)
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = ["#version: 0.2", *map(" ".join, model["merges"]), ""]
+    (directory / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
     return hf.AutoTokenizer.from_pretrained(str(directory), tokenizer_type="gpt2", **settings)
 
 
 def plain(hf, tmp_path):
-    return of_gpt2(hf, tmp_path)
+    return of_gpt2(hf, tmp_path, words=50256)
 
 
 def added(hf, tmp_path):
@@ -250,8 +253,8 @@ def test_a_resized_embedding_trains_generates_and_exports(tmp_path, hf, capsys):
 def test_a_special_token_without_a_row_in_the_model_is_left_out_and_named(tmp_path, hf, capsys):
     """As after tokenizer.pad_token = "[PAD]" and no resizing."""
     theirs = of_gpt2(hf, tmp_path, pad_token="[PAD]")
-    source = weights(tmp_path / "hf", 50257)
+    source = weights(tmp_path / "hf", 2001)
     theirs.save_pretrained(str(source))
     convert_command([str(source), "--out", str(tmp_path / "ours")])
     assert "the model has no row for '[PAD]'" in capsys.readouterr().out
-    assert load_tokenizer(tmp_path / "ours").vocab_size == 50257
+    assert load_tokenizer(tmp_path / "ours").vocab_size == 2001
