@@ -206,10 +206,12 @@ def test_alone_there_is_no_process_group():
 # From the command line --------------------------------------------------------------------------
 
 
-def command(tmp_path, *words, size=2, restarts=0):
+def command(tmp_path, *words, size=2, restarts=0, anew=False):
+    """torchrun's command line; its processes are started anew or as copies of one (helpers/warm)."""
     flags = {**TYPED, "data": str(tmp_path / "corpus")}
     launch = [*TORCHRUN, str(size), "--max_restarts", str(restarts)]
-    return [*launch, str(ROOT / "train.py"), *flag_words(flags), *words]
+    script = [str(ROOT / "train.py"), *flag_words(flags), *words]
+    return launch + (script if anew else ["--no_python", *warm(*script)])
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_
 ):
     run, whole = place / "killed", trained / "whole"
     words = flag_words({**LONG, "out": str(run), "parallel": parallel})
-    process = launched(command(trained, *words, restarts=1))
+    process = launched(command(trained, *words, restarts=1, anew=parallel == "ddp"))
     wait_for(lambda: (run / "checkpoints" / "step_00000005" / "manifest.json").exists())
     os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
     said, _ = process.communicate(timeout=240)
@@ -267,7 +269,7 @@ def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_
 def test_a_second_torchrun_is_refused_and_a_process_that_does_not_answer_is_named(place):
     run = place / "stopped"
     words = ["--steps", "100000", "--save-every", "0", "--out", str(run)]
-    process = launched(command(place, *words), MINIGPT_PATIENCE="5")
+    process = launched(command(place, *words, anew=True), MINIGPT_PATIENCE="5")
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(numbers(run, "loss")) > 3)
     done = started(command(place, *words))  # a second torchrun on the directory of the first
     assert done.returncode != 0 and done.stderr.count("error: ") == 1, done.stderr
