@@ -16,7 +16,7 @@ from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf.vocabulary import find_vocabulary
 from tests.helpers.reference import assert_close
 from tests.helpers.tuning import run_to_the_end, trainer_of
-from tests.hf.test_vocabulary import GPT2, fast, weights
+from tests.hf.test_vocabulary import fast, weights
 from tests.parity.test_00_tokenizer import AWKWARD
 
 pytestmark = pytest.mark.oracle
