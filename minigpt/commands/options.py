@@ -14,6 +14,7 @@ from minigpt.base.errors import UsageError, at_least, require_known, require_num
 from minigpt.base.text import parse_size
 from minigpt.coding.sandbox import Limits
 from minigpt.data import SHARD_TOKENS
+from minigpt.data.parts import parse_part
 from minigpt.data.sources import Names
 from minigpt.data.template import TEMPLATES
 from minigpt.devices import PRECISIONS
@@ -172,10 +173,15 @@ class PrepareConfig(ReadingFlags):
     """Processes that tokenize, 0 for as many as there are cores."""
     shard_tokens: int = SHARD_TOKENS
     """Tokens after which a new shard is begun."""
+    part: Annotated[Optional[str], left_open("K/N", "all")] = None
+    """Make one of several parts, such as 3/16, on a machine of its own or after each other. With
+    the last one that is made, all are joined.
+    """
 
     def __post_init__(self) -> None:
         at_least(0, workers=self.workers)
         at_least(1, shard_tokens=self.shard_tokens)
+        parse_part(self.part)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import re
 import tokenize
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from math import inf
@@ -28,7 +28,7 @@ import numpy as np
 from minigpt.base.errors import DataError
 from minigpt.data.sources import TRAIN, VALIDATION, File, Found, HeldOut, Names, find_files
 from minigpt.data.tokenizer import END_MARK
-from minigpt.data.values import LeftOut, draw, encoding_of, names_of
+from minigpt.data.values import WHOLE, LeftOut, Span, draw, encoding_of, names_of
 
 Parts = Iterable[Tuple[str, bool]]  # of a text, and whether it is the last
 
@@ -49,6 +49,7 @@ class Piece:
     split: str
     text: str
     ends_document: bool
+    is_read: bool = True  # or it is of another part
 
     @property
     def size(self) -> int:
@@ -119,7 +120,9 @@ class Source(Found):
     @cached_property
     def _border(self) -> Border:
         """That of the values."""
-        texts = (text for file in self._open(True) for _, text in self._texts(file, LeftOut()))
+        # Of all, whatever part is read.
+        files = [replace(file, span=WHOLE) for file in self._open(True)]
+        texts = (text for file in files for _, text in self._texts(file, LeftOut()))
         first = [(draw(text), _size(text)) for text in islice(texts, _MANY)]
         chance = Border(self.share, _fair(self.share, self.size()))
         return chance if len(first) == _MANY else Border.of(first, self.share)
@@ -147,13 +150,17 @@ class Source(Found):
         """
         left_out = left_out or LeftOut(strict=True)
         left_out.passed, left_out.held_out = [*self.notes], self.held_out
-        for file, split in zip(self.files, self.splits):
+        read = ((f, split) for f, split in zip(self.files, self.splits) if f.is_read)
+        for file, split in read:
             last = Piece(TRAIN, "", True)
             try:
                 for last in self._pieces(file, split, left_out):
-                    left_out.marked += len(END_MARK.findall(last.text))
-                    yield last
+                    if last.is_read:
+                        left_out.marked += len(END_MARK.findall(last.text))
+                        yield last
             except Unreadable as error:
+                if file.span.end < inf:
+                    continue  # the part that reads to the end says it
                 left_out.add(error.reason, error.where)
                 if not last.ends_document:
                     yield Piece(last.split, "", True)
@@ -161,25 +168,32 @@ class Source(Found):
     def _pieces(self, file: File, split: Optional[str], left_out: LeftOut) -> Iterator[Piece]:
         if not file.has_rows:
             encoding = encoding_of(file.path).replace("-sig", "")
-            yield from self._cut(split, _parts(file.path), file.size, encoding)
+            yield from self._cut(split, _parts(file.path), file.size, encoding, file.span)
             return
         for _, text in self._texts(file, left_out):
             size = _size(text)
             own = split or self._border.split(draw(text), size)
             yield from self._cut(own, [(text, True)], size, "utf-8")
 
-    def _cut(self, split: Optional[str], parts: Parts, size: int, encoding: str) -> Iterator[Piece]:
-        """A text of `size` bytes; where its split is open, it is for validation from a line on."""
-        limit, seen = (inf if split else size * (1.0 - self.share)), 0
+    def _cut(
+        self, split: Optional[str], parts: Parts, whole: int, encoding: str, span: Span = WHOLE
+    ) -> Iterator[Piece]:
+        """A text of `whole` bytes up to the end of the `span`; where its split is open, it is for
+        validation from a line on.
+        """
+        limit, seen = (inf if split else whole * (1.0 - self.share)), 0
         split = split or TRAIN
         for text, last in parts:
+            is_read = span.holds(seen)
+            if seen >= span.end:
+                return
             size = len(text.encode(encoding, "replace"))
             if seen + size > limit:
                 place = _line_start(text, int(len(text) * (limit - seen) / size))
-                yield Piece(TRAIN, text[:place], True)
+                yield Piece(TRAIN, text[:place], True, is_read)
                 split, text, limit = VALIDATION, text[place:], inf
             seen += size
-            yield Piece(split, text, last)
+            yield Piece(split, text, last, is_read)
 
     def _texts(self, file: File, left_out: LeftOut) -> Iterator[Tuple[str, str]]:
         """(where, text) of the values that have one."""

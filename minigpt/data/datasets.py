@@ -10,6 +10,7 @@ from minigpt.base.errors import DataError
 from minigpt.base.text import word
 from minigpt.data.loader import Dataset
 from minigpt.data.packing import Example, RecordDataset, fit
+from minigpt.data.parts import require_joined
 from minigpt.data.prepare import cached, is_prepared, work_of
 from minigpt.data.records import refuse
 from minigpt.data.shards import PREPARE, RECORDS, TEXT, Encoded, open_shards, read_dataset
@@ -50,6 +51,8 @@ def open_datasets(
     chosen = find_template(template) if isinstance(template, str) else template
     how: Dict[str, Any] = {"validation": validation, "text_key": text_key}
     how.update(special_tokens=special_tokens, record_keys=record_keys)
+    if isinstance(names, str):
+        require_joined(Path(names))
     if is_prepared(names):
         why = f"is for records or text as they came, and {said(names)} is prepared"
         refuse(how, why, "leave it out, or prepare it again with it")

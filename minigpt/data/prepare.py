@@ -24,8 +24,8 @@ from minigpt.base.files import atomic_directory, cache_directory, shorter, write
 from minigpt.data import SHARD_TOKENS
 from minigpt.data.corpus import Piece, find_source
 from minigpt.data.records import Record, holds_records, parse_keys, read_records, render
-from minigpt.data.shards import DATASET, RECORDS, TEXT, Encoded, SplitWriter
-from minigpt.data.sources import TRAIN, VALIDATION, HeldOut, Names, find_files
+from minigpt.data.shards import DATASET, PART, RECORDS, TEXT, Encoded, SplitWriter
+from minigpt.data.sources import ALL, TRAIN, VALIDATION, HeldOut, Names, Part, find_files
 from minigpt.data.template import TEMPLATES, Template
 from minigpt.data.tokenizer import Tokenizer, reading_marks
 from minigpt.data.values import LeftOut
@@ -51,10 +51,11 @@ class Work:
 def work_of(
     names: Names, tokenizer: Tokenizer, template: Template = TEMPLATES["instruct"],
     validation: HeldOut = None, text_key: Optional[str] = None, special_tokens: bool = False,
-    record_keys: Optional[str] = None, strict: bool = False, whole: bool = False,
+    record_keys: Optional[str] = None, strict: bool = False, whole: bool = False, part: Part = ALL,
 ) -> Work:  # fmt: skip
     """The documents of `names`, each followed by EOS, or its records, rendered; what cannot be read
-    is left out. DataError when there is nothing. With `whole` all text is for validation.
+    is left out. DataError when there is nothing. With `whole` all text is for validation. Of a
+    `part` of several only what is in it.
     """
     keys, left_out = parse_keys(record_keys), LeftOut(strict, special=special_tokens)
     reads = reading_marks(tokenizer) if special_tokens else tokenizer
@@ -63,12 +64,13 @@ def work_of(
         encode = partial(render, template=template, tokenizer=reads)
         facts = {"format": RECORDS, "source": found.name, "template": asdict(template)}
         facts["validation"] = found.share
-        records = read_records(names, keys, left_out, validation, template.whole)
-        return Work(records, found.size(), encode, (Record.split,), facts, left_out)
-    source, encode = find_source(names, validation, text_key, whole), partial(_encode, reads)
+        records = read_records(names, keys, left_out, validation, template.whole, part)
+        return Work(records, found.size() // part[1], encode, (Record.split,), facts, left_out)
+    source = find_source(names, validation, text_key, whole).part(part)
+    encode = partial(_encode, reads)
     pieces, splits = source.pieces(left_out), (VALIDATION,) if whole else (TRAIN, VALIDATION)
     facts = {"format": TEXT, "source": source.name}
-    return Work(pieces, source.size(), encode, splits, facts, left_out, source.key())
+    return Work(pieces, source.size() // part[1], encode, splits, facts, left_out, source.key())
 
 
 def _encode(tokenizer: Tokenizer, piece: Piece) -> Encoded:
@@ -105,7 +107,7 @@ def make(
     work: Work, tokenizer: Tokenizer, out: Path, workers: int = 0, shard: int = SHARD_TOKENS
 ) -> None:
     """Makes the directory `out` of shards of `shard` tokens; `workers` 0 means one for each core.
-    DataError when nothing fell to one of the splits.
+    DataError when nothing fell to one of the splits, unless it is one of several parts.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # which macOS and Windows do not have
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -119,15 +121,21 @@ def make(
                 writers[item.split].write(encoded, item.size)
                 bar.update(item.size)
         splits = {split: writer.close() for split, writer in writers.items()}
-        for split, content in splits.items():
-            if not content["tokens"]:
-                what = f"{work.facts['source']} has too few documents: none fell to {split}"
-                fix = "give more, or name a share or files with --validation"
-                raise DataError("; ".join([what, *work.left_out.lines()]), fix)
+        if PART not in work.facts:
+            require_splits(splits, work.facts["source"], work.left_out)
         tokenizer.save(unfinished)
         made_by = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.fingerprint}
         facts = {**work.facts, "left_out": vars(work.left_out), **made_by, "splits": splits}
         write_json(unfinished / DATASET, facts)
+
+
+def require_splits(splits: Dict[str, Any], source: str, left_out: LeftOut) -> None:
+    """DataError when one of them has nothing."""
+    for split, content in splits.items():
+        if not content["tokens"]:
+            what = f"{source} has too few documents: none fell to {split}"
+            fix = "give more, or name a share or files with --validation"
+            raise DataError("; ".join([what, *left_out.lines()]), fix)
 
 
 def _encoded(work: Work, workers: int) -> Generator[Tuple[Any, Encoded], None, None]:

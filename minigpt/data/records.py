@@ -107,16 +107,16 @@ def parse_keys(text: Optional[str]) -> Optional[Keys]:
 
 def read_records(
     names: Names, keys: Optional[Keys], left_out: LeftOut,
-    validation: HeldOut = None, whole: bool = False,
+    validation: HeldOut = None, whole: bool = False, part: sources.Part = sources.ALL,
 ) -> Iterator[Record]:  # fmt: skip
-    """The usable records of `names`; the others go to `left_out`. DataError when none is usable.
+    """The usable records of `names`; the others go to `left_out`. DataError when of all none is.
     `whole`: a template learns all of a record, so that none can be read without being learned.
     """
     if names == FUNCTIONS:
         for one in library_functions():
             yield Record(one.where, one.file, ((one.head, one.body),))
         return
-    usable, found = 0, find_files(names, validation)
+    usable, found = 0, find_files(names, validation).part(part)
     left_out.passed, left_out.held_out = [*found.notes], found.chosen()
     for file in found.files:
         if not file.has_rows:
@@ -133,7 +133,7 @@ def read_records(
             if not whole:
                 left_out.marked += sum(len(END_MARK.findall("\0".join(turn))) for turn in turns)
             yield Record(where, json.dumps(turns), turns, _DRAWN.get(file.split))
-    if not usable:
+    if not usable and part == sources.ALL:
         what = "; ".join([f"{found.name} has no usable record", *left_out.lines()])
         raise DataError(what, _WRITE)
 

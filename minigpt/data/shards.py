@@ -13,6 +13,7 @@ A record begins with its prompt, and its end is no turn. Its draw decides whethe
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ _HEADER = struct.Struct("<8sIIQQQ32s")
 _MAGIC = b"minigpt\0"
 TEXT, RECORDS = 1, 2  # versions of a shard, and the formats of a directory of them
 DATASET = "dataset.json"  # what such a directory says of itself
+PART = "part"  # in dataset.json of one of several parts: what it was made of
 PREPARE = "python -m minigpt prepare SOURCE --out DIR"
 _READ_WHOLE = 1 << 30  # bytes of text that are read to be checked; of more, only some
 AGAIN = f"make it again with: {PREPARE}"
+_BESIDE = re.compile(r"(part-[0-9]+-of-[0-9]+/)?[\w-]+\.tokens")  # or in a part
 _SPLITS = {TEXT: (TRAIN, VALIDATION), RECORDS: ("records",)}
 _FACTS = {
     TEXT: {"tokenizer_sha256", "splits"},
@@ -166,7 +169,7 @@ def read_dataset(directory: Path, form: int) -> Optional[Dict[str, Any]]:
 
 def _is_split(split: Dict[str, Any]) -> bool:
     names, count = split.get("shards"), split.get("tokens")
-    plain = isinstance(names, list) and all(type(n) is str and Path(n).name == n for n in names)
+    plain = isinstance(names, list) and all(type(n) is str and _BESIDE.fullmatch(n) for n in names)
     return bool(plain and names and type(count) is int and type(split.get("sha256")) is str)
 
 

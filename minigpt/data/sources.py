@@ -11,27 +11,33 @@ nobody who does not name it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sysconfig
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Collection, Dict, Iterator, List, Optional, Tuple, TypeVar, Union
 
 from minigpt.base.errors import DataError, UsageError
 from minigpt.base.files import MANIFEST
-from minigpt.data.values import ROWS, LeftOut, Values, rows
+from minigpt.data.values import ROWS, WHOLE, LeftOut, Span, Values, rows
 
 Names = Union[str, Tuple[str, ...]]  # what --data and --validation take: a name, or several
+Part = Tuple[int, int]  # (3, 16): the third of sixteen
+AnyFound = TypeVar("AnyFound", bound="Found")
 HeldOut = Union[Names, float, None]  # what --validation takes; None: HELD_OUT, or as files say
 
 TRAIN, VALIDATION = "train", "validation"
 HELD_OUT = 0.03  # the share that is kept for validation
+ALL: Part = (1, 1)
 FUNCTIONS = "stdlib-functions"  # records that are no files
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
 
 _KINDS = (".py", ".txt", *ROWS)
 _TEST = "test"
+_NOTHING = Span(inf, inf)
 _SAID = {TRAIN: TRAIN, "training": TRAIN, _TEST: _TEST}
 _SAID.update(dict.fromkeys((VALIDATION, "valid", "val", "dev"), VALIDATION))
 _NAME_ONE = f"name a file of records or text ({' '.join(_KINDS)}), a directory or stdlib"
@@ -42,16 +48,24 @@ _MODEL = {"config.json", "vocab.json", "tokenizer.json", "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class File:
-    """`key` is its name in what was given; `split` what that, or --validation, says of it."""
+    """`key` is its name in what was given; `split` what that, or --validation, says of it; `span`
+    what of it is to be read.
+    """
 
     path: Path
     key: str
     split: Optional[str] = None
+    span: Span = WHOLE
 
     @property
     def has_rows(self) -> bool:
         """Whether it holds values, and is no text."""
         return self.path.suffix.lower() in ROWS
+
+    @property
+    def is_read(self) -> bool:
+        """Whether any of it is."""
+        return self.span != _NOTHING
 
     @property
     def size(self) -> int:
@@ -72,6 +86,28 @@ class Found:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def part(self: AnyFound, part: Part) -> AnyFound:
+        """The same, of which only a part is to be read: parts of about as many bytes each, which
+        in their order are the whole.
+        """
+        (number, count), total, at = part, self.size(), 0
+        begin, end = total * (number - 1) // count, total * number // count
+        files = []
+        for file in self.files:
+            after = at + max(1, file.size)  # a text without a letter is one, too
+            to_end = after <= end or number == count
+            span = Span(max(0, begin - at), inf if to_end else end - at)
+            is_read = begin < after and (at < end or to_end)
+            files.append(replace(file, span=span if is_read else _NOTHING))
+            at += file.size
+        return replace(self, files=tuple(files))
+
+    def fingerprint(self) -> str:
+        """A sha256 that is the same on another machine with a copy of the files."""
+        lines = [f"{file.key} {file.split} {file.size}" for file in self.files]
+        text = "\n".join([str(self.share), *lines])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
     def chosen(self) -> str:
         """The files for validation, in words; empty where none was chosen by its name."""
         return said(tuple(f.key for f in self.files if f.split == VALIDATION))
@@ -81,11 +117,13 @@ class Found:
         is no value goes to `left_out`, and so does a file that is none, unless it is the only one.
         """
         try:
-            yield from rows(file.path, left_out, keys)
+            if file.is_read:
+                yield from rows(file.path, left_out, keys, file.span)
         except DataError as error:
             if left_out.strict or len(self.files) == 1:
                 raise
-            left_out.add(error.what.replace(f"{file.path} ", "", 1), str(file.path))
+            if file.span.end == inf:  # of several parts the one that reads to the end says it
+                left_out.add(error.what.replace(f"{file.path} ", "", 1), str(file.path))
 
 
 def listed(names: Names) -> Tuple[str, ...]:

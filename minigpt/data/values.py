@@ -9,8 +9,9 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from math import inf
 from pathlib import Path
-from typing import IO, Any, Collection, Dict, Iterator, List, Tuple
+from typing import IO, Any, Collection, Dict, Iterator, List, NamedTuple, Tuple
 
 from minigpt.base.errors import DataError, UsageError
 
@@ -22,6 +23,20 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+
+
+class Span(NamedTuple):
+    """Bytes of a file: what begins among them is to be read."""
+
+    begin: float = 0
+    end: float = inf
+
+    def holds(self, place: float) -> bool:
+        """Whether what begins at this byte of the file is in it."""
+        return self.begin <= place < self.end
+
+
+WHOLE = Span()
 
 
 @dataclass
@@ -43,6 +58,14 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if len(self.places.setdefault(reason, [])) < _PLACES:
             self.places[reason].append(where)
+
+    def include(self, other: LeftOut) -> None:
+        """Counts what was left out of another part of the same source, too."""
+        self.marked += other.marked
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            places = self.places.get(reason, []) + other.places.get(reason, [])
+            self.places[reason] = places[:_PLACES]
 
     def lines(self) -> List[str]:
         """One line a reason, the commonest first."""
@@ -78,28 +101,33 @@ def encoding_of(path: Path) -> str:
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
-def rows(path: Path, left_out: LeftOut, keys: Collection[str]) -> Values:
+def rows(path: Path, left_out: LeftOut, keys: Collection[str], span: Span) -> Values:
     """The values of a .jsonl, .json or .parquet; DataError when it cannot be read at all."""
     try:
         if path.suffix.lower() == ".parquet":
-            yield from _parquet(path, keys)
+            yield from _parquet(path, keys, span)
         elif path.suffix.lower() == ".json":
-            yield from _json(path, left_out, keys)
+            yield from _json(path, left_out, keys, span)
         else:
-            yield from _jsonl(path, left_out)
+            yield from _jsonl(path, left_out, span)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}", "name another file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not {error.encoding}", "save it as UTF-8") from None
 
 
-def _jsonl(path: Path, left_out: LeftOut) -> Values:
-    encoding = encoding_of(path)
+def _jsonl(path: Path, left_out: LeftOut, span: Span) -> Values:
+    encoding, after = encoding_of(path), 0
     # UTF-8 line by line, so that one that is broken costs no other.
     binary = encoding.startswith("utf-8")
     file: IO[Any] = path.open("rb") if binary else path.open(encoding=encoding)
     with file:
         for number, line in enumerate(file, 1):
+            place, after = after, after + len(line)
+            if place >= span.end:
+                return
+            if place < span.begin:
+                continue
             try:
                 text = (line.decode("utf-8") if binary else line).strip("\ufeff \t\r\n")
                 if text:
@@ -110,12 +138,12 @@ def _jsonl(path: Path, left_out: LeftOut) -> Values:
                 left_out.add("no JSON", f"{path}:{number}")
 
 
-def _json(path: Path, left_out: LeftOut, keys: Collection[str]) -> Values:
+def _json(path: Path, left_out: LeftOut, keys: Collection[str], span: Span) -> Values:
     try:
         value = json.loads(path.read_bytes().decode(encoding_of(path)))
     except (ValueError, RecursionError) as error:
         if str(error).startswith("Extra data"):  # a value a line, in spite of the name
-            yield from _jsonl(path, left_out)
+            yield from _jsonl(path, left_out, span)
             return
         raise DataError(f"{path} is no JSON: {error}", "mend it there") from None
     if isinstance(value, dict):
@@ -124,10 +152,12 @@ def _json(path: Path, left_out: LeftOut, keys: Collection[str]) -> Values:
         value = [value] if known or len(lists) != 1 else value[lists[0]]
     if not isinstance(value, list):
         raise DataError(f"{path} is not a list of records", "begin it with [ and end it with ]")
-    yield from ((f"{path}, record {number}", record) for number, record in enumerate(value, 1))
+    for number, record in enumerate(value):
+        if span.holds(path.stat().st_size * number // len(value)):
+            yield f"{path}, record {number + 1}", record
 
 
-def _parquet(path: Path, keys: Collection[str]) -> Values:
+def _parquet(path: Path, keys: Collection[str], span: Span) -> Values:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -141,7 +171,9 @@ def _parquet(path: Path, keys: Collection[str]) -> Values:
             what = f"{path} has neither text nor records among its columns: {', '.join(names)}"
             raise DataError(what, "name them with --text-key or --record-keys")
         values = (batch.to_pylist() for batch in file.iter_batches(100, columns=columns))
-        for number, record in enumerate(chain.from_iterable(values), 1):
-            yield f"{path}, row {number}", record
+        each = path.stat().st_size / max(1, file.metadata.num_rows)
+        for number, record in enumerate(chain.from_iterable(values)):
+            if span.holds(number * each):
+                yield f"{path}, row {number + 1}", record
     except (ArrowException, ValueError) as error:
         raise DataError(f"{path} is no Parquet: {error}", "get it again") from None
