@@ -1,12 +1,20 @@
 """Several processes are one: gloo for real, and torchrun, against one process."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -19,7 +27,7 @@ from minigpt.training.parallel import ALONE, patience
 from tests.helpers.ranks import train
 from tests.helpers.runs import ROOT, corpus, files
 from tests.helpers.together import together
-from tests.helpers.tuning import base, instructions, trainer_of
+from tests.helpers.tuning import base, instructions, resumed, trainer_of
 from tests.helpers.warm import warm
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -31,7 +39,7 @@ COMMON = {
 }  # fmt: skip
 OLD = torch.__version__.startswith("1.")  # its gloo cannot send bfloat16
 CASES = {
-    "text": {"batch_size": 6},
+    "text": {"batch_size": 6, "sample_every": 3, "tensorboard": bool(find_spec("tensorboard"))},
     "text, micro-batches": {"batch_size": 12, "micro_batch_size": 2},
     "packed": {"batch_size": 6, "micro_batch_size": 2, "block_size": 200},
     "one to a row": {"batch_size": 6, "micro_batch_size": 1, "block_size": 200, "packing": False},
@@ -86,12 +94,40 @@ def trained(tmp_path_factory):
                 start = {"data": str(tmp_path / "corpus"), "out": str(tmp_path / "whole")}
                 cases.append({**TYPED, **LONG, **start})
             (tmp_path / "cases.json").write_text(json.dumps(cases))
-            together(size, ROOT / "tests" / "helpers" / "ranks.py", tmp_path / "cases.json")
+            with terminal(tmp_path / ("terminal %d" % size)) as shown:
+                said = together(
+                    size, ROOT / "tests" / "helpers" / "ranks.py", tmp_path / "cases.json",
+                    stderr=shown, TERM="xterm",
+                )  # fmt: skip
+            (tmp_path / ("said %d" % size)).write_text(json.dumps(said))
     finally:
         os.environ.pop("XDG_CACHE_HOME")
         if before is not None:
             os.environ["XDG_CACHE_HOME"] = before
     return tmp_path
+
+
+@contextlib.contextmanager
+def terminal(path):
+    """A terminal; when it is closed, what was shown there is in the file."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # lines, columns
+    shown = []
+
+    def read():
+        with contextlib.suppress(OSError):  # when nobody has it any more
+            while True:
+                shown.append(os.read(ours, 1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        reader.join(30)
+        os.close(ours)
+        path.write_bytes(b"".join(shown))
 
 
 def started(command, **more):
@@ -132,18 +168,75 @@ def test_processes_give_the_numbers_of_one(trained, case, size):
         assert (mine - theirs).abs().max().item() <= (5e-2 if narrow else 2e-6) * scale
 
 
-def test_the_speed_is_that_of_all_and_each(trained):
-    lines = [json.loads(line) for line in (trained / "text 2" / "metrics.jsonl").open()]
+ENGINES = ["text 2"] if OLD else ["text 2", "text, divided 2"]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_speed_is_that_of_all_and_each(trained, name):
+    lines = [json.loads(line) for line in (trained / name / "metrics.jsonl").open()]
     line = next(line for line in lines if "tokens_per_second_per_device" in line)
     assert line["tokens_per_second_per_device"] * 2 == pytest.approx(line["tokens_per_second"])
+    assert line["tokens_per_second"] * line["step_seconds"] == pytest.approx(6 * 48)
 
 
-def test_one_run_directory_and_one_checkpoint_of_each_step(trained):
+@pytest.mark.parametrize("name", ENGINES)
+def test_one_run_directory_and_one_checkpoint_of_each_step(trained, name):
     names = [
-        sorted(str(path.relative_to(run)) for path in run.rglob("*"))
-        for run in (trained / "text 1", trained / "text 2")
+        sorted(re.sub("tfevents.*", "", str(path.relative_to(run))) for path in run.rglob("*"))
+        for run in (trained / "text 1", trained / name)
     ]
     assert names[0] == names[1] and "checkpoints/step_00000005/manifest.json" in names[0]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_sample_is_there_once_and_is_that_of_one_process_with_these_weights(trained, name):
+    text = (trained / name / "samples.md").read_text()
+    assert re.findall("^## step .*$", text, re.MULTILINE) == ["## step 3", "## step 5"]
+    alone = resumed(trained / name, steps=6)
+    alone.loader.close()
+    expected = "## step 5\n\n```\n%s\n```\n\n" % alone.sample(200, 0.8)
+    assert text.endswith(expected) and len(expected) > 200
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_tensorboard_has_every_number_once(trained, name):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = (trained / name / "tensorboard").iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    for key in ("loss", "val_loss", "tokens_per_second"):
+        shown = [event.value for event in events.Scalars(key)]
+        assert shown == pytest.approx(numbers(trained / name, key), rel=1e-6)
+        steps = [event.step for event in events.Scalars(key)]
+        assert steps == sorted({*steps}) and len(steps) >= 2
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_one_process_speaks_and_has_a_bar(trained, size):
+    """Of several on a terminal: each run has one bar, and each step one line."""
+    first, *others = json.loads((trained / ("said %d" % size)).read_text())
+    runs = len([case for case, several in COMPARED if several == size])
+    assert first.count("step 5/5  loss ") == runs and not any(others)
+    shown = (trained / ("terminal %d" % size)).read_bytes().decode()
+    ends = re.findall(r"5/5 \[[^\r\n]*\r\n", shown)
+    assert len(ends) == runs, shown
+
+
+@pytest.mark.slow
+def test_eight_processes_give_the_losses_of_one(trained):
+    flags = {**flags_of(trained, "text", "eight 1"), "batch_size": 8, "steps": 3}
+    flags.update(sample_every=0, tensorboard=False)
+    train(flags)
+    engines = ["ddp"] if OLD else ["ddp", "fsdp"]
+    cases = [{**flags, "parallel": e, "out": str(trained / ("eight %s" % e))} for e in engines]
+    (trained / "eight.json").write_text(json.dumps(cases))
+    together(8, ROOT / "tests" / "helpers" / "ranks.py", trained / "eight.json")
+    for engine in engines:
+        for name in ("loss", "val_loss"):
+            expected = numbers(trained / "eight 1", name)
+            found = numbers(trained / ("eight %s" % engine), name)
+            assert found == pytest.approx(expected, rel=1e-6) and len(found) >= 1
 
 
 def test_a_share_is_every_so_manieth_row_and_counts_the_whole():
