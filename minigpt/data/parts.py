@@ -46,7 +46,8 @@ def parts_in(directory: Path) -> Dict[str, Any]:
     found = {}
     for place in sorted(directory.glob("part-*-of-*")) if os.path.isdir(str(directory)) else ():
         content = read_dataset(place, TEXT) or read_dataset(place, RECORDS)
-        if content is not None and PART in content:
+        made_of = (content or {}).get(PART)
+        if isinstance(made_of, dict) and {*_ALIKE, "names"}.issubset(made_of):
             found[place.name] = content
     return found
 
@@ -63,7 +64,7 @@ def require_alike(directory: Path, made_of: Dict[str, Any]) -> None:
         require_free(directory)
     for place, content in parts_in(directory).items():
         for name in _ALIKE:
-            if content[PART].get(name) != made_of[name]:
+            if content[PART][name] != made_of[name]:
                 what = f"{directory / place} was made with another {name}"
                 raise UsageError(what, "make each part with the same, or name another --out")
 

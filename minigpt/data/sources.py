@@ -38,6 +38,7 @@ LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
 _KINDS = (".py", ".txt", *ROWS)
 _TEST = "test"
 _NOTHING = Span(inf, inf)
+_OF_WEIGHTS = re.compile(r"\.(safetensors|tokens)$|^part-[0-9]+-of-[0-9]+$")  # or of data
 _SAID = {TRAIN: TRAIN, "training": TRAIN, _TEST: _TEST}
 _SAID.update(dict.fromkeys((VALIDATION, "valid", "val", "dev"), VALIDATION))
 _NAME_ONE = f"name a file of records or text ({' '.join(_KINDS)}), a directory or stdlib"
@@ -215,7 +216,7 @@ def _below(root: Path, passed: LeftOut) -> List[Path]:
 def _walk(root: Path, passed: LeftOut, skip: Collection[str] = ()) -> Iterator[Path]:
     for directory, folders, names in os.walk(str(root)):
         here = Path(directory)
-        if _written_by_us(here, names):
+        if _written_by_us(here, [*names, *folders]):
             passed.add("a run, a model or prepared data", directory)
             names, folders[:] = [], []
         below = sorted({*folders}.difference(skip, {"__pycache__"}))
@@ -247,7 +248,7 @@ def _is_data(path: Path, beside: Collection[str]) -> bool:
 def _written_by_us(directory: Path, names: Collection[str]) -> bool:
     """A prepared directory, a run, a checkpoint, or a model in Hugging Face's layout."""
     run = "metrics.jsonl" in names or (directory / "checkpoints").is_dir()
-    weights = any(name.endswith((".safetensors", ".tokens")) for name in names)
+    weights = any(_OF_WEIGHTS.search(name) for name in names)
     of_model = not {MANIFEST, "dataset.json", "config.json"}.isdisjoint(names)
     return (run and "config.toml" in names) or (weights and of_model)
 

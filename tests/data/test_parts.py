@@ -216,6 +216,14 @@ def test_a_part_that_is_missing_is_named_with_the_command_that_makes_it():
         open_datasets("my parts", TOKENIZER, 64)
 
 
+def test_what_was_prepared_in_parts_is_no_text_to_learn_from():
+    for number in (1, 2):
+        part(one_text(Path("one.txt")), "here/o", "%d/2" % number)
+    said = r"here has no \.py, .* file; .*: a run, a model or prepared data"
+    with pytest.raises(DataError, match=said):
+        open_datasets("here", TOKENIZER, 64)
+
+
 def test_parts_that_do_not_belong_together_are_refused_and_nothing_is_touched():
     source = texts(Path("texts"))
     part(source, "o", "1/3")
