@@ -300,7 +300,7 @@ def test_alone_there_is_no_process_group():
 
 
 def command(tmp_path, *words, size=2, restarts=0, anew=False):
-    """torchrun's command line; its processes are started anew or as copies of one (helpers/warm)."""
+    """torchrun and its processes, these started anew or as copies of one (helpers/warm)."""
     flags = {**TYPED, "data": str(tmp_path / "corpus")}
     launch = [*TORCHRUN, str(size), "--max_restarts", str(restarts)]
     script = [str(ROOT / "train.py"), *flag_words(flags), *words]
