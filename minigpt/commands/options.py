@@ -242,7 +242,7 @@ class PlanConfig(TrainConfig):
         "validation": "data", "text_key": "", "tokenizer": "data", "out": "", "resume": "run",
         "force": "", "deterministic": "", "lr": "", "grad_clip": "optimizer", "lora_alpha": "",
         "lora_dropout": "adapter", "patience": "", "moai_parallelization": "", "memory": "memory",
-        "gpus": "together", "moai_activation_recomputation": "MoAI",
+        "gpus": "together", "link": "", "moai_activation_recomputation": "MoAI",
         "moai_distribute_parameter": "",
     }  # fmt: skip
 
@@ -256,6 +256,10 @@ class PlanConfig(TrainConfig):
     """GPUs on a machine, as torchrun --nproc-per-node says it."""
     nodes: int = 1
     """Machines, as torchrun --nnodes says it."""
+    link: Annotated[Optional[float], left_open("GB/s", "the device's")] = None
+    """What a device sends to others of its machine in a second: NVLink 4 450, PCIe 5 64, 4 32."""
+    network: Annotated[Optional[float], left_open("GB/s", "not known")] = None
+    """What a machine sends to others, all cards together: a card of 400 Gb 50, 200 25, 100 12.5."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 
-from minigpt.base.errors import MinigptError, UsageError, require_number
+from minigpt.base.errors import MinigptError, UsageError, flag, require_number
 from minigpt.base.text import duration, size
 from minigpt.commands.options import PlanConfig
 from minigpt.data.shards import TEXT, read_dataset
@@ -25,6 +25,7 @@ from minigpt.planning import peaks
 from minigpt.planning.fit import largest_rows
 from minigpt.planning.memory import Job, memory, moments
 from minigpt.planning.peaks import GB
+from minigpt.planning.sending import Cluster, all_sent
 from minigpt.training.config import Settings
 from minigpt.training.parallel import processes
 from minigpt.training.resolve import Pace, advice, job_of, pace, resolve, too_long
@@ -49,6 +50,8 @@ def plan_command(config: PlanConfig) -> None:
     """Prints the plan of the run that train.py would make of `config`."""
     for name in ("gpus", "nodes"):
         require_number(f"number of {name}", getattr(config, name), least=1, whole=True)
+    for name in ("link", "network"):
+        require_number(flag(name), getattr(config, name), above=0, optional=True)
     if config.gpus * config.nodes > 1:  # as torchrun would say it to train.py
         sizes = {"WORLD_SIZE": config.gpus * config.nodes, "LOCAL_WORLD_SIZE": config.gpus}
         os.environ.update((name, str(size)) for name, size in sizes.items())
@@ -67,8 +70,10 @@ def plan_command(config: PlanConfig) -> None:
     if planned is None:
         lines += _flavor_lines(job, peaks.FLAVORS)
     else:
-        step = pace(job, planned)
-        lines += [*_table(job, planned), *_verdict(job, planned, config, device)]
+        links = (config.link or planned.link) * GB, (config.network or 0) * GB
+        cluster = Cluster(settings.division, config.gpus, config.nodes, *links)
+        step = pace(job, planned, cluster)
+        lines += [*_table(job, planned), *_verdict(job, planned, config, device, cluster)]
     print("\n".join([*lines, *_whole(config, settings, step)]))
 
 
@@ -108,27 +113,45 @@ def _table(job: Job, planned: peaks.Accelerator) -> List[str]:
 
 
 def _verdict(
-    job: Job, planned: peaks.Accelerator, config: PlanConfig, device: Optional[Device]
-) -> List[str]:
+    job: Job, planned: peaks.Accelerator, config: PlanConfig, device: Optional[Device],
+    cluster: Cluster,
+) -> List[str]:  # fmt: skip
     if planned.flavor is not None:
-        return [*_flavor_lines(job, [planned.flavor]), _time(job, planned)]
+        return [*_flavor_lines(job, [planned.flavor]), *_time(job, planned, cluster)]
     need, room = memory(job).total, planned.memory
     if need <= room:
-        return [f"fits      yes, with {size(room - need)} to spare", _time(job, planned)]
+        return [f"fits      yes, with {size(room - need)} to spare", *_time(job, planned, cluster)]
     lines = [f"fits      no: {size(need - room)} too much"]
     found = advice(job, room, config, device)
     if not found:
         return [*lines, "          and no flag here helps; try a smaller --block-size or model"]
     lines += [f"          it does with {flags}" for flags, _ in found]
-    return [*lines, _time(found[0][1], planned), "          (with the first of these)"]
+    return [*lines, *_time(found[0][1], planned, cluster), "          (with the first of these)"]
 
 
-def _time(job: Job, planned: peaks.Accelerator) -> str:
-    step = pace(job, planned)
+def _time(job: Job, planned: peaks.Accelerator, cluster: Cluster) -> List[str]:
+    step = pace(job, planned, cluster)
+    lines = [_sends(job, cluster, step)] if processes() > 1 else []
     if step is None:
-        return "time      unknown without a --device"
+        return [*lines, "time      unknown without a --device"]
     speed = int(processes() * job.batch * job.block / step.seconds)
-    return f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"
+    return [*lines, f"time      {step.seconds:.3g} s a step, {speed:,} tokens/s: {step.assumed}"]
+
+
+def _sends(job: Job, cluster: Cluster, step: Optional[Pace]) -> str:
+    """How much each device sends, how long that takes, and what of it comes on top."""
+    text = f"sends     {size(sum(one.sent for one in all_sent(job, cluster)))} a step from each"
+    if cluster.unknown:
+        return f"{text}; say {cluster.unknown} GB/s, or the time leaves that out"
+    links = (
+        (cluster.gpus, cluster.link, "GB/s"),
+        (cluster.nodes, cluster.network, "between machines"),
+    )
+    rates = ", ".join(f"{speed / GB:g} {where}" for several, speed, where in links if several > 1)
+    if step is None:
+        return f"{text}, at {rates}"
+    beside = step.sending - step.added
+    return f"{text}, at {rates}: {step.sending:.3g} s, {beside:.3g} of them beside computing"
 
 
 def _whole(config: PlanConfig, s: Settings, step: Optional[Pace]) -> List[str]:

@@ -121,8 +121,8 @@ def moments(job: Job) -> List[Memory]:
     if job.shards == 1:
         return _moments(job)
     alone, shape = _moments(replace(job, shards=1)), job.shape
-    ends = shape.parameter_count() - shape.n_layer * _block_count(shape)
-    in_use = ends * job.weight_bytes + 2 * _block_count(shape) * job.product_bytes
+    ends = shape.parameter_count() - shape.n_layer * block_count(shape)
+    in_use = ends * job.weight_bytes + 2 * block_count(shape) * job.product_bytes
     return [
         replace(
             m,
@@ -183,10 +183,10 @@ def trained_count(job: Job) -> int:
     if job.freeze_layers is None:
         return shape.parameter_count()
     embeddings = (shape.vocab_size + shape.n_positions) * C
-    return shape.parameter_count() - embeddings - job.freeze_layers * _block_count(shape)
+    return shape.parameter_count() - embeddings - job.freeze_layers * block_count(shape)
 
 
-def _block_count(shape: GPTConfig) -> int:
+def block_count(shape: GPTConfig) -> int:
     """Parameters of a block, with biases and both norms."""
     return matrices(shape) + 9 * shape.n_embd + shape.inner
 

@@ -2,8 +2,9 @@
 
 Source: the vendors' data sheets, dense figures, NVIDIA A100, H100 and H200; AMD Instinct MI250 (to
 PyTorch two devices, GCDs, of which this is one) and MI300X. float32 is without TF32, as PyTorch
-multiplies by default. A vendor's GB counts as 1e9 bytes: the cards have a few percent more, which
-is left for the driver and for the allocator's fragments.
+multiplies by default. Links are NVLink's on SXM boards, the slot of H100 PCIe, and xGMI: all seven
+of MI300X, one of a GCD, as a ring of them uses. A vendor's GB counts as 1e9 bytes: the cards have a
+few percent more, which is left for the driver and for the allocator's fragments.
 
 A MoAI accelerator has one of the sizes that Moreh calls flavors, here those of KT's cloud ("KT HAC
 model information" on docs.moreh.io, 2024): other providers have other boards behind the same names.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import torch
@@ -68,21 +69,22 @@ class Accelerator:
     bf16: float  # FLOP/s
     fp32: float
     flavor: Optional[Flavor] = None
+    link: float = 0.0  # GB/s to the others of its machine, each way; 0: not known
 
     def flops(self, product_bytes: int) -> float:
         """FLOP/s for factors of so many bytes."""
         return self.fp32 if product_bytes == 4 else self.bf16
 
 
-GCD = Accelerator("MI250 (one of its two GCDs)", 64 * GB, 181.05 * TERA, 45.25 * TERA)
+GCD = Accelerator("MI250 (one of its two GCDs)", 64 * GB, 181.05 * TERA, 45.25 * TERA, link=50)
 ACCELERATORS = {
     "mi250": GCD,
-    "mi300x": Accelerator("MI300X", 192 * GB, 1307.4 * TERA, 163.4 * TERA),
-    "a100-40gb": Accelerator("A100 40GB", 40 * GB, 312 * TERA, 19.5 * TERA),
-    "a100": Accelerator("A100 80GB", 80 * GB, 312 * TERA, 19.5 * TERA),
-    "h100-pcie": Accelerator("H100 PCIe", 80 * GB, 756 * TERA, 51 * TERA),
-    "h100": Accelerator("H100 SXM", 80 * GB, 989.4 * TERA, 67 * TERA),
-    "h200": Accelerator("H200 SXM", 141 * GB, 989.4 * TERA, 67 * TERA),
+    "mi300x": Accelerator("MI300X", 192 * GB, 1307.4 * TERA, 163.4 * TERA, link=448),
+    "a100-40gb": Accelerator("A100 40GB", 40 * GB, 312 * TERA, 19.5 * TERA, link=300),
+    "a100": Accelerator("A100 80GB", 80 * GB, 312 * TERA, 19.5 * TERA, link=300),
+    "h100-pcie": Accelerator("H100 PCIe", 80 * GB, 756 * TERA, 51 * TERA, link=64),
+    "h100": Accelerator("H100 SXM", 80 * GB, 989.4 * TERA, 67 * TERA, link=450),
+    "h200": Accelerator("H200 SXM", 141 * GB, 989.4 * TERA, 67 * TERA, link=450),
 }
 
 
@@ -139,7 +141,7 @@ def here(device: Device, product_bytes: int) -> Accelerator:
     """The device of this machine: its free memory, and its peak, looked up or else measured."""
     known, free = _known(device.gpu_name()), device.free_memory() or 0
     if known is not None:
-        return Accelerator(f"{known.name}, this machine's", free, known.bf16, known.fp32)
+        return replace(known, name=f"{known.name}, this machine's", memory=free)
     peak = measured_peak(device, torch.float32 if product_bytes == 4 else torch.bfloat16)
     return Accelerator(f"{device} of this machine, as measured", free, peak, peak)
 

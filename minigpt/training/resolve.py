@@ -31,6 +31,7 @@ from minigpt.optim.execution import compiles
 from minigpt.planning import peaks
 from minigpt.planning.fit import FUSED, LORA, flops, largest_rows, nearest_fit
 from minigpt.planning.memory import Job, memory
+from minigpt.planning.sending import Cluster, sending_seconds
 from minigpt.training.claim import require_startable
 from minigpt.training.config import SHAPE, Settings, TrainConfig, check_block, refuse
 from minigpt.training.parallel import by_torchrun, local_processes, processes
@@ -272,6 +273,8 @@ class Pace(NamedTuple):
 
     seconds: float
     assumed: str  # what that rests on, in words
+    sending: float = 0.0  # seconds in which something is sent,
+    added: float = 0.0  # and those of them that make the step longer
 
 
 def job_of(settings: Settings, device: Optional[Device]) -> Job:
@@ -313,14 +316,23 @@ def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict
     return Verdict(text, fits, found[0][0] if found else "")
 
 
-def pace(job: Job, device: peaks.Accelerator) -> Optional[Pace]:
-    """How fast `device` is expected to be; None where its peak is not known."""
+def pace(
+    job: Job, device: peaks.Accelerator, cluster: Optional[Cluster] = None
+) -> Optional[Pace]:  # fmt: skip
+    """How fast `device` is expected to be, in a cluster if that is known; None where its peak is
+    not known.
+    """
     share = _MOAI_SHARE if device.flavor else _SHARE
     peak = device.bf16 if device.flavor else device.flops(job.product_bytes)
     if not peak:
         return None
     assumed = f"assumed {share * 100:.0f}% of a peak of {peak / peaks.TERA:.4g} TFLOP/s"
-    return Pace(flops(job) / (peak * share), assumed)
+    among = local_processes() if job.on_cpu else 1  # who compute on the same cores
+    assumed += f", which {among} processes share" if among > 1 else ""
+    seconds, sending, added = flops(job) / (peak * share / among), 0.0, 0.0
+    if cluster is not None and not cluster.unknown:
+        sending, added = sending_seconds(job, cluster, seconds)
+    return Pace(seconds + added, assumed, sending, added)
 
 
 def too_long(epochs: Optional[float], seconds: Optional[float]) -> List[str]:

@@ -247,6 +247,10 @@ def test_rows_left_open_are_those_that_training_takes(tmp_path, monkeypatch):
     assert default_rows(batch_size=64, block_size=1024, vocab_size=50257) == 4
 
 
+def step_seconds(text):
+    return float(re.search(r"time +([\d.]+) s a step", text)[1])
+
+
 def test_several_devices_are_planned_as_torchrun_would_start_them(monkeypatch, capsys):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")  # and put back afterwards
@@ -255,6 +259,22 @@ def test_several_devices_are_planned_as_torchrun_would_start_them(monkeypatch, c
     text = capsys.readouterr().out
     assert "8 devices, 8 rows each, --parallel fsdp, the model divided among 8" in text
     assert "fits      yes" in text and "gathered" in text
+    assert re.search(
+        r"sends +[\d.]+ GB a step from each, at 450 GB/s: [\d.]+ s, [\d.]+ of them", text
+    )
+    alone = step_seconds(text)
+    minigpt(["plan", *words, "--precision", "bf16-mixed", "--recompute", "--link", "10"])
+    text = capsys.readouterr().out
+    assert "at 10 GB/s" in text and step_seconds(text) > alone
+    minigpt(["plan", *words, "--nodes", "2"])
+    assert "say --network GB/s, or the time leaves that out" in capsys.readouterr().out
+    minigpt(["plan", *words, "--nodes", "2", "--network", "50", "--parallel", "hsdp"])
+    assert "at 450 GB/s, 50 between machines" in capsys.readouterr().out
+    minigpt(["plan", *words[:2], "--memory", "80GB", *words[4:]])
+    text = capsys.readouterr().out
+    assert "say --link GB/s" in text and "time      unknown without a --device" in text
+    with pytest.raises(UsageError, match="--network is 0"):
+        minigpt(["plan", *words, "--network", "0"])
     with pytest.raises(UsageError, match="leave out --gpus and --nodes"):
         minigpt(["plan", *words[:3], "moai", *words[4:]])
     with pytest.raises(UsageError, match="hsdp is for several machines"):
