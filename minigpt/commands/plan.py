@@ -139,15 +139,13 @@ def _time(job: Job, planned: peaks.Accelerator, cluster: Cluster) -> List[str]:
 
 
 def _sends(job: Job, cluster: Cluster, step: Optional[Pace]) -> str:
-    """How much each device sends, how long that takes, and what of it comes on top."""
+    """How much each device sends, how long that takes, and what of it goes on beside computing."""
     text = f"sends     {size(sum(one.sent for one in all_sent(job, cluster)))} a step from each"
     if cluster.unknown:
         return f"{text}; say {cluster.unknown} GB/s, or the time leaves that out"
-    links = (
-        (cluster.gpus, cluster.link, "GB/s"),
-        (cluster.nodes, cluster.network, "between machines"),
-    )
-    rates = ", ".join(f"{speed / GB:g} {where}" for several, speed, where in links if several > 1)
+    links = (cluster.gpus, cluster.link, "within"), (cluster.nodes, cluster.network, "between")
+    used = (f"{speed / GB:g} GB/s {where} machines" for n, speed, where in links if n > 1)
+    rates = " and ".join(used)
     if step is None:
         return f"{text}, at {rates}"
     beside = step.sending - step.added

@@ -4,12 +4,10 @@ All of it goes around rings. To gather S bytes, or to add up S bytes of each and
 each, each of n devices sends (n - 1) / n x S, in n - 1 turns; to add up for all, twice that.
 
     ddp    gradients are added up for all, once a step
-    fsdp   for every micro-batch: weights are gathered, a block's again for the backward pass, and
-           gradients added up in parts
+    fsdp   every micro-batch: weights gathered, a block's twice, and gradients added up in parts
     hsdp   as fsdp within a machine; the parts are then added up over machines
 
-Gradients travel in float32. A block's tensors do while others compute; those of embeddings and a
-tied head come first and last, when nothing is computed.
+Gradients travel in float32. Embeddings and a tied head do while nothing is computed.
 """
 
 from __future__ import annotations
@@ -85,8 +83,8 @@ def all_sent(job: Job, c: Cluster) -> List[Sent]:
 
 def sending_seconds(job: Job, c: Cluster, computing: float) -> Tuple[float, float]:
     """Seconds that sending takes, and by how many it makes a step of so much `computing` longer.
-    Under ddp only the backward pass of the last micro-batch, two thirds of its work, hides any of
-    it; on CPUs nothing does, as the same cores send.
+    Under ddp only the last micro-batch's backward pass, two thirds of it, hides any of that; on
+    CPUs nothing does, as the same cores send.
     """
     parts = all_sent(job, c)
     bare, seconds = (sum(p.seconds(c) for p in parts if p.bare or both) for both in (False, True))

@@ -316,12 +316,8 @@ def one_line(config: TrainConfig, settings: Settings, device: Device) -> Verdict
     return Verdict(text, fits, found[0][0] if found else "")
 
 
-def pace(
-    job: Job, device: peaks.Accelerator, cluster: Optional[Cluster] = None
-) -> Optional[Pace]:  # fmt: skip
-    """How fast `device` is expected to be, in a cluster if that is known; None where its peak is
-    not known.
-    """
+def pace(job: Job, device: peaks.Accelerator, cluster: Optional[Cluster] = None) -> Optional[Pace]:
+    """How fast `device` is expected to be, sending included; None where its peak is not known."""
     share = _MOAI_SHARE if device.flavor else _SHARE
     peak = device.bf16 if device.flavor else device.flops(job.product_bytes)
     if not peak:

@@ -260,7 +260,7 @@ def test_several_devices_are_planned_as_torchrun_would_start_them(monkeypatch, c
     assert "8 devices, 8 rows each, --parallel fsdp, the model divided among 8" in text
     assert "fits      yes" in text and "gathered" in text
     assert re.search(
-        r"sends +[\d.]+ GB a step from each, at 450 GB/s: [\d.]+ s, [\d.]+ of them", text
+        r"sends +[\d.]+ GB a step from each, at 450 GB/s within machines: [\d.]+ s, ", text
     )
     alone = step_seconds(text)
     minigpt(["plan", *words, "--precision", "bf16-mixed", "--recompute", "--link", "10"])
@@ -269,7 +269,7 @@ def test_several_devices_are_planned_as_torchrun_would_start_them(monkeypatch, c
     minigpt(["plan", *words, "--nodes", "2"])
     assert "say --network GB/s, or the time leaves that out" in capsys.readouterr().out
     minigpt(["plan", *words, "--nodes", "2", "--network", "50", "--parallel", "hsdp"])
-    assert "at 450 GB/s, 50 between machines" in capsys.readouterr().out
+    assert "at 450 GB/s within machines and 50 GB/s between" in capsys.readouterr().out
     minigpt(["plan", *words[:2], "--memory", "80GB", *words[4:]])
     text = capsys.readouterr().out
     assert "say --link GB/s" in text and "time      unknown without a --device" in text
