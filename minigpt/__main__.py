@@ -21,6 +21,7 @@ _COMMANDS = {
     "convert": "from Hugging Face's layout or nanoGPT's, and back; the same as convert_hf.py",
     "generate": "continue a prompt",
     "chat": "talk with a model tuned on instructions",
+    "look": "see inside a model while it reads a prompt: attention, guesses, and more, in a page",
     "evaluate": "loss, perplexity and bits per byte of a checkpoint, or HumanEval",
     "prepare": "turn text or records into token shards",
     "inspect": "print a batch in colour: what is prompt, what is learned, what is padding",
@@ -29,7 +30,7 @@ _COMMANDS = {
     "devices": "what this machine computes on, and why not on something else",
     "report": "summary and plot of a run, several compared, or a list of all",
 }
-_COMPUTE = ("train", "generate", "chat", "evaluate")
+_COMPUTE = ("train", "generate", "chat", "look", "evaluate")
 _SCRIPTS = {"train": "train.py", "convert": "convert_hf.py"}
 
 

@@ -201,3 +201,16 @@ def test_a_name_that_is_none_is_named_before_its_place(here, capsys):
     """checkpoints/ + an absolute path is that path, and nobody is told to remove his own file."""
     said = refused(capsys, convert_command, [str(here / file(here))], here)
     assert "is a file; name its directory" in said and "remove" not in said
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_a_page_takes_no_place_either(here, capsys, place):
+    words = ["look", "--checkpoint", "base", "--prompt", "x"]
+    assert "--out" in refused(capsys, minigpt, [*words, "--out", place(here)], here)
+
+
+def test_nor_an_empty_directory_or_one_that_is_read(here, capsys):
+    (here / "empty").mkdir()
+    words = ["look", "--checkpoint", "base", "--prompt", "x", "--out"]
+    assert "empty exists; name another" in refused(capsys, minigpt, [*words, "empty"], here)
+    assert "is what is to be read" in refused(capsys, minigpt, [*words, "base/look.html"], here)

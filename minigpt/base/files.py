@@ -91,19 +91,23 @@ def as_dataclass(kind: Type[T], values: Dict[str, Any]) -> T:
         raise ValueError(str(error)) from None
 
 
-def require_free(out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None) -> None:
+def require_free(
+    out: Path, fix: str = ANOTHER_OUT, source: Optional[Path] = None, kind: str = "directory"
+) -> None:
     """UsageError unless a command may make the directory `out`: nothing is there yet, or an empty
     directory; and it is not in `source`, which is being read. `fix` is for a place that is taken.
+    Where a "file" is to be made, nothing at all may be there.
     """
+    place = kind == "directory"
     try:
-        unfit = _unfit(out, source)
-        taken = os.path.lexists(str(out)) and (not out.is_dir() or any(out.iterdir()))
+        unfit, there = _unfit(out, source), os.path.lexists(str(out))
+        empty = place and out.is_dir() and not any(out.iterdir())
     except OSError as error:
         raise storage_error(error, out) from error
     if unfit:
-        raise UsageError(f"{out} {unfit}", "name another directory with --out")
-    if taken:
-        raise UsageError(f"{out} exists and is not an empty directory", fix)
+        raise UsageError(f"{out} {unfit}", f"name another {kind} with --out")
+    if there and not empty:
+        raise UsageError(f"{out} exists{' and is not an empty directory' * place}", fix)
 
 
 def _unfit(out: Path, source: Optional[Path]) -> str:

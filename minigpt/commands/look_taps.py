@@ -146,9 +146,8 @@ def attention_weights(qkv: Tensor, heads: int, scale: float, shown: int) -> Tupl
     model has, and their product with v, heads side by side: (N, C).
     """
     T, C = qkv.size(0), qkv.size(1) // 3
-    q, k, v = (
-        x.float().view(T, heads, -1).transpose(0, 1) for x in torch.split(qkv, C, 1)
-    )  # (H, T, D)
+    parts = torch.split(qkv.float(), C, 1)
+    q, k, v = (part.view(T, heads, -1).transpose(0, 1) for part in parts)  # (H, T, D) each
     q = q[:, -shown:]  # (H, N, D)
     hidden = ~causal_mask(q.size(1), T, qkv.device)  # (N, T)
     scores = (q @ k.transpose(1, 2) * scale).masked_fill(hidden, -math.inf)  # (H, N, T)

@@ -89,6 +89,29 @@ class ChatConfig(DecodingConfig):
 
 
 @dataclass
+class LookConfig:
+    """Shows what happens inside a model while it reads a prompt, in a page for a browser."""
+
+    checkpoint: str
+    """A checkpoint, or a run (its best checkpoint)."""
+    prompt: str = ""
+    """The text to read, - for standard input; without any, the beginning of a document."""
+    instruct: bool = False
+    """The prompt is an instruction to a tuned model: put it as in training."""
+    special_tokens: bool = False
+    """Read <|endoftext|> and <|startoftext|> in the prompt as the end of a document."""
+    last: int = 64
+    """Tokens to show, the last of the prompt; the model reads all of it."""
+    out: str = "look.html"
+    """The file to make."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps or moai."""
+
+    def __post_init__(self) -> None:
+        at_least(1, last=self.last)
+
+
+@dataclass
 class EvaluateConfig(ReadingFlags):
     """Measures a checkpoint on data that it was not trained on, or on programming problems."""
 

@@ -1,0 +1,160 @@
+"""`python -m minigpt look`: what happens inside a model while it reads a prompt, as one HTML file
+that needs nothing else. What it shows is computed in look_taps.py, and drawn by look.js.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+
+from minigpt.base.errors import as_ids, storage_error
+from minigpt.base.files import require_free, write_text
+from minigpt.base.text import size, word
+from minigpt.checkpoint.model_files import load_model
+from minigpt.checkpoint.run_files import resolve
+from minigpt.commands.generate import note, notes, read_prompt, require_room, tuned_template
+from minigpt.commands.look_taps import Guess, Inside, look_inside
+from minigpt.commands.options import LookConfig
+from minigpt.data.tokenizer import Tokenizer, load_tokenizer, reading_marks
+from minigpt.devices.device import find_device
+from minigpt.model.config import GPTConfig
+
+_WEIGHTS = 1 << 22  # of attention in a page; 13B has so many for 72 tokens
+_PRECISE = 1 << 20  # up to here each has two bytes, of which people see four digits
+_SHOWN = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
+
+
+def look_command(config: LookConfig) -> None:
+    """Writes the page, and says where it is and what is not in it."""
+    out, directory = Path(config.out), resolve(config.checkpoint)
+    require_free(out, source=directory, kind="file")
+    device, tokenizer = find_device(config.device), load_tokenizer(directory)
+    text = read_prompt("-") if config.prompt == "-" else config.prompt
+    if config.instruct:
+        text = tuned_template(directory).prompt(text)
+    require_room(directory, device)
+    model = load_model(directory, device.torch_device)
+    reader = reading_marks(tokenizer) if config.special_tokens else tokenizer
+    ids = as_ids(reader.prompt(text), "prompt", model.config.vocab_size)
+    read = ids[-model.config.n_positions :]
+    shown = shown_tokens(model.config, len(read), config.last)
+    inside = look_inside(model, read, shown)
+    cut = [*notes(len(ids), 1, model.config.n_positions), *left_out(inside, config.last)]
+    about = {"checkpoint": str(directory), "dtype": str(model.head_weight.dtype).split(".")[-1]}
+    page = page_of({**about, "notes": cut, **contents(inside, model.config, tokenizer)})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, out) from error
+    require_free(out, source=directory, kind="file")  # something may have appeared meanwhile
+    write_text(out, page)
+    for line in cut:
+        note(line)
+    print(f"{shown} tokens in {word(out)} ({size(len(page.encode()))}): open it in a browser")
+
+
+def shown_tokens(config: GPTConfig, tokens: int, last: int) -> int:
+    """How many of the `tokens` to show when the last `last` are asked for: the weights of attention
+    grow with the square of that, and a browser has to hold them.
+    """
+    most = math.isqrt(2 * _WEIGHTS // (config.n_layer * config.n_head))
+    return max(1, min(tokens, last, most))
+
+
+def left_out(inside: Inside, last: int) -> List[str]:
+    """What is not in the page, in sentences."""
+    shown, lines = len(inside.tokens), []
+    if inside.earlier:
+        why = "--last shows more" if shown == last else "more would be too large for a browser"
+        tokens = inside.earlier + shown
+        lines.append(f"the model read {tokens} tokens, of which the last {shown} are shown: {why}")
+    if _width(inside) == 1:
+        lines.append("so many attention weights are kept in 8 bits each, to 1/255")
+    return lines
+
+
+def contents(inside: Inside, config: GPTConfig, tokenizer: Tokenizer) -> Dict[str, Any]:
+    """What look.js reads: numbers of four digits, and a text for every token that is named."""
+    guesses, layers = [*inside.lens, *inside.said], inside.layers
+    named = {*inside.tokens}.union(*(guess.tokens.ravel().tolist() for guess in guesses))
+    width = _width(inside)
+    model = {"layers": config.n_layer, "heads": config.n_head, "embd": config.n_embd}
+    return {
+        "model": {**model, "inner": config.inner, "parameters": config.parameter_count()},
+        "vocabulary": {token: label(tokenizer, token) for token in sorted(named)},
+        "tokens": inside.tokens,
+        "earlier": inside.earlier,
+        "said": _listed(inside.said[0]),
+        "lens": [*map(_listed, inside.lens)],
+        "norms": [*map(digits, inside.norms)],
+        "attended": [digits(layer.attended) for layer in layers],
+        "written": [digits(layer.written) for layer in layers],
+        "units": [layer.units.tolist() for layer in layers],
+        "activations": [digits(layer.activations) for layer in layers],
+        "steps": 256**width - 1,
+        "attention": [packed(layer.attention, width, inside.earlier > 0) for layer in layers],
+        "gap": digits(np.array([layer.gap for layer in layers]).max()),
+    }
+
+
+def _listed(guess: Guess) -> Dict[str, Any]:
+    numbers = {"probabilities": digits(guess.probabilities), "bits": digits(guess.bits)}
+    return {"tokens": guess.tokens.tolist(), "ranks": guess.ranks.tolist(), **numbers}
+
+
+def _width(inside: Inside) -> int:
+    """Bytes a weight of attention has in the page."""
+    return 2 if sum(layer.attention.size for layer in inside.layers) <= 2 * _PRECISE else 1
+
+
+def digits(values: Any) -> Any:
+    """An array as nested lists of numbers of four digits; None for what is infinite."""
+    if np.ndim(values):
+        return [digits(value) for value in values]
+    return float(f"{float(values):.4g}") if math.isfinite(values) else None
+
+
+def packed(weights: np.ndarray, width: int, earlier: bool) -> str:
+    """weights (H, N, 1 + N) as unsigned integers of `width` bytes in base64: of each head and query
+    the weight of all that is `earlier` than what is shown, if anything is, and those up to itself.
+    """
+    there = np.tri(weights.shape[1], weights.shape[2], 1, dtype=bool)  # (N, 1 + N)
+    there[:, 0] = earlier
+    whole = np.rint(weights[:, there] * (256**width - 1)).astype(f"<u{width}")
+    return base64.b64encode(whole.tobytes()).decode()
+
+
+def label(tokenizer: Tokenizer, token: int) -> List[str]:
+    """A token as it is shown, and its bytes as Python writes them. Blanks, and all that is not
+    printed, have signs of their own; so has a part of a character.
+    """
+    data = tokenizer.token_bytes(token)
+    if not data:
+        return ["⟨end⟩" if token == tokenizer.eos_id else f"⟨{token}⟩", "no bytes"]
+    try:
+        signs = (_SHOWN.get(sign) or _printed(sign) for sign in data.decode())
+        return ["".join(signs), repr(data)]
+    except UnicodeDecodeError:
+        return [repr(data)[2:-1], repr(data)]
+
+
+def _printed(sign: str) -> str:
+    return sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+
+
+def page_of(values: Dict[str, Any]) -> str:
+    """The page. A `<` could end the script it is in, or begin a comment; JSON can spell it out."""
+    parts = {name: _beside(f"look.{name}") for name in ("css", "js")}
+    parts["data"] = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _beside("look.html"))
+
+
+def _beside(name: str) -> str:
+    return (pkgutil.get_data("minigpt.commands", name) or b"").decode()
