@@ -36,6 +36,13 @@ function percent(p) {
   return p < 0.00001 ? "<0.001%" : (100 * p).toFixed(3) + "%";
 }
 
+/** A weight of attention, no finer than it is kept. */
+function share(weight) {
+  const digits = data.steps > 255 ? 2 : 0;
+  const text = (100 * weight).toFixed(digits);
+  return Number(text) ? text + "%" : `<${(10 ** -digits).toString()}%`;
+}
+
 /** A number of three digits or so. */
 function short(value) {
   if (value === null) return "∞";
@@ -144,7 +151,7 @@ function drawHeads() {
   canvas.setAttribute("aria-label", `Attention of ${L} layers with ${H} heads each; chosen: ${chosen}`);
   at("heads-say").textContent = state.all
     ? "Rows are tokens, the first on top; the chosen token's row is marked."
-    : "From the first token on the left to the chosen one on the right; a height is the square root of the weight.";
+    : "From the first token on the left to the chosen one on the right.";
 }
 
 function drawHead(context, layer, head, x, y, side) {
@@ -179,16 +186,16 @@ function drawHeadInWords() {
   const earlier = earlierWeight(state.layer, state.head, state.token);
   if (before) {
     const element = make("span", "", `… ${data.earlier} earlier`);
-    element.title = `together ${percent(earlier)}`;
-    shade(element, earlier);
+    element.title = `together ${share(earlier)}`;
+    shade(element, Math.sqrt(earlier));
     looked.append(element);
   }
   data.tokens.forEach((token, place) => {
     const element = make("span", place === state.token ? "self" : "", label(token));
     const weight = place < weights.length ? weights[place] : 0;
-    element.title = place < weights.length ? `${percent(weight)} · ${spelled(token)}` : "comes later: hidden";
+    element.title = place < weights.length ? `${share(weight)} · ${spelled(token)}` : "comes later: hidden";
     element.style.opacity = place < weights.length ? 1 : 0.35;
-    shade(element, weight);
+    shade(element, Math.sqrt(weight));
     looked.append(element, document.createElement("wbr"));
   });
   const say = at("looked-say");
@@ -196,9 +203,9 @@ function drawHeadInWords() {
   const most = weights.map((weight, place) => [weight, place]).sort((a, b) => b[0] - a[0]);
   most.slice(0, 4).forEach(([weight, place], number) => {
     const itself = place === state.token ? " (itself)" : "";
-    say.append(number ? ", " : "", sign(data.tokens[place]), `${itself} ${percent(weight)}`);
+    say.append(number ? ", " : "", sign(data.tokens[place]), `${itself} ${share(weight)}`);
   });
-  say.append(before ? `; all earlier tokens together have ${percent(earlier)}.` : ".");
+  say.append(before ? `; all earlier tokens together have ${share(earlier)}.` : ".");
 }
 
 function drawMap() {
@@ -220,7 +227,7 @@ function drawMap() {
 /** Says what token `row` gives to token `column`. */
 function sayCell(row, column) {
   const cell = at("cell");
-  const weight = percent(attentionRow(state.layer, state.head, row)[column]);
+  const weight = share(attentionRow(state.layer, state.head, row)[column]);
   const from = [sign(data.tokens[row]), ` (${row + 1}) gives `];
   const to = row === column ? ["itself"] : [sign(data.tokens[column]), ` (${column + 1})`];
   cell.replaceChildren(...from, ...to, ` ${weight}`);
@@ -276,7 +283,7 @@ function drawLens() {
     const row = make("tr", depth === state.layer + 1 ? "chosen" : "");
     const name = make("th", "", depth ? `layer ${depth}` : "embedding");
     name.scope = "row";
-    const guesses = make("td");
+    const guesses = make("div", "guesses");
     guess.tokens[state.token].forEach((token, place) => {
       const p = guess.probabilities[state.token][place];
       const element = make("span", token === following ? "guess real" : "guess", label(token));
@@ -288,7 +295,9 @@ function drawLens() {
     const known = following !== undefined;
     const rank = make("td", "number", known ? `no. ${guess.ranks[state.token].toLocaleString("en")}` : "–");
     if (known) rank.title = `${short(guess.bits[state.token])} bits`;
-    row.append(name, rank, guesses);
+    const cell = make("td");
+    cell.append(guesses);
+    row.append(name, rank, cell);
     if (depth) row.addEventListener("click", () => choose({ layer: depth - 1 }));
     return row;
   });
@@ -305,7 +314,9 @@ function shape(kind, attributes, text = "") {
 }
 
 function drawNorms() {
-  const [width, height, left, bottom, top] = [560, 260, 52, 40, 10];
+  const svg = at("norms");
+  const width = svg.clientWidth || 560;
+  const [height, left, bottom, top] = [260, 52, 40, 10];
   const stream = data.norms.map((norms) => norms[state.token] ?? 0);
   const attended = data.attended.map((norms) => norms[state.token] ?? 0);
   const written = data.written.map((norms) => norms[state.token] ?? 0);
@@ -313,7 +324,6 @@ function drawNorms() {
   const column = (width - left) / (L + 1);
   const middle = (depth) => left + (depth + 0.5) * column;
   const y = (value) => height - bottom - (value / most) * (height - bottom - top);
-  const svg = at("norms");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const shapes = [];
   shapes.push(shape("rect", { class: "band", x: left + (state.layer + 1) * column, y: top, width: column, height: height - bottom - top }));

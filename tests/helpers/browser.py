@@ -30,11 +30,13 @@ class Browser:
     def __init__(self, address, profile):
         self.address = address
         options = {"binary": shutil.which("chromium"), "args": FLAGS.split()}
-        options["args"] += ["--user-data-dir=%s" % profile, "about:blank"]
+        options["args"] += ["--user-data-dir=%s" % profile]
         wanted = {"goog:chromeOptions": options}
         wanted["goog:loggingPrefs"] = {"browser": "ALL", "performance": "ALL"}
         body = {"capabilities": {"alwaysMatch": wanted}}
         self.path = "/session/" + self.ask("POST", "/session", body)["sessionId"]
+        self.post("/url", url="about:blank")  # in place of the browser's own page, which asks
+        self.requests()
 
     def ask(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -61,6 +63,7 @@ class Browser:
         return "/element/" + found[_ELEMENT]
 
     def click(self, selector):
+        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
         self.post(self.element(selector) + "/click")
 
     def click_at(self, selector, x, y):
