@@ -13,7 +13,7 @@ const at = (id) => document.getElementById(id);
 const label = (token) => data.vocabulary[token][0];
 const spelled = (token) => `token ${token}, ${data.vocabulary[token][1]}`;
 
-// Small tools ---------------------------------------------------------------------------------------
+// Small tools -------------------------------------------------------------------------------------
 
 /** A new element with a class and a text; texts are never read as HTML. */
 function make(kind, className = "", text = "") {
@@ -75,7 +75,7 @@ function sized(canvas, width, height) {
   return context;
 }
 
-// Attention -----------------------------------------------------------------------------------------
+// Attention ---------------------------------------------------------------------------------------
 
 // Of each layer: head after head, row after row, the weight of what is earlier than the tokens shown,
 // if anything is, and those of the tokens up to the row's own.
@@ -86,12 +86,9 @@ const decoded = new Map();
 function weightsOf(layer) {
   if (!decoded.has(layer)) {
     const bytes = Uint8Array.from(atob(data.attention[layer]), (c) => c.charCodeAt(0));
-    if (data.steps === 255) {
-      decoded.set(layer, bytes);
-    } else {
-      const view = new DataView(bytes.buffer);
-      decoded.set(layer, Uint16Array.from({ length: bytes.length / 2 }, (_, i) => view.getUint16(2 * i, true)));
-    }
+    const pair = (_, i) => bytes[2 * i] + 256 * bytes[2 * i + 1];
+    const wide = data.steps > 255;
+    decoded.set(layer, wide ? Uint16Array.from({ length: bytes.length / 2 }, pair) : bytes);
   }
   return decoded.get(layer);
 }
@@ -164,11 +161,12 @@ function drawHead(context, layer, head, x, y, side) {
     context.fillRect(x, y + (side * (state.token + 0.5)) / N - 0.5, side, 1);
   } else {
     const weights = attentionRow(layer, head, state.token);
-    const width = side / weights.length;
+    const step = side / weights.length;
+    const thick = step > 4 ? step - 1 : Math.max(step, 0.7);
     context.fillStyle = colour("blue");
     weights.forEach((weight, column) => {
       const height = side * Math.sqrt(weight);
-      context.fillRect(x + column * width, y + side - height, Math.max(width - (width > 4 ? 1 : 0), 0.7), height);
+      context.fillRect(x + column * step, y + side - height, thick, height);
     });
   }
   if (layer === state.layer && head === state.head) {
@@ -192,9 +190,10 @@ function drawHeadInWords() {
   }
   data.tokens.forEach((token, place) => {
     const element = make("span", place === state.token ? "self" : "", label(token));
-    const weight = place < weights.length ? weights[place] : 0;
-    element.title = place < weights.length ? `${share(weight)} · ${spelled(token)}` : "comes later: hidden";
-    element.style.opacity = place < weights.length ? 1 : 0.35;
+    const seen = place < weights.length;
+    const weight = seen ? weights[place] : 0;
+    element.title = seen ? `${share(weight)} · ${spelled(token)}` : "comes later: hidden";
+    element.style.opacity = seen ? 1 : 0.35;
     shade(element, Math.sqrt(weight));
     looked.append(element, document.createElement("wbr"));
   });
@@ -219,8 +218,11 @@ function drawMap() {
   const step = side / N;
   context.strokeStyle = colour("orange");
   context.lineWidth = 1.5;
-  context.strokeRect(0.75, state.token * step + 0.25, Math.max((state.token + 1) * step - 1, 1), Math.max(step - 0.5, 1.5));
-  canvas.setAttribute("aria-label", `All weights of layer ${state.layer + 1}, head ${state.head + 1}; those of the chosen token are in the sentence above`);
+  const length = Math.max((state.token + 1) * step - 1, 1);
+  context.strokeRect(0.75, state.token * step + 0.25, length, Math.max(step - 0.5, 1.5));
+  const name = `layer ${state.layer + 1}, head ${state.head + 1}`;
+  const where = "those of the chosen token are in the sentence above";
+  canvas.setAttribute("aria-label", `All weights of ${name}; ${where}`);
   sayCell(state.token, state.token);
 }
 
@@ -242,7 +244,7 @@ function cellUnder(event) {
   return column <= row ? [row, column] : null;
 }
 
-// Guesses -------------------------------------------------------------------------------------------
+// Guesses -----------------------------------------------------------------------------------------
 
 function bar(name, strength, number, className = "") {
   const row = make("li", className);
@@ -292,9 +294,11 @@ function drawLens() {
       shade(element, p);
       guesses.append(element);
     });
-    const known = following !== undefined;
-    const rank = make("td", "number", known ? `no. ${guess.ranks[state.token].toLocaleString("en")}` : "–");
-    if (known) rank.title = `${short(guess.bits[state.token])} bits`;
+    const rank = make("td", "number", "–");
+    if (following !== undefined) {
+      rank.textContent = `no. ${guess.ranks[state.token].toLocaleString("en")}`;
+      rank.title = `${short(guess.bits[state.token])} bits`;
+    }
     const cell = make("td");
     cell.append(guesses);
     row.append(name, rank, cell);
@@ -304,7 +308,7 @@ function drawLens() {
   at("guesses").tBodies[0].replaceChildren(...rows);
 }
 
-// The stream and the units --------------------------------------------------------------------------
+// The stream and the units ------------------------------------------------------------------------
 
 function shape(kind, attributes, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
@@ -317,45 +321,57 @@ function drawNorms() {
   const svg = at("norms");
   const width = svg.clientWidth || 560;
   const [height, left, bottom, top] = [260, 52, 40, 10];
-  const stream = data.norms.map((norms) => norms[state.token] ?? 0);
-  const attended = data.attended.map((norms) => norms[state.token] ?? 0);
-  const written = data.written.map((norms) => norms[state.token] ?? 0);
+  const floor = height - bottom;
+  const of = (all) => all.map((norms) => norms[state.token] ?? 0);
+  const [stream, attended, written] = [of(data.norms), of(data.attended), of(data.written)];
   const most = Math.max(...stream, ...attended, ...written) || 1;
   const column = (width - left) / (L + 1);
   const middle = (depth) => left + (depth + 0.5) * column;
-  const y = (value) => height - bottom - (value / most) * (height - bottom - top);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const y = (value) => floor - (value / most) * (floor - top);
   const shapes = [];
-  shapes.push(shape("rect", { class: "band", x: left + (state.layer + 1) * column, y: top, width: column, height: height - bottom - top }));
-  for (const share of [0, 0.5, 1]) {
-    shapes.push(shape("line", { class: "grid", x1: left, x2: width, y1: y(share * most), y2: y(share * most) }));
-    shapes.push(shape("text", { x: left - 8, y: y(share * most) + 4, "text-anchor": "end" }, share ? short(share * most) : "0"));
+  const add = (kind, attributes, text) => shapes.push(shape(kind, attributes, text));
+
+  const chosen = left + (state.layer + 1) * column;
+  add("rect", { class: "band", x: chosen, y: top, width: column, height: floor - top });
+  for (const value of [0, most / 2, most]) {
+    add("line", { class: "grid", x1: left, x2: width, y1: y(value), y2: y(value) });
+    const number = { x: left - 8, y: y(value) + 4, "text-anchor": "end" };
+    add("text", number, value ? short(value) : "0");
   }
+
   const thick = Math.min(column * 0.32, 22);
+  const draw = (name, value, x) =>
+    add("rect", { class: name, x, y: y(value), width: Math.max(thick - 1, 1), height: floor - y(value) });
   for (let layer = 0; layer < L; layer++) {
-    const x = middle(layer + 1);
-    const bars = [["attended", attended[layer], x - thick], ["written", written[layer], x]];
-    bars.forEach(([name, value, x]) => {
-      shapes.push(shape("rect", { class: name, x, y: y(value), width: Math.max(thick - 1, 1), height: height - bottom - y(value) }));
-    });
+    draw("attended", attended[layer], middle(layer + 1) - thick);
+    draw("written", written[layer], middle(layer + 1));
   }
+
   const points = stream.map((value, depth) => `${middle(depth).toFixed(1)},${y(value).toFixed(1)}`);
-  shapes.push(shape("polyline", { class: "stream", points: points.join(" ") }));
+  add("polyline", { class: "stream", points: points.join(" ") });
   const every = Math.ceil((L + 1) / 14);
   stream.forEach((value, depth) => {
-    shapes.push(shape("circle", { class: "point", cx: middle(depth), cy: y(value), r: L > 24 ? 2 : 3.5 }));
-    const name = depth ? depth : column > 52 ? "embedding" : "emb.";
+    add("circle", { class: "point", cx: middle(depth), cy: y(value), r: L > 24 ? 2 : 3.5 });
     if (depth % every === 0) {
-      shapes.push(shape("text", { x: middle(depth), y: height - bottom + 18, "text-anchor": "middle" }, name));
+      const name = depth || (column > 52 ? "embedding" : "emb.");
+      add("text", { x: middle(depth), y: floor + 18, "text-anchor": "middle" }, name);
     }
-    const whole = shape("rect", { class: "column", x: left + depth * column, y: top, width: column, height: height - top });
-    if (depth) whole.addEventListener("click", () => choose({ layer: depth - 1 }));
-    shapes.push(whole);
   });
-  shapes.push(shape("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "layer"));
+  add("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "layer");
+
+  // What is clicked: the whole column of a layer.
+  for (let layer = 0; layer < L; layer++) {
+    const x = left + (layer + 1) * column;
+    const whole = shape("rect", { class: "column", x, y: top, width: column, height: height - top });
+    whole.addEventListener("click", () => choose({ layer }));
+    shapes.push(whole);
+  }
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(...shapes);
-  const said = [data.attended, data.written, data.norms.slice(1)].map((all) => short(all[state.layer][state.token]));
-  at("norms-say").textContent = `Layer ${state.layer + 1}: attention added ${said[0]}, the MLP ${said[1]}; the stream behind it has ${said[2]}.`;
+  at("norms-say").textContent =
+    `Layer ${state.layer + 1}: attention added ${short(attended[state.layer])}, ` +
+    `the MLP ${short(written[state.layer])}; ` +
+    `the stream behind it has ${short(stream[state.layer + 1])}.`;
 }
 
 function drawUnits() {
@@ -368,7 +384,7 @@ function drawUnits() {
   at("units-title").textContent = `Which units of the MLP are active in layer ${state.layer + 1}`;
 }
 
-// Choosing ------------------------------------------------------------------------------------------
+// Choosing ----------------------------------------------------------------------------------------
 
 /** Changes what is chosen, within what there is, and draws it. */
 function choose(changes) {
@@ -379,6 +395,14 @@ function choose(changes) {
   draw();
 }
 
+/** Scrolls `box`, and not the page, until `element` is in sight. */
+function scrollInto(box, element) {
+  const top = element.offsetTop - box.offsetTop;
+  const bottom = top + element.offsetHeight;
+  if (top < box.scrollTop) box.scrollTop = top - 3;
+  if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight + 3;
+}
+
 function draw() {
   const buttons = at("tokens").children;
   Array.from(buttons).forEach((button, place) => {
@@ -386,6 +410,7 @@ function draw() {
     button.setAttribute("aria-selected", chosen);
     button.tabIndex = chosen ? 0 : -1;
   });
+  scrollInto(at("tokens"), buttons[state.token]);
   at("one-row").setAttribute("aria-pressed", !state.all);
   at("all-rows").setAttribute("aria-pressed", state.all);
   const token = data.tokens[state.token];
@@ -408,8 +433,15 @@ function keyed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { token, layer, head, all } = state;
   const moves = {
-    ArrowLeft: { token: token - 1 }, ArrowRight: { token: token + 1 }, Home: { token: 0 }, End: { token: N - 1 },
-    j: { layer: layer + 1 }, k: { layer: layer - 1 }, h: { head: head - 1 }, l: { head: head + 1 }, m: { all: !all },
+    ArrowLeft: { token: token - 1 },
+    ArrowRight: { token: token + 1 },
+    Home: { token: 0 },
+    End: { token: N - 1 },
+    j: { layer: layer + 1 },
+    k: { layer: layer - 1 },
+    h: { head: head - 1 },
+    l: { head: head + 1 },
+    m: { all: !all },
   };
   const move = moves[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!move) return;
@@ -418,7 +450,6 @@ function keyed(event) {
   choose(move);
   const button = at("tokens").children[state.token];
   if (focused) button.focus({ preventScroll: true });
-  if ("token" in move) button.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 function begin() {
