@@ -5,6 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const N = data.tokens.length;
 const L = data.model.layers;
 const H = data.model.heads;
+const said = data.lens[L]; // behind the last layer: what the model says
 
 // What is chosen; everything on the page is drawn from this and `data`.
 const state = { token: N - 1, layer: Math.floor(L / 2), head: 0, all: false };
@@ -258,8 +259,8 @@ function bar(name, strength, number, className = "") {
 
 function drawNext() {
   const following = data.tokens[state.token + 1]; // undefined behind the last
-  const rows = data.said.tokens[state.token].map((token, place) => {
-    const p = data.said.probabilities[state.token][place];
+  const rows = said.tokens[state.token].map((token, place) => {
+    const p = said.probabilities[state.token][place];
     const name = make("span", "", label(token));
     name.title = spelled(token);
     return bar(name, p, percent(p), token === following ? "real" : "");
@@ -270,8 +271,8 @@ function drawNext() {
     real.replaceChildren("The prompt ends here: what comes next is open.");
     return;
   }
-  const bits = data.said.bits[state.token];
-  const rank = data.said.ranks[state.token];
+  const bits = said.bits[state.token];
+  const rank = said.ranks[state.token];
   const p = bits === null ? 0 : 2 ** -bits;
   real.replaceChildren(
     "What really came: ", sign(following), `, with ${percent(p)}, the model's guess number `,
@@ -286,7 +287,7 @@ function drawLens() {
     const name = make("th", "", depth ? `layer ${depth}` : "embedding");
     name.scope = "row";
     const guesses = make("div", "guesses");
-    guess.tokens[state.token].forEach((token, place) => {
+    guess.tokens[state.token].slice(0, 6).forEach((token, place) => {
       const p = guess.probabilities[state.token][place];
       const element = make("span", token === following ? "guess real" : "guess", label(token));
       element.title = spelled(token);
@@ -323,7 +324,8 @@ function drawNorms() {
   const [height, left, bottom, top] = [260, 52, 40, 10];
   const floor = height - bottom;
   const of = (all) => all.map((norms) => norms[state.token] ?? 0);
-  const [stream, attended, written] = [of(data.norms), of(data.attended), of(data.written)];
+  const ofLayers = (name) => of(data.layers.map((layer) => layer[name]));
+  const [stream, attended, written] = [of(data.norms), ofLayers("attended"), ofLayers("written")];
   const most = Math.max(...stream, ...attended, ...written) || 1;
   const column = (width - left) / (L + 1);
   const middle = (depth) => left + (depth + 0.5) * column;
@@ -375,9 +377,9 @@ function drawNorms() {
 }
 
 function drawUnits() {
-  const values = data.activations[state.layer][state.token];
+  const values = data.layers[state.layer].activations[state.token];
   const most = Math.max(...values.map((value) => value ?? 0), 1e-9);
-  const rows = data.units[state.layer][state.token].map((unit, place) =>
+  const rows = data.layers[state.layer].units[state.token].map((unit, place) =>
     bar(make("span", "", `unit ${unit}`), (values[place] ?? most) / most, short(values[place])),
   );
   at("active").replaceChildren(...rows);
@@ -414,7 +416,7 @@ function draw() {
   at("one-row").setAttribute("aria-pressed", !state.all);
   at("all-rows").setAttribute("aria-pressed", state.all);
   const token = data.tokens[state.token];
-  const bits = state.token ? data.said.bits[state.token - 1] : undefined;
+  const bits = state.token ? said.bits[state.token - 1] : undefined;
   const surprise = bits === undefined ? "" : `, ${short(bits)} bits of surprise`;
   at("state").replaceChildren(
     `Token ${state.token + 1} of ${N}: `, sign(token), ` (${spelled(token)}${surprise}) · `,
@@ -458,16 +460,17 @@ function begin() {
     `${data.checkpoint}: ${layers} layers of ${heads} heads, ${embd} wide, ${inner} units in each MLP, ` +
     `${parameters.toLocaleString("en")} parameters, ${data.dtype}`;
   at("notes").replaceChildren(...data.notes.map((text) => make("li", "", text)));
+  const gap = Math.max(...data.layers.map((layer) => layer.gap)).toPrecision(2);
   at("exact").textContent =
     "Every number is taken from the model's own forward pass and rounded to four digits; the weights of " +
     `attention to 1/${data.steps.toLocaleString("en")}. As a check, weights times values was compared with ` +
-    `what each layer's attention really gave: they differ by at most ${data.gap} of its largest.`;
+    `what each layer's attention really gave: they differ by at most ${gap} of its largest.`;
   data.tokens.forEach((token, place) => {
     const button = make("button", "", label(token));
     button.type = "button";
     button.setAttribute("role", "option");
     button.title = spelled(token);
-    const bits = place ? data.said.bits[place - 1] : 0;
+    const bits = place ? said.bits[place - 1] : 0;
     button.style.setProperty("--surprise", Math.min((bits ?? 99) / 10, 1).toFixed(3));
     button.addEventListener("click", () => choose({ token: place }));
     at("tokens").append(button);

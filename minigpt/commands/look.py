@@ -10,17 +10,17 @@ import math
 import pkgutil
 import re
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Union
 
 import numpy as np
 
 from minigpt.base.errors import as_ids, storage_error
 from minigpt.base.files import require_free, write_text
-from minigpt.base.text import size, word
+from minigpt.base.text import size, visible, word
 from minigpt.checkpoint.model_files import load_model
 from minigpt.checkpoint.run_files import resolve
 from minigpt.commands.generate import note, notes, read_prompt, require_room, tuned_template
-from minigpt.commands.look_taps import Guess, Inside, look_inside
+from minigpt.commands.look_taps import Guess, Inside, Layer, look_inside
 from minigpt.commands.options import LookConfig
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer, reading_marks
 from minigpt.devices.device import find_device
@@ -28,7 +28,7 @@ from minigpt.model.config import GPTConfig
 
 _WEIGHTS = 1 << 22  # of attention in a page; 13B has so many for 72 tokens
 _PRECISE = 1 << 20  # up to here each has two bytes, of which people see four digits
-_SHOWN = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
+_SIGNS = str.maketrans(" \n\t\r", "·↵⇥␍")
 
 
 def look_command(config: LookConfig) -> None:
@@ -82,31 +82,24 @@ def left_out(inside: Inside, last: int) -> List[str]:
 
 def contents(inside: Inside, config: GPTConfig, tokenizer: Tokenizer) -> Dict[str, Any]:
     """What look.js reads: numbers of four digits, and a text for every token that is named."""
-    guesses, layers = [*inside.lens, *inside.said], inside.layers
-    named = {*inside.tokens}.union(*(guess.tokens.ravel().tolist() for guess in guesses))
-    width = _width(inside)
+    named = {*inside.tokens}.union(*(guess.tokens.ravel().tolist() for guess in inside.lens))
     model = {"layers": config.n_layer, "heads": config.n_head, "embd": config.n_embd}
+    width = _width(inside)
     return {
         "model": {**model, "inner": config.inner, "parameters": config.parameter_count()},
         "vocabulary": {token: label(tokenizer, token) for token in sorted(named)},
         "tokens": inside.tokens,
         "earlier": inside.earlier,
-        "said": _listed(inside.said[0]),
-        "lens": [*map(_listed, inside.lens)],
+        "lens": [*map(_rounded, inside.lens)],
         "norms": [*map(digits, inside.norms)],
-        "attended": [digits(layer.attended) for layer in layers],
-        "written": [digits(layer.written) for layer in layers],
-        "units": [layer.units.tolist() for layer in layers],
-        "activations": [digits(layer.activations) for layer in layers],
+        "layers": [*map(_rounded, inside.layers)],
+        "attention": [packed(one.attention, width, inside.earlier > 0) for one in inside.layers],
         "steps": 256**width - 1,
-        "attention": [packed(layer.attention, width, inside.earlier > 0) for layer in layers],
-        "gap": digits(np.array([layer.gap for layer in layers]).max()),
     }
 
 
-def _listed(guess: Guess) -> Dict[str, Any]:
-    numbers = {"probabilities": digits(guess.probabilities), "bits": digits(guess.bits)}
-    return {"tokens": guess.tokens.tolist(), "ranks": guess.ranks.tolist(), **numbers}
+def _rounded(record: Union[Guess, Layer]) -> Dict[str, Any]:
+    return {name: digits(value) for name, value in vars(record).items() if name != "attention"}
 
 
 def _width(inside: Inside) -> int:
@@ -115,9 +108,11 @@ def _width(inside: Inside) -> int:
 
 
 def digits(values: Any) -> Any:
-    """An array as nested lists of numbers of four digits; None for what is infinite."""
+    """An array as nested lists, of numbers of four digits or whole ones; None for infinity."""
     if np.ndim(values):
-        return [digits(value) for value in values]
+        return [*map(digits, values)]
+    if isinstance(values, np.integer):
+        return int(values)
     return float(f"{float(values):.4g}") if math.isfinite(values) else None
 
 
@@ -139,14 +134,9 @@ def label(tokenizer: Tokenizer, token: int) -> List[str]:
     if not data:
         return ["⟨end⟩" if token == tokenizer.eos_id else f"⟨{token}⟩", "no bytes"]
     try:
-        signs = (_SHOWN.get(sign) or _printed(sign) for sign in data.decode())
-        return ["".join(signs), repr(data)]
+        return [visible(data.decode().translate(_SIGNS)), repr(data)]
     except UnicodeDecodeError:
         return [repr(data)[2:-1], repr(data)]
-
-
-def _printed(sign: str) -> str:
-    return sign if sign.isprintable() else sign.encode("unicode_escape").decode()
 
 
 def page_of(values: Dict[str, Any]) -> str:

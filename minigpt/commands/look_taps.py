@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Callable, Dict, List, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from minigpt.base.errors import CheckpointError
 from minigpt.model.cache import causal_mask
 from minigpt.model.gpt import GPT, Block
 
-LIKELIEST, GUESSES, UNITS = 10, 5, 8  # how many are kept: at the end, behind a layer, of an MLP
+GUESSES, UNITS = 10, 8  # how many are kept, of a vocabulary and of an MLP
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,15 @@ class Layer:
     activations: np.ndarray  # (N, K): behind the GELU
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inside:
     """All of it, for the last N of the tokens read."""
 
     tokens: List[int]  # N
     earlier: int  # T - N
-    layers: List[Layer] = field(default_factory=list)  # L
-    norms: List[np.ndarray] = field(default_factory=list)  # 1 + L: of the stream, first embedded
-    lens: List[Guess] = field(default_factory=list)  # 1 + L, likewise
-    said: List[Guess] = field(default_factory=list)  # one: by the model's own last features
+    layers: List[Layer]  # L
+    norms: List[np.ndarray]  # 1 + L: of the stream (N,), first of the embedding
+    lens: List[Guess]  # 1 + L, likewise; the last is what the model says
 
 
 @torch.inference_mode()
@@ -66,63 +64,56 @@ def look_inside(model: GPT, ids: List[int], shown: int) -> Inside:
     """Reads `ids`, at most as many as the model has positions, and keeps what is asked of the last
     `shown`. CheckpointError when the model gives no numbers.
     """
-    inside = Inside(ids[-shown:], max(0, len(ids) - shown))
-    following = torch.tensor(inside.tokens[1:], device=model.token_embedding.weight.device)
+    inside = Inside(ids[-shown:], max(0, len(ids) - shown), [], [], [])
+    tokens = torch.tensor([ids], device=model.token_embedding.weight.device)
+    found: Dict[str, Tensor] = {}
 
-    def stream(x: Tensor) -> None:  # (T, C)
-        x = x[-shown:]
-        inside.norms.append(_norms(x))
-        logits = model.logits(model.final_norm(x) * model.config.output_scale)
-        inside.lens.append(_guess(logits, following, GUESSES))
+    def stream(_: Any, __: Any, x: Tensor) -> None:  # (1, T, C)
+        inside.norms.append(_norms(x[0, -shown:]))
+        logits = model.logits(model.final_norm(x[0, -shown:]) * model.config.output_scale)
+        inside.lens.append(_guess(logits, tokens[0, -shown:]))
 
-    def layer_done(block: Block, found: Dict[str, Tensor], x: Tensor) -> None:
+    def layer_done(block: Block, _: Any, __: Any) -> None:
         inside.layers.append(_layer(block, found, shown))
-        stream(x)
+        found.clear()
 
     with ExitStack() as hooks:
-        _tap(hooks, model.embedding_dropout.register_forward_hook, stream)
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            _tap_layer(hooks, block, layer_done)
-        features = model.features(torch.tensor([ids], device=following.device))[0, -shown:]
-    logits = model.logits(features)
-    if not bool(logits.isfinite().all()):
-        fix = "train or convert it again"
-        raise CheckpointError("the model's logits are not numbers", fix)
-    inside.said.append(_guess(logits, following, LIKELIEST))
-    _require_equal(inside.layers, features.dtype)
+        for register, hook in _taps(model, found, layer_done, stream):
+            hooks.callback(register(hook).remove)
+        model.features(tokens)
+    if not np.isfinite(inside.lens[-1].probabilities).all():
+        raise CheckpointError("the model's logits are not numbers", "train or convert it again")
+    # A kernel of 16 bits may round the scores, and each by a few units of their last place.
+    allowed = max(1e-3, 32 * torch.finfo(model.head_weight.dtype).eps)
+    worst = max(layer.gap for layer in inside.layers)
+    if not worst <= allowed:  # what is shown would be a nice picture of something else
+        what = "the attention weights do not give what attention gave"
+        raise RuntimeError(f"{what}: {worst:.3g} of its largest")
     return inside
 
 
-def _tap(hooks: ExitStack, register: Callable[..., Any], use: Callable[[Tensor], None]) -> None:
-    """Calls `use` with the row (T, ...) that goes into a module, or comes out of it."""
+def _taps(
+    model: GPT, found: Dict[str, Tensor], layer_done: Callable[..., None],
+    stream: Callable[..., None],
+) -> Iterable[Tuple[Callable[..., Any], Callable[..., None]]]:  # fmt: skip
+    """Where hooks go, and which: a block's hooks put what they see into `found`, by a name."""
 
-    def hook(_: Any, inputs: Tuple[Tensor, ...], *output: Tensor) -> None:
-        use((output or inputs)[0][0])
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: Any, inputs: Tuple[Tensor, ...], *output: Tensor) -> None:
+            found[name] = (output or inputs)[0][0]  # (T, ...)
 
-    hooks.callback(register(hook).remove)
+        return hook
 
-
-def _tap_layer(
-    hooks: ExitStack, block: Block, done: Callable[[Block, Dict[str, Tensor], Tensor], None]
-) -> None:
-    """Calls `done` with what was found in the block, by name, and with the stream behind it."""
-    found: Dict[str, Tensor] = {}
-    places: Dict[str, Callable[..., Any]] = {
-        "qkv": block.attention.qkv.register_forward_hook,  # (T, 3C)
-        "mixed": block.attention.out.register_forward_pre_hook,  # (T, C): weights @ v
-        "attended": block.attention.register_forward_hook,  # (T, C)
-        "units": block.mlp.down.register_forward_pre_hook,  # (T, I)
-        "written": block.mlp.register_forward_hook,  # (T, C)
-    }
-    for name, register in places.items():
-        _tap(hooks, register, partial(found.__setitem__, name))
-
-    def finish(x: Tensor) -> None:
-        done(block, found, x)
-        found.clear()
-
-    _tap(hooks, block.register_forward_hook, finish)
+    blocks: Iterable[Any] = model.blocks
+    yield model.embedding_dropout.register_forward_hook, stream
+    for block in blocks:
+        yield block.attention.qkv.register_forward_hook, keep("qkv")  # (T, 3C)
+        yield block.attention.out.register_forward_pre_hook, keep("mixed")  # (T, C), weights @ v
+        yield block.attention.register_forward_hook, keep("attended")  # (T, C)
+        yield block.mlp.down.register_forward_pre_hook, keep("units")  # (T, I)
+        yield block.mlp.register_forward_hook, keep("written")  # (T, C)
+        yield block.register_forward_hook, layer_done
+        yield block.register_forward_hook, stream
 
 
 def _layer(block: Block, found: Dict[str, Tensor], shown: int) -> Layer:
@@ -159,22 +150,11 @@ def _norms(x: Tensor) -> np.ndarray:
     return x.float().norm(dim=-1).cpu().numpy()
 
 
-def _guess(logits: Tensor, following: Tensor, count: int) -> Guess:
-    """Of logits (N, V), and the tokens (N - 1,) that really came behind all but the last."""
+def _guess(logits: Tensor, tokens: Tensor) -> Guess:
+    """Of logits (N, V) behind tokens (N,)."""
     known = torch.log_softmax(logits.float(), -1)
-    likeliest, tokens = known.topk(min(count, known.size(1)))
-    real = known[:-1].gather(1, following.long().unsqueeze(1))  # (N - 1, 1)
+    likeliest, guesses = known.topk(min(GUESSES, known.size(1)))
+    real = known[:-1].gather(1, tokens[1:].unsqueeze(1))  # (N - 1, 1)
     ranks = (known[:-1] > real).sum(1) + 1
-    bits = -real[:, 0] / math.log(2)
-    parts = (tokens, likeliest.exp(), bits, ranks)
+    parts = (guesses, likeliest.exp(), -real[:, 0] / math.log(2), ranks)
     return Guess(*(part.cpu().numpy() for part in parts))
-
-
-def _require_equal(layers: List[Layer], dtype: torch.dtype) -> None:
-    """That the weights shown are those the modules used: a mistake here would be a nice picture."""
-    # A kernel of 16 bits may round the scores, and each by a few units of their last place.
-    allowed = max(1e-3, 32 * torch.finfo(dtype).eps)
-    for number, layer in enumerate(layers):
-        if not layer.gap <= allowed:
-            what = f"the attention weights of layer {number} do not give what its attention gave"
-            raise RuntimeError(f"{what}: {layer.gap:.3g} of its largest")

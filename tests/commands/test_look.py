@@ -81,18 +81,17 @@ def test_the_page_says_what_was_computed(tmp_path, activation, last):
     inside = look_inside(load_model(place), [*prompt.encode()], last)
     assert data["tokens"] == inside.tokens == [*prompt.encode()][-last:]
     assert data["earlier"] == inside.earlier == max(0, len(prompt) - last)
-    for said, guess in zip([*data["lens"], data["said"]], [*inside.lens, *inside.said]):
+    for said, guess in zip(data["lens"], inside.lens):
         assert said["tokens"] == guess.tokens.tolist() and said["ranks"] == guess.ranks.tolist()
         close(said["probabilities"], guess.probabilities)
         close(said["bits"], guess.bits)
     close(data["norms"], inside.norms)
     for number, layer in enumerate(inside.layers):
         assert abs(attention(data, number) - layer.attention).max() <= 0.5001 / 65535
-        assert data["units"][number] == layer.units.tolist()
-        close(data["activations"][number], layer.activations)
-        close(data["attended"][number], layer.attended)
-        close(data["written"][number], layer.written)
-    rows = [row for guess in [*data["lens"], data["said"]] for row in guess["tokens"]]
+        assert data["layers"][number]["units"] == layer.units.tolist()
+        for name in ("activations", "attended", "written", "gap"):
+            close(data["layers"][number][name], getattr(layer, name))
+    rows = [row for guess in data["lens"] for row in guess["tokens"]]
     named = {token for row in [*rows, data["tokens"]] for token in row}
     assert {*map(str, named)} == {*data["vocabulary"]}
 
@@ -132,6 +131,7 @@ def test_parts_of_characters_and_tokens_without_bytes():
 def test_a_number_has_four_digits_and_none_is_infinite():
     values = np.array([[0.123456, 1e-7], [np.inf, np.nan]], np.float32)
     assert digits(values) == [[0.1235, 1e-07], [None, None]]
+    assert digits(np.array([123456])) == [123456]
 
 
 def test_64_tokens_of_12_layers_of_12_heads_are_less_than_5_mb(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt.base.errors import CheckpointError
-from minigpt.commands.look_taps import GUESSES, LIKELIEST, UNITS, look_inside
+from minigpt.commands.look_taps import GUESSES, UNITS, look_inside
 from minigpt.model.attention import HAS_FUSED, explicit_attention, fused_attention
 from tests.helpers.reference import (
     LAYERS,
@@ -53,10 +53,10 @@ def near(ours, theirs):
     assert_close(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
-def check_guess(guess, logits, ids, count):
+def check_guess(guess, logits, ids):
     """A Guess against their logits (N, V) of the last N of `ids`."""
     known = logits.double().log_softmax(-1)
-    best = known.topk(count)
+    best = known.topk(GUESSES)
     near(guess.probabilities, best.values.exp().float())
     chosen = known.gather(1, torch.as_tensor(guess.tokens))
     near(chosen.float(), best.values.float())  # by value, as two tokens may be equally likely
@@ -81,8 +81,8 @@ def test_equal_theirs(shape, form, shown):
         x = x[-shown:]
         near(inside.norms[number], x.norm(dim=-1))
         logits = theirs.lm_head(theirs.transformer.ln_f(x)).detach()
-        check_guess(inside.lens[number], logits, ids[0, -shown:], GUESSES)
-    check_guess(inside.said[0], output.logits[0, -shown:], ids[0, -shown:], LIKELIEST)
+        check_guess(inside.lens[number], logits, ids[0, -shown:])
+    check_guess(inside.lens[-1], output.logits[0, -shown:], ids[0, -shown:])
 
     for layer, weights in enumerate(output.attentions):
         ours = inside.layers[layer]
@@ -122,8 +122,8 @@ def test_a_last_layer_is_the_model_itself():
         **{**vars(model.config), "output_scale": 0.3, "embedding_scale": 10.0}
     )
     inside = look_inside(model, tokens(rows=1)[0].tolist(), 24)
-    near(inside.lens[-1].probabilities, inside.said[0].probabilities[:, :GUESSES])
-    near(inside.lens[-1].bits, inside.said[0].bits)
+    logits = model(torch.tensor([inside.tokens]))[0].detach()
+    check_guess(inside.lens[-1], logits, torch.tensor(inside.tokens))
 
 
 def test_another_attention_than_the_formula_is_noticed():
@@ -131,7 +131,7 @@ def test_another_attention_than_the_formula_is_noticed():
         return torch.softmax(q @ k.transpose(-2, -1) * scale, -1) @ v
 
     model = random_gpt(SHAPES["8 a head, odd inner"]).use_attention(looks_ahead)
-    with pytest.raises(RuntimeError, match="of layer 0 do not give what its attention gave"):
+    with pytest.raises(RuntimeError, match="do not give what attention gave"):
         look_inside(model, tokens(rows=1)[0].tolist(), 24)
 
 
@@ -154,7 +154,7 @@ def test_a_model_of_16_bits(dtype):
 
 def test_one_token_alone():
     inside = look_inside(random_gpt(SHAPES["8 a head, odd inner"]), [3], 64)
-    assert inside.said[0].bits.shape == (0,) and inside.said[0].tokens.shape == (1, LIKELIEST)
+    assert inside.lens[-1].bits.shape == (0,) and inside.lens[-1].tokens.shape == (1, GUESSES)
     assert inside.layers[0].attention.shape == (5, 1, 2)
 
 
