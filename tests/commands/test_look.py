@@ -98,9 +98,11 @@ def test_the_page_says_what_was_computed(tmp_path, activation, last):
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "gpt2"])
 def test_no_prompt_leaves_its_script(tmp_path, tokenizer):
-    place = checkpoint(tmp_path / "c", tokenizer, n_positions=256)
+    """Nor does a place: few tokens are as long as a tag, and the page says where the model is."""
+    place = tmp_path / "a<" / "script><!--<script>"  # a</script>
+    checkpoint(place, tokenizer, n_positions=256)
     page, data = look(place, tmp_path / "a.html", "--prompt", HOSTILE, "--last", 256)
-    plain, _ = look(place, tmp_path / "b.html", "--prompt", "x")
+    plain, _ = look(checkpoint(tmp_path / "c"), tmp_path / "b.html", "--prompt", "x")
     for mark in ("<script", "</script", "<!--", "<img"):
         assert page.lower().count(mark) == plain.lower().count(mark)
     assert set(page) - set(plain) <= set(map(chr, range(32, 127)))
