@@ -95,6 +95,8 @@ class Browser:
         )  # fmt: skip
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", features=features)
+        frames = "requestAnimationFrame(() => requestAnimationFrame(() => arguments[0]()))"
+        self.post("/execute/async", script=frames, args=[])  # until it has been drawn anew
 
     def complaints(self):
         """What the console has been told since the last time, errors and warnings."""
