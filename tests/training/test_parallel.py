@@ -346,7 +346,7 @@ def test_killed_it_is_started_again_and_ends_with_the_weights_of_an_undisturbed_
 ):
     run, whole = place / "killed", trained / "whole"
     words = flag_words({**LONG, "out": str(run), "parallel": parallel})
-    process = launched(command(trained, *words, restarts=1, anew=parallel == "ddp"))
+    process = launched(command(trained, *words, restarts=1))
     wait_for(lambda: (run / "checkpoints" / "step_00000005" / "manifest.json").exists())
     os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
     said, _ = process.communicate(timeout=240)
