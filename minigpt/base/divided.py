@@ -4,7 +4,7 @@ makes them of parameters. Every function takes any other tensor as what it is, w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Tuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,25 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def division(tensor: Any) -> Tuple[int, int, int]:
+    """Which part of how many is here, and of which of the copies that several machines have."""
+    if not hasattr(tensor, "device_mesh"):
+        return 0, 1, 0
+    mesh, rows = tensor.device_mesh, tensor.device_mesh.ndim - 1
+    return mesh.get_local_rank(rows), mesh.size(rows), mesh.get_local_rank(0) if rows else 0
+
+
+def first_row(tensor: Tensor) -> int:
+    """Where the rows of this process begin. FSDP divides as torch.chunk does: pieces of equal
+    length, the last ones shorter.
+    """
+    part, parts, _ = division(tensor)
+    each = -(-tensor.size(0) // parts)
+    return min(part * each, tensor.size(0))
+
+
 @torch.no_grad()
 def keep_rows(tensor: Tensor, values: Tensor) -> None:
     """Copies `values`, all rows of `tensor`, into it: those that this process holds."""
-    mine = local(tensor)
-    if mine is not tensor:
-        # FSDP divides as torch.chunk does: pieces of equal length, the last ones shorter.
-        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-        rank, size = mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
-        each = -(-values.size(0) // size)
-        values = values[rank * each : (rank + 1) * each]
-    mine.copy_(values)
+    mine, first = local(tensor), first_row(tensor)
+    mine.copy_(values[first : first + len(mine)])

@@ -8,7 +8,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Collection, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
@@ -40,11 +40,13 @@ def write_checkpoint(
 
 
 def write_manifest(directory: Path, known: Dict[str, FileRecord]) -> None:
-    """Records every file in `directory`; those in `known` were hashed while they were written."""
+    """Records every file in `directory`; those in `known` were hashed while they were written, and
+    may be another machine's, which a file system of several shows later in a listing.
+    """
     files = {}
-    for path in sorted(p for p in directory.iterdir() if p.name != NAME):
-        record = known.get(path.name) or FileRecord(path.stat().st_size, sha256(path))
-        files[path.name] = asdict(record)
+    for name in sorted({*known, *(path.name for path in directory.iterdir())} - {NAME}):
+        path = directory / name
+        files[name] = asdict(known.get(name) or FileRecord(path.stat().st_size, sha256(path)))
     write_json(directory / NAME, {"format": FORMAT, "minigpt": __version__, "files": files})
 
 
@@ -66,8 +68,10 @@ def read_json(path: Path) -> Dict[str, Any]:
     return read_object(path, CheckpointError, _ANOTHER)
 
 
-def check(directory: Path) -> None:
-    """CheckpointError naming the first file that differs from the manifest in size or sha256."""
+def check(directory: Path, read: Optional[Collection[str]] = None) -> None:
+    """CheckpointError naming the first file that differs from the manifest in size, or, of those to
+    be `read`, in sha256; None: of all but the optimizer's, which may be those of many processes.
+    """
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
         what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
@@ -87,8 +91,10 @@ def check(directory: Path) -> None:
         if size != record.size:
             what = f"{there[name]} has {size} bytes and should have {record.size}"
             raise CheckpointError(what, _ANOTHER)
+    if read is None:
+        read = [name for name in files if not name.startswith("optimizer")]
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(files, pool.map(sha256, [there[name] for name in files])):
+        for name, digest in zip(read, pool.map(sha256, [there[name] for name in read])):
             if digest != files[name].sha256:
                 what = f"{there[name]} is not what was written (its sha256 differs)"
                 raise CheckpointError(what, _ANOTHER)

@@ -1,6 +1,6 @@
 """What a run needs, beside the weights, to go on as if it had never stopped.
 
-    optimizer.safetensors   mean.NAME and square.NAME of every parameter that has moved
+    optimizer.safetensors   the optimizer's states, in one file or several (optimizer_files.py)
     state.json              step, samples seen, random generators, best loss, data's fingerprint
 
 All in formats that hold numbers and nothing else: reading them cannot run code.
@@ -9,7 +9,6 @@ All in formats that hold numbers and nothing else: reading them cannot run code.
 from __future__ import annotations
 
 import base64
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Dict, Optional
@@ -17,18 +16,18 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
-from minigpt.base.divided import keep_rows
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import as_dataclass, write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.model_files import SHARD_BYTES, Adapter, save_model, write_adapter
+from minigpt.checkpoint.optimizer_files import Each, write_optimizer
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import adapter_tensors
 from minigpt.optim.adamw import AdamW
 
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+STATE = "state.json"
 
 
 @dataclass
@@ -66,9 +65,11 @@ class RunState:
 def save_checkpoint(
     directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState,
     template: Optional[Template] = None, adapter: Optional[Adapter] = None,
+    each: Optional[Each] = None,
 ) -> None:  # fmt: skip
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written.
-    Where model and optimizer are divided among processes, the others call `help_to_save`.
+    Where model and optimizer are divided among processes, the others call `help_to_save`, and
+    `each` tells all of them what each says.
     """
 
     def write(partial: Path) -> Dict[str, safetensors.FileRecord]:
@@ -76,30 +77,25 @@ def save_checkpoint(
             records = save_model(partial, model)
         else:
             records = write_adapter(partial, model, adapter)
-        moments = _moments(model, optimizer)
-        records[OPTIMIZER] = safetensors.write_safetensors(partial / OPTIMIZER, moments)
+        records.update(write_optimizer(directory, model, optimizer, each, partial))
         write_json(partial / STATE, asdict(state))
         return records
 
     manifest.write_checkpoint(directory, write, tokenizer, template, replace=True)
 
 
-def help_to_save(model: GPT, optimizer: AdamW, adapter: Optional[Adapter] = None) -> None:
-    """Gives the rows of this process to the one that writes, one tensor after the other."""
+def help_to_save(
+    directory: Path, model: GPT, optimizer: AdamW, adapter: Optional[Adapter], each: Each
+) -> None:
+    """Gives the weights' rows of this process to the one that writes, one tensor after the other,
+    and writes those of the optimizer's states.
+    """
     if adapter is None:
         tensors = safetensors.in_memory(dict(model.named_parameters()))
         safetensors.read_along(tensors, SHARD_BYTES)
     else:
         safetensors.read_along(safetensors.in_memory(adapter_tensors(model)))
-    safetensors.read_along(_moments(model, optimizer))
-
-
-def _moments(model: GPT, optimizer: AdamW) -> Dict[str, safetensors.LazyTensor]:
-    moments = {}
-    for name, parameter in model.named_parameters():
-        for kind, tensor in optimizer.state.get(parameter, {}).items():
-            moments[f"{kind}.{name}"] = tensor
-    return safetensors.in_memory(moments)
+    write_optimizer(directory, model, optimizer, each)
 
 
 def load_state(directory: Path) -> RunState:
@@ -114,27 +110,3 @@ def load_state(directory: Path) -> RunState:
     except (ValueError, TypeError, KeyError) as error:
         fix = "resume from another checkpoint"
         raise CheckpointError(f"{directory / STATE}: {error!r:.200}", fix) from None
-
-
-def load_optimizer(directory: Path, model: GPT, optimizer: AdamW, step: int) -> None:
-    """Fills the optimizer with the states saved in `directory` and sets its step count;
-    CheckpointError where they are not those of the weights that learn, name by name.
-    """
-    path, fix = directory / OPTIMIZER, "resume from another checkpoint"
-    for weight in (p for p in model.parameters() if p.requires_grad and step):
-        optimizer.prepare(weight)
-    expected = _moments(model, optimizer)
-    with ExitStack() as stack:
-        found = safetensors.open_safetensors(path, stack)
-        for name in sorted({*found} ^ {*expected}):
-            what = "is missing" if name in expected else "does not belong to this run"
-            raise CheckpointError(f"{path}: {name} {what}", fix)
-        parameters = dict(model.named_parameters())
-        for name, tensor in found.items():
-            if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-                what = f"{path}: {name} has another shape or precision than the weight"
-                raise CheckpointError(what, f"{fix}, or with the --precision it was saved with")
-            kind, _, parameter = name.partition(".")
-            keep_rows(optimizer.state[parameters[parameter]][kind], tensor.read())
-    for group in optimizer.param_groups:
-        group["step"] = step

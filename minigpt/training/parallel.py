@@ -127,14 +127,17 @@ class World:
 
     def told(self, text: str) -> str:
         """What rank 0 says, whatever the others do."""
+        return self.each(text)[0]
+
+    def each(self, text: str) -> List[str]:
+        """What every rank says, in their order."""
         if self.size == 1:
-            return text
-        length = self.largest(len(text.encode()) if self.first else 0)
-        letters = torch.zeros(length, dtype=torch.uint8)
-        if self.first:
-            letters = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        dist.broadcast(letters, 0, group=self.host_group)
-        return bytes(letters.tolist()).decode()
+            return [text]
+        length = self.largest(1 + len(text.encode()))
+        letters = torch.tensor([*text.encode().ljust(length, b"\0")], dtype=torch.uint8)
+        said = [torch.empty_like(letters) for _ in range(self.size)]
+        dist.all_gather(said, letters, group=self.host_group)
+        return [bytes(one.tolist()).rstrip(b"\0").decode() for one in said]
 
     def wait(self) -> None:
         """Goes on when all ranks are here."""

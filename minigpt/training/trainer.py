@@ -251,12 +251,12 @@ class Trainer:
             vars(self.state).update(self.update.saved())
             save_checkpoint(
                 directory, self.model, self.tokenizer, self.optimizer, self.state,
-                self.template, self.adapter,
+                self.template, self.adapter, self.world.each,
             )  # fmt: skip
             run_files.point(self.run, run_files.LATEST, directory)
             run_files.prune(self.run, self.settings.asked.keep)
         elif self.world.divided:
-            help_to_save(self.model, self.optimizer, self.adapter)
+            help_to_save(directory, self.model, self.optimizer, self.adapter, self.world.each)
         self.world.wait()
         self.saved = self.state.step
         return directory

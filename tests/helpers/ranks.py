@@ -3,6 +3,7 @@ the JSON file given, all in one group of processes, as starting them takes longe
 """
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -34,4 +35,6 @@ def train(flags, world=ALONE):
 if __name__ == "__main__":
     with joined(find_device("cpu"), alone=False) as world:
         for flags in json.loads(Path(sys.argv[1]).read_text()):
+            if flags.pop("full", None) == world.rank:  # nothing larger can be written any more
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             train(flags, world)
