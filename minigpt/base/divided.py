@@ -39,7 +39,12 @@ def first_row(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def keep_rows(tensor: Tensor, values: Tensor) -> None:
-    """Copies `values`, all rows of `tensor`, into it: those that this process holds."""
+def keep_rows(tensor: Tensor, values: Tensor, begin: int = 0) -> bool:
+    """Copies `values`, the rows of `tensor` from `begin` on, into it, as far as this process has
+    them; returns whether it has any.
+    """
     mine, first = local(tensor), first_row(tensor)
-    mine.copy_(values[first : first + len(mine)])
+    low, high = max(first, begin), min(first + len(mine), begin + len(values))
+    if low < high:
+        mine[low - first : high - first] = values[low - begin : high - begin]
+    return low < high

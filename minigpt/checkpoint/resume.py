@@ -1,7 +1,10 @@
 """What a run needs, beside the weights, to go on as if it had never stopped.
 
-    optimizer.safetensors   the optimizer's states, in one file or several (optimizer_files.py)
+    optimizer.safetensors   mean.NAME and square.NAME of every parameter that has moved
     state.json              step, samples seen, random generators, best loss, data's fingerprint
+
+Of a divided model each process writes its own rows, as optimizer-00003-of-00008.safetensors, whose
+header has the step and the first row of each tensor. Any number of processes finds its rows there.
 
 All in formats that hold numbers and nothing else: reading them cannot run code.
 """
@@ -9,25 +12,30 @@ All in formats that hold numbers and nothing else: reading them cannot run code.
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
+import json
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
-from minigpt.base.errors import CheckpointError
-from minigpt.base.files import as_dataclass, write_json
+from minigpt.base.divided import division, first_row, keep_rows, local
+from minigpt.base.errors import CheckpointError, StorageError, storage_error
+from minigpt.base.files import as_dataclass, fsync, write_json
 from minigpt.checkpoint import manifest, safetensors
 from minigpt.checkpoint.model_files import SHARD_BYTES, Adapter, save_model, write_adapter
-from minigpt.checkpoint.optimizer_files import Each, write_optimizer
 from minigpt.data.template import Template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.gpt import GPT
 from minigpt.model.lora import adapter_tensors
 from minigpt.optim.adamw import AdamW
 
-STATE = "state.json"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+_ANOTHER = "resume from another checkpoint"
+_PART, _ROWS = "optimizer-%05d-of-%05d.safetensors", "step %d, rows from %d on"
+Each = Callable[[str], List[str]]  # from what this process says to what all of them say
 
 
 @dataclass
@@ -65,11 +73,10 @@ class RunState:
 def save_checkpoint(
     directory: Path, model: GPT, tokenizer: Tokenizer, optimizer: AdamW, state: RunState,
     template: Optional[Template] = None, adapter: Optional[Adapter] = None,
-    each: Optional[Each] = None,
+    each: Each = lambda text: [text],
 ) -> None:  # fmt: skip
     """Writes a whole checkpoint, or nothing. Of a model with an adapter, only that is written.
-    Where model and optimizer are divided among processes, the others call `help_to_save`, and
-    `each` tells all of them what each says.
+    Where model and optimizer are divided among processes, the others call `help_to_save`.
     """
 
     def write(partial: Path) -> Dict[str, safetensors.FileRecord]:
@@ -87,8 +94,8 @@ def save_checkpoint(
 def help_to_save(
     directory: Path, model: GPT, optimizer: AdamW, adapter: Optional[Adapter], each: Each
 ) -> None:
-    """Gives the weights' rows of this process to the one that writes, one tensor after the other,
-    and writes those of the optimizer's states.
+    """Gives the rows of this process to the one that writes the weights, one tensor after the
+    other, and writes those of the optimizer.
     """
     if adapter is None:
         tensors = safetensors.in_memory(dict(model.named_parameters()))
@@ -96,6 +103,53 @@ def help_to_save(
     else:
         safetensors.read_along(safetensors.in_memory(adapter_tensors(model)))
     write_optimizer(directory, model, optimizer, each)
+
+
+def write_optimizer(
+    directory: Path, model: GPT, optimizer: AdamW, each: Each, partial: Optional[Path] = None
+) -> Dict[str, safetensors.FileRecord]:
+    """Writes the states into `partial`, the unfinished `directory`, which process 0 alone knows;
+    returns the files' records. StorageError, of all processes, when one cannot write.
+    """
+    moments, step = _moments(model, optimizer), optimizer.param_groups[0]["step"]
+    part, parts, copy = division(next(model.parameters()))
+    place = Path(each(str(partial))[0]) if parts > 1 else Path()
+    if parts == 1 or "blind" in each("" if copy or place.is_dir() else "blind"):
+        # All of them are here, or a machine has a disk of its own: process 0 gathers them.
+        whole = safetensors.in_memory(moments)
+        if partial is not None:
+            return {OPTIMIZER: safetensors.write_safetensors(partial / OPTIMIZER, whole)}
+        safetensors.read_along(whole)
+        return {}
+    name, said, records = _PART % (part + 1, parts), {}, {}
+    try:
+        if copy == 0:
+            said = asdict(_write_rows(place / name, moments, step))
+    except OSError as error:
+        said = vars(storage_error(error, directory / name))
+    for number, answer in enumerate(map(json.loads, each(json.dumps(said))), 1):
+        if "what" in answer:
+            raise StorageError(**answer)
+        if answer:
+            records[_PART % (number, parts)] = safetensors.FileRecord(**answer)
+    return records
+
+
+def _write_rows(path: Path, moments: Dict[str, Tensor], step: int) -> safetensors.FileRecord:
+    here = safetensors.in_memory({name: local(tensor) for name, tensor in moments.items()})
+    notes = {name: _ROWS % (step, first_row(tensor)) for name, tensor in moments.items()}
+    rows = {name: replace(tensor, note=notes[name]) for name, tensor in here.items()}
+    record = safetensors.write_safetensors(path, rows)
+    fsync(path)
+    return record
+
+
+def _moments(model: GPT, optimizer: AdamW) -> Dict[str, Tensor]:
+    moments = {}
+    for name, parameter in model.named_parameters():
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            moments[f"{kind}.{name}"] = tensor
+    return moments
 
 
 def load_state(directory: Path) -> RunState:
@@ -108,5 +162,47 @@ def load_state(directory: Path) -> RunState:
         state.kept_rng()["cpu"]
         return state
     except (ValueError, TypeError, KeyError) as error:
-        fix = "resume from another checkpoint"
-        raise CheckpointError(f"{directory / STATE}: {error!r:.200}", fix) from None
+        raise CheckpointError(f"{directory / STATE}: {error!r:.200}", _ANOTHER) from None
+
+
+def load_optimizer(directory: Path, model: GPT, optimizer: AdamW, step: int) -> None:
+    """Fills the optimizer with the states saved in `directory`, reading no more than the rows that
+    this process holds, and sets its step count; CheckpointError where they are not those of the
+    weights that learn, name by name and each row once.
+    """
+    for weight in (p for p in model.parameters() if p.requires_grad and step):
+        optimizer.prepare(weight)
+    moments, used = _moments(model, optimizer), set()
+    ends = dict.fromkeys(moments, 0)  # of the rows in the files so far
+    for path in sorted(directory.glob("optimizer-*")) or [directory / OPTIMIZER]:
+        with ExitStack() as stack:
+            for name, tensor in safetensors.open_safetensors(path, stack).items():
+                begin = ends.get(name, 0)
+                _require(path, name, tensor, moments.get(name), begin, _ROWS % (step, begin))
+                ends[name] += tensor.shape[0]
+                if keep_rows(moments[name], tensor.read(), begin):
+                    used.add(path.name)
+    for name, end in ends.items():
+        if end < moments[name].shape[0]:
+            what = f"{path}: {name} is missing" + f" from row {end} on" * (end > 0)
+            raise CheckpointError(what, _ANOTHER)
+    manifest.check(directory, sorted(used))
+    for group in optimizer.param_groups:
+        group["step"] = step
+
+
+def _require(
+    path: Path, name: str, tensor: safetensors.LazyTensor, moment: Optional[Tensor], begin: int,
+    note: str,
+) -> None:  # fmt: skip
+    """CheckpointError unless what was found is rows of the `moment`, those that `note` says."""
+    if moment is None:
+        raise CheckpointError(f"{path}: {name} does not belong to this run", _ANOTHER)
+    if tensor.note not in ("", note):
+        what = f"{path}: {name} has {tensor.note!a:.80}, and {note!a} should come"
+        raise CheckpointError(what, _ANOTHER)
+    rows = tensor.shape[0] if tensor.shape else 0
+    fits = (tensor.shape, tensor.dtype) == ((rows, *moment.shape[1:]), moment.dtype)
+    if not fits or begin + rows > moment.shape[0]:
+        what = f"{path}: {name} has another shape or precision than the weight"
+        raise CheckpointError(what, f"{_ANOTHER}, or with the --precision it was saved with")

@@ -45,6 +45,7 @@ class LazyTensor:
     dtype: torch.dtype
     shape: Tuple[int, ...]
     read: Callable[[], Tensor]
+    note: str = ""  # what the file's header says of it, too
 
     @property
     def nbytes(self) -> int:
@@ -66,21 +67,15 @@ def open_safetensors(path: Path, stack: ExitStack) -> Dict[str, LazyTensor]:
     """The tensors of the file, which stays mapped as long as `stack` is open; what is read are
     views of it. CheckpointError when it is missing or damaged.
     """
-    return open_with_metadata(path, stack)[0]
-
-
-def open_with_metadata(
-    path: Path, stack: ExitStack
-) -> Tuple[Dict[str, LazyTensor], Dict[str, str]]:
-    """`open_safetensors`, and what else the file's header says."""
     try:
         file = stack.enter_context(safe_open(str(path), framework="pt"))
-        tensors = {}
+        tensors, notes = {}, file.metadata() or {}
         for name in file.keys():  # noqa: SIM118 - safe_open is no dict
             part = file.get_slice(name)
             dtype, shape = _DTYPES[part.get_dtype()], tuple(part.get_shape())
-            tensors[name] = LazyTensor(dtype, shape, partial(file.get_tensor, name))
-        return tensors, file.metadata() or {}
+            read, note = partial(file.get_tensor, name), notes.get(name, "")
+            tensors[name] = LazyTensor(dtype, shape, read, note)
+        return tensors
     except (SafetensorError, KeyError, OSError) as error:
         fix = "get it again, or use another checkpoint"
         raise CheckpointError(f"{path} cannot be read: {error}", fix) from error
@@ -94,15 +89,13 @@ class FileRecord:
     sha256: str
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, LazyTensor], metadata: Optional[Mapping[str, str]] = None
-) -> FileRecord:
-    """Writes the tensors, each read when its turn comes, and `metadata` into the header; the caller
-    syncs the file. ValueError when one that is read is not what was said of it.
+def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> FileRecord:
+    """Writes the tensors, each read when its turn comes; the caller syncs the file. ValueError when
+    one that is read is not what was said of it.
     """
     digest = hashlib.sha256()
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        for block in _blocks({name: tensors[name] for name in _order(tensors)}, metadata or {}):
+        for block in _blocks({name: tensors[name] for name in _order(tensors)}):
             hashed = pool.submit(digest.update, block)  # beside the writing
             file.write(block)
             hashed.result()
@@ -123,8 +116,8 @@ def read_along(tensors: Mapping[str, LazyTensor], shard_bytes: Optional[int] = N
             tensors[name].read()
 
 
-def _blocks(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> Iterator[memoryview]:
-    yield memoryview(_header(tensors, metadata))
+def _blocks(tensors: Mapping[str, LazyTensor]) -> Iterator[memoryview]:
+    yield memoryview(_header(tensors))
     for name, said in tensors.items():
         tensor = said.read()
         if (tensor.dtype, tuple(tensor.shape)) != (said.dtype, said.shape):
@@ -139,8 +132,9 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(numbers)
 
 
-def _header(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> bytes:
-    entries: Dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+def _header(tensors: Mapping[str, LazyTensor]) -> bytes:
+    notes = {name: tensor.note for name, tensor in tensors.items() if tensor.note}
+    entries: Dict[str, object] = {"__metadata__": {"format": "pt", **notes}}
     begin = 0
     for name, tensor in tensors.items():
         end = begin + tensor.nbytes

@@ -17,8 +17,7 @@ from minigpt.checkpoint.model_files import (
     load_model,
     read_adapter,
 )
-from minigpt.checkpoint.optimizer_files import load_optimizer
-from minigpt.checkpoint.resume import RunState, load_state
+from minigpt.checkpoint.resume import RunState, load_optimizer, load_state
 from minigpt.data.datasets import Opened, open_datasets
 from minigpt.data.loader import Loader
 from minigpt.data.sources import said

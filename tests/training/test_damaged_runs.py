@@ -85,8 +85,7 @@ def damaged(checkpoint, tmp_path, name, change):
 
 
 def resumed(checkpoint):
-    from minigpt.checkpoint.optimizer_files import load_optimizer
-    from minigpt.checkpoint.resume import load_state
+    from minigpt.checkpoint.resume import load_optimizer, load_state
     from minigpt.optim.adamw import AdamW
 
     state, model = load_state(checkpoint), load_model(checkpoint)
