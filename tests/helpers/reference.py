@@ -12,6 +12,9 @@ from minigpt.model.gpt import GPT, GPTConfig
 
 TOLERANCE = 1e-5
 
+# What the running test has compared: (largest difference over largest magnitude, what is allowed).
+COMPARED = []
+
 # name: (heads, width, n_inner, activation). Head sizes 64, 17 and 8; inner widths 4C and not.
 SHAPES = {
     "64 a head, tanh gelu": (2, 128, None, "gelu_tanh"),
@@ -104,7 +107,15 @@ def tokens(rows=2, length=POSITIONS):
 def assert_close(ours, theirs, tolerance=TOLERANCE):
     """Within `tolerance` of the largest magnitude. 1e-3 would not see the wrong GELU; 1e-5 does."""
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max().item() <= tolerance * theirs.abs().max().item()
+    difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+    COMPARED.append((difference / largest if largest else difference, tolerance))
+    assert difference <= tolerance * largest
+
+
+def assert_same(ours, theirs, why=""):
+    """Equal to the last bit; `why` is said where they are not."""
+    COMPARED.append((float(ours != theirs), 0.0))
+    assert ours == theirs, why
 
 
 def random_gpt(shape):
