@@ -108,8 +108,9 @@ def assert_close(ours, theirs, tolerance=TOLERANCE):
     """Within `tolerance` of the largest magnitude. 1e-3 would not see the wrong GELU; 1e-5 does."""
     assert ours.shape == theirs.shape
     difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-    COMPARED.append((difference / largest if largest else difference, tolerance))
-    assert difference <= tolerance * largest
+    apart = difference / largest if largest else difference
+    COMPARED.append((apart, tolerance))
+    assert difference <= tolerance * largest, "%.1e apart, allowed: %.0e" % (apart, tolerance)
 
 
 def assert_same(ours, theirs, why=""):
