@@ -320,17 +320,22 @@ def _pytest(tree: Path, words: List[str], quiet: bool) -> Tuple[int, List[str]]:
     return int(pytest.main(words, plugins=[failed])), failed.names
 
 
-def imported() -> bool:
-    """Imports what the rungs need, once; returns whether transformers is here."""
+def import_once() -> None:
+    """Imports what the rungs need, for all copies of this process."""
     for name in IMPORTED:
         with suppress(ImportError):
             importlib.import_module(name)
     assert "minigpt" not in sys.modules  # each copy imports its own
     gc.freeze()  # or the first collection of each copy would write to all of these pages
-    return "transformers" in sys.modules
 
 
-def show(one: Break, tree: Path, oracle: bool) -> bool:
+def rung_of(one: Break) -> List[str]:
+    """The files of tests that see it; without transformers, also those with its tensors."""
+    oracle = importlib.util.find_spec("transformers") is not None
+    return [one.rung] if oracle else [one.rung, GOLDEN]
+
+
+def show(one: Break, tree: Path) -> bool:
     """One break, with all that it does; returns whether the rung has seen it."""
     path = tree / one.file
     before = path.read_text(encoding="utf-8")
@@ -340,22 +345,21 @@ def show(one: Break, tree: Path, oracle: bool) -> bool:
     print(*difflib.unified_diff(*lines, one.file, one.file, n=2, lineterm=""), sep="\n")
     print(f"\npython -m pytest -s {one.rung}\n")
     write(path, after)
-    rung = [one.rung] if oracle else [one.rung, GOLDEN]
-    code, names = run(tree, [*rung, "-s", "--tb=no"], quiet=False)
+    code, names = run(tree, [*rung_of(one), "-s", "--tb=no"], quiet=False)
     seen = code == 1 and bool(names)
     print(f"\nseen: {len(names)} tests failed" if seen else f"\nNOT SEEN: pytest ended with {code}")
     return seen
 
 
-def show_all(tree: Path, oracle: bool) -> bool:
+def show_all(tree: Path) -> bool:
     """Every break up to its first failure, and then those tests once more, without any break."""
+    import_once()
     witnesses, good = [], True
     for one in BREAKS:
         path = tree / one.file
         before = path.read_text(encoding="utf-8")
         write(path, broken(before, one))
-        rung = [one.rung] if oracle else [one.rung, GOLDEN]
-        code, names = run(tree, [*rung, "-x"], quiet=True)
+        code, names = run(tree, [*rung_of(one), "-x"], quiet=True)
         write(path, before)
         seen = code == 1 and bool(names)
         says = names[0] if seen else f"NOT SEEN by {one.rung}: pytest ended with {code}"
@@ -388,11 +392,10 @@ def main() -> int:
         tree = Path(directory).resolve()
         copy(tree)
         try:
-            oracle = imported()
             if asked.all:
-                return 0 if show_all(tree, oracle) else 1
+                return 0 if show_all(tree) else 1
             [chosen] = [one for one in BREAKS if one.name == asked.name]
-            return 0 if show(chosen, tree, oracle) else 1
+            return 0 if show(chosen, tree) else 1
         except ValueError as error:
             print(error)
             return 1
