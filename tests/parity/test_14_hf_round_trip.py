@@ -8,7 +8,7 @@ from minigpt.checkpoint.model_files import load_model
 from minigpt.hf.convert import convert
 from minigpt.hf.export import export
 from minigpt.model.gpt import GPTConfig
-from tests.helpers.reference import assert_close
+from tests.helpers.reference import assert_close, their_name
 from tests.helpers.tuning import base
 
 SHAPES = [
@@ -34,3 +34,15 @@ def test_out_and_back(tmp_path, shape):
         mine = load_file(str(tmp_path / "ours" / "model.safetensors"))
         assert back.keys() == mine.keys()
         assert all(torch.equal(back[name], mine[name]) for name in mine)
+
+
+def test_the_matrices_of_a_block_are_turned_and_nothing_else_is(tmp_path):
+    """Also the square one, which would fit either way; by the files alone."""
+    base(tmp_path / "ours", "gpt2", shape=SHAPES[1])
+    export(tmp_path / "ours", tmp_path / "theirs")
+    mine = load_file(str(tmp_path / "ours" / "model.safetensors"))
+    theirs = load_file(str(tmp_path / "theirs" / "model.safetensors"))
+    turned = {"attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight"}
+    for name, tensor in mine.items():
+        ours = tensor.t() if name.partition(".")[2].partition(".")[2] in turned else tensor
+        assert_close(theirs[their_name(name)], ours, 0.0)
