@@ -178,7 +178,8 @@ def test_a_break_whose_line_is_not_there_once_is_out_of_date(elsewhere, times):
 
 @needs_fork
 @pytest.mark.parametrize(
-    "body", ["def test_it(): pass", "raise ValueError", "def test_it(): assert 0"]
+    "body",
+    ["def test_it(): pass", "raise OSError", "def test_it(): spam()", "def test_it(): assert 0"],
 )
 def test_a_rung_that_stays_green_or_cannot_run_is_no_proof(elsewhere, body):
     rung = elsewhere / "tests" / "parity" / "test_06_logits.py"
