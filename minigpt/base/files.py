@@ -8,6 +8,7 @@ nothing that was there before is replaced unless the caller says that it is its 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Type, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Type, TypeVar, Union
 
 from typing_extensions import get_args, get_origin, get_type_hints
 
@@ -167,17 +168,16 @@ def cache_directory(name: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file at `path` as a whole."""
-    temporary = _sibling(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        fsync(temporary)
-        os.replace(str(temporary), str(path))
-        fsync(path.parent)
+        with ExitStack() as stack:
+            temporary = _made_and_held(path, stack, Path.touch)
+            remove_abandoned(path)
+            temporary.write_text(text, encoding="utf-8")
+            fsync(temporary)
+            os.replace(str(temporary), str(path))
+            fsync(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
-    finally:
-        with suppress(OSError):  # it is gone where all went well
-            temporary.unlink()
 
 
 def _sibling(path: Path) -> Path:
@@ -205,8 +205,8 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
         require_free(target)
     try:
         with ExitStack() as stack:
-            partial = _made_and_held(target, stack)
-            _remove_abandoned(target, every=replace)
+            partial = _made_and_held(target, stack, functools.partial(Path.mkdir, parents=True))
+            remove_abandoned(target, every=replace)
             yield partial
             for path in [*partial.rglob("*"), partial]:
                 fsync(path)
@@ -215,19 +215,25 @@ def atomic_directory(target: Path, replace: bool = False) -> Iterator[Path]:
         raise storage_error(error, target) from error
 
 
-def _made_and_held(target: Path, stack: ExitStack) -> Path:
-    """A new directory, held and there as long as the `stack` is open."""
+def _made_and_held(target: Path, stack: ExitStack, make: Callable[[Path], None]) -> Path:
+    """What `make` makes beside `target`, held and there as long as the `stack` is open."""
     while True:
         partial = _sibling(target)
-        partial.mkdir(parents=True)
+        make(partial)
         # Before it is held, another process may take it for abandoned and remove it.
         with suppress(FileNotFoundError, BlockingIOError):
             held = hold(partial)
             if held is not None:
                 stack.callback(os.close, held)
             if partial.exists():
-                stack.callback(shutil.rmtree, str(partial), ignore_errors=True)
+                stack.callback(_remove, partial)
                 return partial
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it, as far as that can be done."""
+    with suppress(OSError):
+        path.unlink() if path.is_file() else shutil.rmtree(str(path), ignore_errors=True)
 
 
 def hold(path: Path) -> Optional[int]:
@@ -247,18 +253,27 @@ def hold(path: Path) -> Optional[int]:
         return None
 
 
-def _remove_abandoned(target: Path, every: bool) -> None:
-    """Removes partial directories, of `target` or of `every` one, that nobody holds any more."""
+def discard(directory: Path) -> None:
+    """Removes a directory, at once for all who look; what a crash leaves of it is
+    `remove_abandoned`.
+    """
+    gone = _sibling(directory)
+    os.rename(str(directory), str(gone))
+    _remove(gone)
+
+
+def remove_abandoned(target: Path, every: bool = False) -> None:
+    """Removes what was begun, of `target` or of `every` one, and is held by nobody any more."""
     for path in _temporaries(target, "partial", every):
         with suppress(OSError):  # it is held, its process has just ended, or is somebody else's
             held = hold(path)
             if held is not None:
-                shutil.rmtree(str(path), ignore_errors=True)
+                _remove(path)
                 os.close(held)
 
 
 def _temporaries(target: Path, kind: str, every: bool = False) -> Iterator[Path]:
-    for path in [*target.parent.iterdir()]:
+    for path in [*target.parent.glob(".*")]:
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["kind"] == kind and (every or match["name"] == shorter(target.name)):
             yield path

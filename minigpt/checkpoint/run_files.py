@@ -9,12 +9,11 @@ system, and one rename moves them.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
 
 from minigpt.base.errors import CheckpointError
-from minigpt.base.files import MANIFEST, write_text
+from minigpt.base.files import MANIFEST, discard, remove_abandoned, write_text
 from minigpt.base.text import word
 from minigpt.data import tokenizer
 from minigpt.data.tokenizer import Tokenizer
@@ -77,13 +76,14 @@ def load_tokenizer(source: Union[str, Path]) -> Tokenizer:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints of a run; `latest` and `best` always stay."""
+    """Removes all but the newest `keep` checkpoints of a run (0: none), and what a crash has left
+    of others; `latest` and `best` always stay.
+    """
+    remove_abandoned(step_directory(run, 0), every=True)
     kept = {pointed(run, LATEST), pointed(run, BEST)}
     for checkpoint in _complete(run)[:-keep]:
         if checkpoint not in kept:
-            # Without its manifest it is no checkpoint, if a crash should leave a part of it.
-            (checkpoint / MANIFEST).unlink()
-            shutil.rmtree(str(checkpoint))
+            discard(checkpoint)
 
 
 def _complete(run: Path) -> List[Path]:

@@ -10,6 +10,7 @@ import torch
 
 from minigpt.base.errors import UsageError, storage_error
 from minigpt.base.text import word
+from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import (
     Adapter,
     keep_base,
@@ -111,6 +112,7 @@ def create_run(trainer: Trainer) -> None:
         return
     try:
         trainer.run.mkdir(parents=True, exist_ok=True)
+        run_files.prune(trainer.run, 0)
         write_settings(trainer.run / CONFIG, trainer.settings)
         if trainer.adapter is not None and not (trainer.run / "base").exists():
             trainer.adapter = keep_base(trainer.adapter, trainer.run)

@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, TextIO
 
 from tqdm import tqdm
 
-from minigpt.base.errors import UsageError
+from minigpt.base.errors import UsageError, storage_error
 from minigpt.base.files import parse_object, write_text
 from minigpt.base.text import duration
 from minigpt.data.batch import Batch
@@ -75,7 +75,7 @@ class Reporter:
         if path.exists():  # drop what an interrupted run wrote after the checkpoint it resumes from
             kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= done]
             write_text(path, "".join(kept))
-        self.file = path.open("a", encoding="utf-8")
+        self.file = _appended(path)
         self.events: Any = None
         if tensorboard:
             try:
@@ -146,6 +146,13 @@ class Reporter:
             for name, value in record.items():
                 if name != "step":
                     self.events.add_scalar(name, value, record["step"])
+
+
+def _appended(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def _speed(record: Dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 
 from minigpt.base.errors import DeviceError, TrainingError, storage_error
+from minigpt.base.files import write_text
 from minigpt.checkpoint import run_files
 from minigpt.checkpoint.model_files import Adapter
 from minigpt.checkpoint.resume import RunState, help_to_save, save_checkpoint
@@ -220,12 +221,13 @@ class Trainer:
                 run_files.point(self.run, run_files.BEST, best)
 
     def _sample(self) -> None:
-        """Appends a sample to samples.md."""
-        text = self.sample(200, 0.8)
+        """Appends a sample to samples.md, in place of what an interrupted run had from here on."""
+        text, path = self.sample(200, 0.8), self.run / "samples.md"
+        heading = f"## step {self.state.step}\n\n```\n"
         if not self.world.first:
             return
-        with (self.run / "samples.md").open("a", encoding="utf-8") as file:
-            file.write(f"## step {self.state.step}\n\n```\n{text}\n```\n\n")
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, f"{before.partition(heading)[0]}{heading}{text}\n```\n\n")
 
     def sample(self, count: int, temperature: float) -> str:
         """The prompt continued, from a generator of its own: training does not notice."""
