@@ -12,11 +12,11 @@ import subprocess
 import pytest
 
 from minigpt.checkpoint.run_files import resolve
-from minigpt.data.tokenizer import load_tokenizer
 from minigpt.hf.export import export
 from minigpt.model.gpt import GPTConfig
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.tuning import base, run_to_the_end, trainer_of
+from tests.helpers.vocabulary import small_vocabulary
 from tests.helpers.warm import warm
 
 EVERY = os.environ.get("MINIGPT_FAULTS") == "all"
@@ -72,17 +72,6 @@ def run(here, *words):
         line, cwd=str(here), env=environment(here), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-
-
-def small_vocabulary(place):
-    """The first of GPT-2's words, and its end."""
-    known = load_tokenizer("gpt2")
-    words = {name: n for name, n in json.loads(known.vocab_json).items() if n < 299}
-    place.mkdir()
-    (place / "vocab.json").write_text(json.dumps({**words, "<|endoftext|>": 299}))
-    merges = known.merges.decode().splitlines()[: 299 - 256 + 1]
-    (place / "merges.txt").write_text("\n".join(merges) + "\n")
-    return place
 
 
 def a_run(here):

@@ -5,14 +5,17 @@ every file. A directory without one is not finished, or not ours.
 from __future__ import annotations
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from minigpt import __version__
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import MANIFEST, as_dataclass, atomic_directory, read_object, write_json
+from minigpt.base.text import word
 from minigpt.checkpoint.safetensors import FileRecord
 from minigpt.data.template import Template, save_template
 from minigpt.data.tokenizer import Tokenizer
@@ -68,10 +71,37 @@ def read_json(path: Path) -> Dict[str, Any]:
     return read_object(path, CheckpointError, _ANOTHER)
 
 
-def check(directory: Path, read: Optional[Collection[str]] = None) -> None:
-    """CheckpointError naming the first file that differs from the manifest in size, or, of those to
-    be `read`, in sha256; None: of all but the optimizer's, which may be those of many processes.
+def _but_the_optimizers(name: str) -> bool:
+    """Its files may be those of many processes, and each reads some (resume.load_optimizer)."""
+    return not name.startswith("optimizer")
+
+
+def check(
+    directory: Path, most: float = math.inf, read: Callable[[str], bool] = _but_the_optimizers
+) -> None:
+    """CheckpointError naming the first file that differs from the manifest in size or, of those to
+    be `read`, in sha256, and what to use instead. Files of over `most` bytes are not read: their
+    size has to do.
     """
+    try:
+        _check(directory, most, read)
+    except CheckpointError as error:
+        fix = _instead(directory) if error.fix == _ANOTHER else error.fix
+        raise CheckpointError(error.what, fix) from None
+
+
+def _instead(damaged: Path) -> str:
+    """The newest other checkpoint of its run that is whole, and how to go on from there."""
+    for other in sorted(damaged.parent.glob(f"step_*/{NAME}"), reverse=True):
+        with suppress(CheckpointError, OSError):
+            if other.parent != damaged:
+                _check(other.parent, math.inf, bool)
+                resume = f"python train.py --resume {word(damaged.parent.parent)}"
+                return f"{other.parent} is whole: move this one away, and go on with {resume}"
+    return _ANOTHER
+
+
+def _check(directory: Path, most: float, read: Callable[[str], bool]) -> None:
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
         what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
@@ -91,10 +121,9 @@ def check(directory: Path, read: Optional[Collection[str]] = None) -> None:
         if size != record.size:
             what = f"{there[name]} has {size} bytes and should have {record.size}"
             raise CheckpointError(what, _ANOTHER)
-    if read is None:
-        read = [name for name in files if not name.startswith("optimizer")]
+    names = [name for name, record in files.items() if read(name) and record.size <= most]
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(read, pool.map(sha256, [there[name] for name in read])):
+        for name, digest in zip(names, pool.map(sha256, [there[name] for name in names])):
             if digest != files[name].sha256:
                 what = f"{there[name]} is not what was written (its sha256 differs)"
                 raise CheckpointError(what, _ANOTHER)

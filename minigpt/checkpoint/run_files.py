@@ -15,11 +15,13 @@ from typing import List, Optional, Sequence, Tuple, Union
 from minigpt.base.errors import CheckpointError
 from minigpt.base.files import MANIFEST, discard, remove_abandoned, write_text
 from minigpt.base.text import word
+from minigpt.checkpoint import manifest
 from minigpt.data import tokenizer
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.zoo import ZOO
 
 LATEST, BEST = "latest", "best"
+_SMALL = 1 << 24  # bytes
 
 
 def step_directory(run: Path, step: int) -> Path:
@@ -58,10 +60,13 @@ def find(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Op
 
 
 def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Path:
-    """`find`; CheckpointError where there is none."""
+    """`find`; CheckpointError where there is none, or where a small file of it is damaged. (The
+    weights are compared with the manifest when they are opened.)
+    """
     checkpoint = find(path, pointers)
     if checkpoint is None:
         raise CheckpointError(*_why_not(Path(path)))
+    manifest.check(checkpoint, _SMALL)
     return checkpoint
 
 
