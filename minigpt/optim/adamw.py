@@ -13,16 +13,14 @@ How the call is run (in slices, compiled) changes nothing here: execution.py.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.base.divided import local
-from minigpt.optim.execution import Execution, Scalars, in_slices
+from minigpt.optim.execution import Execution, Scalar, Scalars, in_slices
 from minigpt.optim.rounding import round_stochastically, split
-
-Scalar = Union[float, Tensor]  # a number, or a 0-d tensor
 
 
 def adamw_step(
@@ -31,10 +29,11 @@ def adamw_step(
     decay_factor: Optional[Scalar], gradient_scale: Optional[Tensor] = None,
 ) -> None:  # fmt: skip
     """One step, in place, on tensors of one shape. `step_scalars` explains the scalars;
-    `gradient_scale` (0-d) multiplies the gradient first, which is how it is clipped.
+    `gradient_scale` (0-d) multiplies the gradient first, which is how it is clipped, or left out
+    (`guarded`).
     """
     if gradient_scale is not None:
-        gradient = gradient * gradient_scale
+        gradient = (gradient * gradient_scale).nan_to_num_(0.0, 0.0, 0.0)  # 0 times nan is nan
     mean.lerp_(gradient, one_minus_beta1)  # lerp_: mean + (1 - beta1) (gradient - mean)
     square.lerp_(gradient * gradient, one_minus_beta2)
     if decay_factor is not None:
@@ -59,6 +58,21 @@ def step_scalars(group: Dict[str, Any]) -> Scalars:
     decay_factor = 1.0 - lr * group["weight_decay"] if group["weight_decay"] else None
     constant = 1.0 - beta1, 1.0 - beta2
     return Scalars(constant, (eps_hat, inverse_step_size, decay_factor))
+
+
+def guarded(scalars: Scalars, gradient_scale: Optional[Tensor]) -> Scalars:
+    """The scalars of a step that leaves weight, m and v as they are where `gradient_scale` is 0:
+    so the gradient was no number, and nobody has to wait for the device to know it.
+    """
+    if gradient_scale is None:
+        return scalars
+    taken = gradient_scale > 0
+    eps_hat, inverse_step_size, decay_factor = scalars.changing
+    assert inverse_step_size is not None
+    if decay_factor is not None:
+        decay_factor = torch.where(taken, decay_factor, 1.0)
+    constant = tuple(number * taken for number in scalars.constant)
+    return Scalars(constant, (eps_hat, inverse_step_size / taken, decay_factor))
 
 
 def adamw_step_bf16(
@@ -96,9 +110,10 @@ class AdamW(torch.optim.Optimizer):
     def step(self, gradient_scale: Optional[Tensor] = None) -> None:  # type: ignore[override]
         """Steps every weight that has a gradient; takes no closure, unlike torch's."""
         for group, scalars in zip(self.param_groups, self.begin_step()):
+            safe = guarded(scalars, gradient_scale)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self.step_weight(weight, scalars, gradient_scale)
+                    self.step_weight(weight, safe, gradient_scale)
 
     def begin_step(self) -> List[Scalars]:
         """Counts the step that `step_weight` takes next, and returns the scalars of each group."""

@@ -13,17 +13,19 @@ step(*tensors, *scalars, gradient_scale). (Running it inside the backward pass: 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Callable, Iterable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
+
+Scalar = Union[float, Tensor]  # a number, or a 0-d tensor
 
 
 class Scalars(NamedTuple):
     """The numbers that a step takes after its tensors, in this order."""
 
-    constant: Tuple[float, ...]  # the same for every step
-    changing: Tuple[Optional[float], ...]  # other ones for every step
+    constant: Tuple[Scalar, ...]  # the same for every step, unless it is left out (adamw.py)
+    changing: Tuple[Optional[Scalar], ...]  # other ones for every step
 
 
 Step = Callable[..., None]
@@ -77,12 +79,16 @@ def _compile(step: Step) -> Callable[..., Any]:
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 
-@lru_cache(maxsize=16)
-def _as_tensors(numbers: Tuple[Optional[float], ...]) -> Sequence[Optional[Tensor]]:
-    """0-d tensors, with which an operation starts several microseconds sooner than with numbers
+def _as_tensors(scalars: Tuple[Optional[Scalar], ...]) -> Sequence[Optional[Tensor]]:
+    return [one if one is None or isinstance(one, Tensor) else _as_tensor(one) for one in scalars]
+
+
+@lru_cache(maxsize=64)
+def _as_tensor(number: float) -> Tensor:
+    """A 0-d tensor, with which an operation starts several microseconds sooner than with numbers
     that PyTorch has to convert. (lerp_ alone is faster with a number, so `constant` stays one.)
     """
-    return [None if number is None else torch.tensor(number) for number in numbers]
+    return torch.tensor(number)
 
 
 def _whole_size(weight: Tensor) -> int:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from minigpt.base.divided import local
-from minigpt.optim.adamw import AdamW
+from minigpt.optim.adamw import AdamW, guarded
 
 Across = Callable[[Tensor], Tensor]
 
@@ -32,8 +32,9 @@ def alone(norm: Tensor) -> Tensor:
 
 def clip_scale(
     parameters: Iterable[Tensor], limit: float, loss_scale: float = 1.0, across: Across = alone
-) -> Tuple[Tensor, Optional[Tensor]]:
-    """The global gradient norm, and what to multiply the gradients with (None: leave them).
+) -> Tuple[Tensor, Tensor]:
+    """The global gradient norm, and what to multiply the gradients with: 0 where the norm is no
+    number, which leaves the step out.
 
     Both are 0-d and stay on the device, so that nothing waits for it; `AdamW.step` multiplies.
     `limit` 0 does not clip. Gradients of a loss times `loss_scale` are divided by it, norm and all.
@@ -41,9 +42,8 @@ def clip_scale(
     """
     norms = [torch.linalg.vector_norm(local(p.grad)) for p in parameters if p.grad is not None]
     norm = across(_global_norm(norms)) / loss_scale
-    if limit:
-        return norm, torch.clamp(limit / (norm + 1e-6), max=1.0) / loss_scale
-    return norm, None if loss_scale == 1.0 else torch.full_like(norm, 1.0 / loss_scale)
+    scale = torch.clamp(limit / (norm + 1e-6), max=1.0) if limit else torch.ones_like(norm)
+    return norm, torch.where(norm.isfinite(), scale, torch.zeros_like(norm)) / loss_scale
 
 
 def _global_norm(norms: List[Tensor]) -> Tensor:
@@ -123,7 +123,8 @@ class Scaled(Clipped):
         scales = next_loss_scale(self.loss_scale, self.clean_steps, finite)
         self.loss_scale, self.clean_steps = scales
         self.optimizer.zero_grad(set_to_none=True)
-        return self.grad_norm
+        # No scale helps where the loss of float32 has gradients that are no numbers at 1 and below.
+        return self.grad_norm if finite or self.loss_scale >= 1.0 else norm
 
     def saved(self) -> Dict[str, float]:
         names = ("loss_scale", "clean_steps", "skipped_steps")
@@ -132,12 +133,14 @@ class Scaled(Clipped):
 
 class InBackward(Update):
     """Each gradient is freed once its weight has moved (PyTorch 2.1 and later), so that they are
-    never all in memory. Hence no clipping, which needs all first, and one micro-batch a step.
+    never all in memory. Hence no clipping, which needs all first, and one micro-batch a step; from
+    the first gradient on that is no number, no weight moves in this step any more.
     """
 
     def __init__(self, optimizer: AdamW, across: Across = alone) -> None:
         self.optimizer, self.across = optimizer, across
         self.norms: List[Tensor] = []  # of this step's gradients so far
+        self.sound: Union[float, Tensor] = 0.0  # and nan, once one of them is no number
         for number, group in enumerate(optimizer.param_groups):
             for weight in group["params"]:
                 weight.register_post_accumulate_grad_hook(partial(self._step_weight, number))
@@ -150,11 +153,14 @@ class InBackward(Update):
     def finish(self) -> Tensor:
         norm = self.across(_global_norm(self.norms))
         self.norms.clear()
+        self.sound = 0.0
         return norm
 
     @torch.no_grad()
     def _step_weight(self, group: int, weight: Tensor) -> None:
         assert weight.grad is not None
         self.norms.append(torch.linalg.vector_norm(local(weight.grad)))
-        self.optimizer.step_weight(weight, self.scalars[group])
+        self.sound = self.sound + 0.0 * self.norms[-1].float()
+        scale = (self.sound == 0.0).float()
+        self.optimizer.step_weight(weight, guarded(self.scalars[group], scale), scale)
         weight.grad = None

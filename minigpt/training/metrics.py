@@ -99,7 +99,7 @@ class Reporter:
     def log(self, record: Dict[str, Any]) -> None:
         """Writes a training record and refreshes the line on the terminal."""
         self._write(record)
-        text = "loss " + self.loss_format % record["loss"]
+        text = "loss " + self.loss_format % record["loss"] if "loss" in record else "no loss"
         before, self.printed = self.printed, (record["step"], time.perf_counter())
         if "tokens_per_second" in record:
             # Over the last lines, the newest counting most, and pauses as much as steps.
@@ -144,7 +144,7 @@ class Reporter:
         self.file.flush()
         if self.events is not None:
             for name, value in record.items():
-                if name != "step":
+                if name != "step" and not isinstance(value, list):
                     self.events.add_scalar(name, value, record["step"])
 
 
@@ -170,6 +170,7 @@ def read_metrics(path: Path) -> List[Dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             record = parse_object(line)
-            if isinstance(record.get("step"), int) and all(map(math.isfinite, record.values())):
+            numbers = [value for value in record.values() if not isinstance(value, list)]
+            if isinstance(record.get("step"), int) and all(map(math.isfinite, numbers)):
                 records.append(record)
     return records

@@ -4,7 +4,7 @@
     every so often: log, validate, sample, save
 
 Nothing in a step waits for the device. Loss and gradient norm stay there as tensors, and leave it
-together when a line is logged.
+together when a line is logged; a step whose gradient is no number moves nothing (watch.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import torch
 
@@ -36,6 +36,7 @@ from minigpt.training.metrics import Clock, Reporter, Silent
 from minigpt.training.objective import Objective
 from minigpt.training.parallel import World
 from minigpt.training.validation import Validation, validate
+from minigpt.training.watch import PATIENCE, Watch, no_number
 
 
 @dataclass
@@ -71,10 +72,9 @@ class Trainer:
             self.run, self.settings.steps, self.state.step, self.settings.asked.tensorboard,
             self.device.loss_format,
         ) if self.world.first else Silent()  # fmt: skip
-        self.clock, self.unlogged = Clock(), 0
+        self.clock = Clock()
+        self.watch = Watch(self.settings.asked.log_every, self.device.torch_device)
         self.forward = self.world.wrap(self.objective)
-        self.loss_total = torch.zeros((), device=self.device.torch_device)
-        self.grad_norm = torch.zeros((), device=self.device.torch_device)
         first = self.state.step + 1
         self._point_at_best()
         try:
@@ -114,19 +114,19 @@ class Trainer:
         self.optimizer.set_lr(self.lr())
         seed, step = self.settings.asked.seed, self.state.step
         self.world.draw_apart(seed, step)
+        total = torch.zeros((), device=self.device.torch_device)
         parts = list(batch.micro_batches(self.settings.micro_batch_size))
         for part in parts:
             with self.world.adding(self.forward, last=part is parts[-1]):
                 loss = self.forward(part) / batch.supervised
                 self.update.backward(loss)
-            self.loss_total += loss.detach()
+            total += loss.detach()
         self.world.draw_alike(seed, step)
-        self.grad_norm = self.update.finish()
+        self.watch.add(total, self.update.finish())
         self.state.step += 1
         self.state.samples_seen = self.loader.samples_seen
         tokens = batch.tokens.numel() * self.world.size
         self.state.tokens_seen += tokens - batch.padding
-        self.unlogged += 1
         self.clock.count(tokens, batch)
         self.reporter.step()
 
@@ -140,7 +140,8 @@ class Trainer:
 
     def _every_so_often(self, first: int, stopping: bool) -> None:
         """What is due after a step. Before a pause there is always a log line: so the clock
-        measures steps alone, and a model whose loss is no number is never saved.
+        measures steps alone, and a model whose loss is no number is never saved: if that of the
+        last step is none, it is validated before the run ends.
         """
         settings, step = self.settings, self.state.step
         last = step >= settings.steps
@@ -152,22 +153,23 @@ class Trainer:
         pausing = validating or sampling or saving
         if pausing or step == first or _due(step, settings.asked.log_every):
             self._log(warmup=step == first)
-        if validating:
+        doubtful, ending = self.watch.in_a_row > 0, last or stopping
+        if validating or (doubtful and ending):
             self._validate()
-        if sampling:
+        if sampling and not doubtful:
             self._sample()
-        if saving or self.finished():
+        if (saving and (ending or not doubtful)) or self.finished():
             self.save()
         if pausing:
             self.clock.restart()
 
     def _log(self, warmup: bool) -> None:
-        loss, norm = self._pull()
+        seen = self.watch.read(self.state.step, self.loader, self.world)
         speeds = self.clock.read()
         if warmup:
             speeds = {"warmup_seconds": speeds["step_seconds"]}
         state, lr = self.state, self.optimizer.param_groups[0]["lr"]
-        record: Dict[str, Any] = {"step": state.step, "loss": loss, "grad_norm": norm, "lr": lr}
+        record: Dict[str, Any] = {"step": state.step, **seen, "lr": lr}
         record.update(tokens=state.tokens_seen, **speeds)
         if self.peak and "tokens_per_second" in speeds:
             record["mfu"] = speeds["tokens_per_second"] / self.peak
@@ -178,18 +180,8 @@ class Trainer:
         if self.device.peak_memory() is not None:
             record["peak_memory"] = self.device.peak_memory()
         self.reporter.log(record)
-
-    def _pull(self) -> Tuple[float, float]:
-        """The mean loss since the last pull, and the last gradient norm, in one transfer."""
-        loss_total = self.world.sum(self.loss_total)
-        loss, norm = torch.stack([loss_total, self.grad_norm]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            what = f"the loss or its gradient stopped being a number by step {self.state.step}"
-            raise TrainingError(what, "resume from the last checkpoint with a lower --lr")
-        mean = loss / max(1, self.unlogged)
-        self.loss_total.zero_()
-        self.unlogged = 0
-        return mean, norm
+        if self.watch.in_a_row >= PATIENCE:
+            raise no_number(self.run, state.step)
 
     def validate(self) -> Validation:
         """The model's loss on the validation set."""
@@ -201,6 +193,8 @@ class Trainer:
     def _validate(self) -> None:
         step, state = self.state.step, self.state
         result = self.latest = self.validate()
+        if not math.isfinite(result.loss):
+            raise no_number(self.run, step)
         text = f"step {step}  validation: {result.text(self.device.loss_format)}"
         self.reporter.note(text, {"step": step, **result.record()})
         if state.best_loss is None or result.loss < state.best_loss:

@@ -108,10 +108,10 @@ def test_clipping_equals_torch(limit):
         assert (a - b).abs().max().item() <= 1e-6
 
 
-def test_no_limit_means_no_scale():
+def test_no_limit_means_a_scale_of_one():
     ours, theirs, _, _ = pair()
     give_gradients(ours, theirs)
-    assert clip_scale(ours.parameters(), 0.0)[1] is None
+    assert clip_scale(ours.parameters(), 0.0)[1] == 1.0
 
 
 def test_saved_and_loaded_as_any_optimizer_of_torch_it_goes_on_to_the_last_bit():

@@ -353,7 +353,7 @@ def test_a_damaged_adapter_file_is_one_sentence(tmp_path):
     run = run_to_the_end(tuning(tmp_path, lora_rank=2, steps=2))
     path = resolve(run) / "adapter.json"
     path.write_text(path.read_text().replace('"base"', '"bass"'))
-    with pytest.raises(CheckpointError, match="is not (as it|what) was written"):
+    with pytest.raises(CheckpointError, match=r"is not (as it|what) was written"):
         read_adapter(resolve(run))
 
 
