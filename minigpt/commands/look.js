@@ -1,7 +1,4 @@
-"use strict";
-
-// What the Python side wrote: see `contents` in look.py. N tokens are shown, of L layers and H heads.
-const data = JSON.parse(document.getElementById("data").textContent);
+// `data` is written by `contents` in look.py. N tokens are shown, of L layers and H heads.
 const N = data.tokens.length;
 const L = data.model.layers;
 const H = data.model.heads;
@@ -10,19 +7,10 @@ const said = data.lens[L]; // behind the last layer: what the model says
 // What is chosen; everything on the page is drawn from this and `data`.
 const state = { token: N - 1, layer: Math.floor(L / 2), head: 0, all: false };
 
-const at = (id) => document.getElementById(id);
 const label = (token) => data.vocabulary[token][0];
 const spelled = (token) => `token ${token}, ${data.vocabulary[token][1]}`;
 
 // Small tools -------------------------------------------------------------------------------------
-
-/** A new element with a class and a text; texts are never read as HTML. */
-function make(kind, className = "", text = "") {
-  const element = document.createElement(kind);
-  if (className) element.className = className;
-  element.textContent = text;
-  return element;
-}
 
 function sign(token) {
   const element = make("span", "sign", label(token));
@@ -42,19 +30,6 @@ function share(weight) {
   const digits = data.steps > 255 ? 2 : 0;
   const text = (100 * weight).toFixed(digits);
   return Number(text) ? text + "%" : `<${(10 ** -digits).toString()}%`;
-}
-
-/** A number of three digits or so. */
-function short(value) {
-  if (value === null) return "∞";
-  const size = Math.abs(value);
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
-  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
-}
-
-function colour(name, alpha = 1) {
-  const value = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  return value.includes("#") ? value : `rgb(${value} / ${alpha})`;
 }
 
 /** Fills an element's background with `strength` (0 to 1) of blue, and keeps its text readable. */
@@ -310,13 +285,6 @@ function drawLens() {
 }
 
 // The stream and the units ------------------------------------------------------------------------
-
-function shape(kind, attributes, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
-  Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
-  element.textContent = text;
-  return element;
-}
 
 function drawNorms() {
   const svg = at("norms");

@@ -5,10 +5,7 @@ that needs nothing else. What it shows is computed in look_taps.py, and drawn by
 from __future__ import annotations
 
 import base64
-import json
 import math
-import pkgutil
-import re
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
@@ -22,6 +19,7 @@ from minigpt.checkpoint.run_files import resolve
 from minigpt.commands.generate import note, notes, read_prompt, require_room, tuned_template
 from minigpt.commands.look_taps import Guess, Inside, Layer, look_inside
 from minigpt.commands.options import LookConfig
+from minigpt.commands.page import page_of
 from minigpt.data.tokenizer import Tokenizer, load_tokenizer, reading_marks
 from minigpt.devices.device import find_device
 from minigpt.model.config import GPTConfig
@@ -48,7 +46,8 @@ def look_command(config: LookConfig) -> None:
     inside = look_inside(model, read, shown)
     cut = [*notes(len(ids), 1, model.config.n_positions), *left_out(inside, config.last)]
     about = {"checkpoint": str(directory), "dtype": str(model.head_weight.dtype).split(".")[-1]}
-    page = page_of({**about, "notes": cut, **contents(inside, model.config, tokenizer)})
+    values = {**about, "notes": cut, **contents(inside, model.config, tokenizer)}
+    page = page_of("look", "Inside a GPT", values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,14 +136,3 @@ def label(tokenizer: Tokenizer, token: int) -> List[str]:
         return [visible(data.decode().translate(_SIGNS)), repr(data)]
     except UnicodeDecodeError:
         return [repr(data)[2:-1], repr(data)]
-
-
-def page_of(values: Dict[str, Any]) -> str:
-    """The page. A `<` could end the script it is in, or begin a comment; JSON can spell it out."""
-    parts = {name: _beside(f"look.{name}") for name in ("css", "js")}
-    parts["data"] = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _beside("look.html"))
-
-
-def _beside(name: str) -> str:
-    return (pkgutil.get_data("minigpt.commands", name) or b"").decode()

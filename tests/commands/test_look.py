@@ -223,6 +223,6 @@ def test_what_the_page_is_made_of_is_in_the_wheel():
     declared = configparser.ConfigParser()
     declared.read(str(ROOT / "setup.cfg"))
     patterns = declared["options.package_data"]["minigpt.commands"].replace(" ", "").split(",")
-    for name in ("look.html", "look.css", "look.js"):
+    for name in (f"{n}.{kind}" for n in ("page", "look") for kind in ("html", "css", "js")):
         assert (ROOT / "minigpt" / "commands" / name).is_file()
         assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
