@@ -298,10 +298,12 @@ class DevicesConfig:
 
 @dataclass
 class ReportConfig:
-    """Summarises a run, compares several, or lists those in a directory; draws the losses."""
+    """Summarises a run, or compares several, with a page for a browser; or lists a directory's."""
 
     runs: tyro.conf.Positional[Tuple[str, ...]] = ("runs",)
     """A run, several runs, or a directory of runs."""
+    watch: bool = False
+    """Draw the page again and again while a run goes on; Ctrl-C ends that."""
 
 
 @dataclass

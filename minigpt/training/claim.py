@@ -19,7 +19,7 @@ from minigpt.checkpoint import run_files
 LOCK, _SIGN = "lock", "minigpt, process"
 _OURS = {
     LOCK, "config.toml", "metrics.jsonl", "samples.md", "checkpoints", "base", "tensorboard",
-    "loss.png", run_files.LATEST, run_files.BEST,
+    "loss.png", "report.html", "compared.png", "compared.html", run_files.LATEST, run_files.BEST,
 }  # fmt: skip
 
 
@@ -38,6 +38,19 @@ def sign_of(run: Path) -> str:
     with suppress(OSError, ValueError):
         return (run / LOCK).read_text(encoding="utf-8")
     return ""
+
+
+def in_use(run: Path) -> bool:
+    """Whether a process has the run, or might: nobody can tell where there are no locks."""
+    try:
+        held = hold(run / LOCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # it has no lock: it is a copy, or was made by something else
+    if held is not None:
+        os.close(held)
+    return held is None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Sequence
 from minigpt.base.text import visible, word
 from minigpt.data.corpus import validation_documents
 from minigpt.data.sources import HELD_OUT
-from minigpt.training.metrics import METRICS, read_metrics
+from minigpt.training.history import History
 from minigpt.training.trainer import Trainer
 
 _YARDSTICK_BYTES = 20_000_000  # compressing more says nothing new and takes long
@@ -34,7 +34,7 @@ def closing_report(trainer: Trainer) -> str:
     saved = trainer.save()
     lines = ["", *_quality(trainer), *shown("gzip, xz", lambda: _yardsticks(trainer))]
     lines += ["", *shown("sample", lambda: _sample(trainer)), f"saved    {saved}"]
-    lines += shown("plot", lambda: plot([trainer.run]))
+    lines += shown("plot", lambda: plot([History(trainer.run)]))
     lines += [f"next     python -m minigpt generate --checkpoint {word(trainer.run)} {prompting}"]
     return "\n".join(lines)
 
@@ -85,8 +85,9 @@ def _sample(trainer: Trainer) -> List[str]:
     return ["sample", *("    " + part for parts in cut for part in parts), ""]
 
 
-def plot(runs: Sequence[Path]) -> List[str]:
+def plot(histories: Sequence[History]) -> List[str]:
     """Draws the losses into one picture in the first run's directory; returns what to say of it."""
+    runs = [history.run for history in histories]
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches and fonts are its own
     try:
         import matplotlib
@@ -98,10 +99,9 @@ def plot(runs: Sequence[Path]) -> List[str]:
 
     several = len(runs) > 1
     figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
-    for number, run in enumerate(runs):
-        records = read_metrics(run / METRICS)
+    for number, (run, history) in enumerate(zip(runs, histories)):
         for key, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
-            points = [(record["step"], record[key]) for record in records if key in record]
+            points = history.points[key]
             name, color = (f"{run}, {label}", f"C{number}") if several else (label, None)
             if points:
                 axes.plot(*zip(*points), style, label=name, color=color, markersize=4)

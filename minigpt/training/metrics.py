@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, TextIO
+from typing import Any, Callable, Dict, Iterator, List, Optional, TextIO
 
 from tqdm import tqdm
 
@@ -165,12 +165,21 @@ def _speed(record: Dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that is none, as when a crash cut it, is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            record = parse_object(line)
-            numbers = [value for value in record.values() if not isinstance(value, list)]
-            if isinstance(record.get("step"), int) and all(map(math.isfinite, numbers)):
-                records.append(record)
-    return records
+    """The records of a metrics.jsonl, without those in which something is infinite or no number."""
+    return [r for r in each_record(path) if all(map(math.isfinite, _numbers(r)))]
+
+
+def each_record(path: Path) -> Iterator[Dict[str, Any]]:
+    """One after the other; a line that is none, as when a crash cut it, is left out."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
+                record = parse_object(line)
+                list(map(math.isfinite, _numbers(record)))  # TypeError for what is no number
+                if isinstance(record.get("step"), int):
+                    yield record
+
+
+def _numbers(record: Dict[str, Any]) -> List[Any]:
+    """All but the lists, of steps and of samples."""
+    return [value for value in record.values() if not isinstance(value, list)]

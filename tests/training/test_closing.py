@@ -6,6 +6,7 @@ import pytest
 
 from minigpt.training import closing
 from minigpt.training.closing import plot
+from minigpt.training.history import History
 from tests.helpers.runs import corpus, train
 from tests.helpers.tuning import run_to_the_end, trainer_of
 
@@ -88,8 +89,8 @@ def history(run, losses):
 def test_a_picture_of_a_run_of_any_name(tmp_path, name, capfd, recwarn):
     pytest.importorskip("matplotlib")
     run, other = history(tmp_path / name, [3.0, 2.0]), history(tmp_path / "o" / name, [3.0, 1.0])
-    assert plot([run]) == [f"plot     {run / 'loss.png'}"]
-    assert plot([run, other]) == [f"plot     {run / 'compared.png'}"]
+    assert plot([History(run)]) == [f"plot     {run / 'loss.png'}"]
+    assert plot([History(run), History(other)]) == [f"plot     {run / 'compared.png'}"]
     assert (
         (run / "loss.png").read_bytes()[:4] == (run / "compared.png").read_bytes()[:4] == b"\x89PNG"
     )
