@@ -21,7 +21,7 @@ const CHARTS = [
   },
   {
     id: "memory", title: "Memory, the most so far", unit: "GB", times: 1e-9,
-    lines: [{ key: "peak_memory", name: "GB" }],
+    lines: [{ key: "peak_memory", name: "GB of memory" }],
   },
 ].filter((chart) => chart.id === "loss" || runs.some((run) => run.series[chart.lines[0].key].length));
 
@@ -31,8 +31,8 @@ READ.splice(2, 0, { key: "val_bits_per_byte", name: "bits per byte", times: 1 })
 
 const HUES = 6;
 const KEPT = `report ${location.pathname}`; // under this name a page finds what was chosen before
-const steps = [...new Set(runs.flatMap((run) => [...run.series.loss, ...run.series.val_loss].map((p) => p[0])))];
-steps.sort((a, b) => a - b);
+const logged = runs.flatMap((run) => [...run.series.loss, ...run.series.val_loss]);
+const steps = [...new Set(logged.map((point) => point[0]))].sort((a, b) => a - b);
 
 // What is chosen: the place of a step in `steps`, the axis, and the runs that are not drawn.
 const state = { place: steps.length - 1, log: false, hidden: new Set() };
@@ -72,15 +72,16 @@ function between(low, high, count, whole = false) {
   return Array.from({ length: Math.floor(high / unit) - first + 1 }, (_, n) => (first + n) * unit);
 }
 
-/** Round numbers of a logarithmic axis. */
-function powers(low, high) {
+/** Round numbers of a logarithmic axis, about `count` of them. */
+function powers(low, high, count) {
+  const decades = Math.log10(high / low);
+  const factors = 3 * decades > 1.2 * count ? [1] : [1, 2, 5];
+  const every = Math.ceil(decades / count);
   const found = [];
-  const factors = high / low > 300 ? [1] : [1, 2, 5];
-  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += every) {
     found.push(...factors.map((n) => n * 10 ** power));
   }
-  const every = Math.ceil(found.length / 12);
-  return found.filter((value, place) => value >= low && value <= high && place % every === 0);
+  return found.filter((value) => value >= low && value <= high);
 }
 
 /** The place of the last point at or before a step; -1 before the first. */
@@ -93,6 +94,9 @@ function placeOf(points, step) {
   }
   return low - 1;
 }
+
+/** The place in `steps` of a step or, where there is none, of the one before. */
+const placeOfStep = (step) => Math.max(0, placeOf(steps.map((one) => [one]), step));
 
 /** The point that counts at a step; undefined before the first, and when the run has ended. */
 function pointAt(run, key, step) {
@@ -117,8 +121,9 @@ function scale(low, high, from, to, log) {
   return (value) => from + ((f(value) - f(low)) / width) * (to - from);
 }
 
-/** The lowest and highest of the values, with some room, and whether they need a logarithmic axis. */
-function range(values) {
+/** The lowest and highest of the values, with some room or from zero on, and whether they need a
+ * logarithmic axis. */
+function range(values, zero) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
     low = Math.min(low, value);
@@ -128,7 +133,7 @@ function range(values) {
   const middle = values.slice().sort((a, b) => a - b)[values.length >> 1];
   if (low > 0 && high > 20 * middle) return [low / 1.2, high * 1.2, true];
   const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
-  return [low >= 0 && low < 0.4 * high ? 0 : low - room, high + room, false];
+  return [zero && low >= 0 && low < 0.4 * high ? 0 : low - room, high + room, false];
 }
 
 function drawChart(chart) {
@@ -140,7 +145,7 @@ function drawChart(chart) {
   for (const run of drawn()) {
     for (const line of chart.lines) for (const p of run.series[line.key]) values.push(p[1] * times);
   }
-  const [low, high, log] = range(values);
+  const [low, high, log] = range(values, chart.id !== "loss");
   const alone = steps.length < 2;
   const start = alone ? (steps[0] ?? 1) - 1 : steps[0];
   const first = state.log ? Math.max(start, 1) : start;
@@ -150,12 +155,12 @@ function drawChart(chart) {
   const shapes = [];
   const add = (kind, attributes, text) => shapes.push(shape(kind, attributes, text));
 
-  for (const value of log ? powers(low, high) : between(low, high, height / 60)) {
+  for (const value of (log ? powers : between)(low, high, height / 60)) {
     add("line", { class: "grid", x1: left, x2: right, y1: y(value), y2: y(value) });
     add("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, tick(value));
   }
-  const columns = (right - left) / 90;
-  for (const step of state.log ? powers(first, last) : between(first, last, columns, true)) {
+  const columns = (right - left) / 70;
+  for (const step of state.log ? powers(first, last, columns) : between(first, last, columns, true)) {
     add("line", { class: "grid", x1: x(step), x2: x(step), y1: floor, y2: floor + 4 });
     const anchor = x(step) > right - 20 ? "end" : "middle";
     add("text", { x: x(step), y: floor + 18, "text-anchor": anchor }, tick(step));
@@ -171,7 +176,9 @@ function drawChart(chart) {
       }
     }
   }
-  for (const run of drawn()) for (const line of chart.lines) shapes.push(...curve(run, line, x, y, times));
+  for (const run of drawn()) {
+    for (const line of chart.lines) shapes.push(...curve(run, line, x, y, times));
+  }
   chart.cursor = shape("g", { class: "cursor" });
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(...shapes, chart.cursor);
@@ -179,11 +186,12 @@ function drawChart(chart) {
 
 /** A run's line as shapes: a path, and dots where points are few. */
 function curve(run, line, x, y, times) {
-  const points = run.series[line.key].map(([step, value]) => [x(step).toFixed(1), y(value * times).toFixed(1)]);
+  const points = run.series[line.key].map((p) => [x(p[0]).toFixed(1), y(p[1] * times).toFixed(1)]);
   const faint = several && line.key === "loss" ? " faint" : "";
   const name = lineLook(run, line);
   const shapes = [];
-  if (points.length > 1) shapes.push(shape("path", { class: name + faint, d: `M${points.map((p) => p.join(",")).join("L")}` }));
+  const d = `M${points.map((point) => point.join(",")).join("L")}`;
+  if (points.length > 1) shapes.push(shape("path", { class: name + faint, d }));
   if (points.length === 1 || (line.dots && points.length < 60)) {
     points.forEach(([cx, cy]) => shapes.push(shape("circle", { class: name, cx, cy, r: 3 })));
   }
@@ -193,21 +201,22 @@ function curve(run, line, x, y, times) {
 /** Moves the line of the chosen step, and its dots. */
 function drawCursor(chart) {
   if (!steps.length) return;
-  const at = chart.x(chosenStep());
-  const shapes = [shape("line", { x1: at, x2: at, y1: 22, y2: (chart.height ?? 200) - 36 })];
+  const x = chart.x(chosenStep());
+  const shapes = [shape("line", { x1: x, x2: x, y1: 22, y2: (chart.height ?? 200) - 36 })];
   const said = [];
   for (const run of drawn()) {
     for (const line of chart.lines) {
       const point = pointAt(run, line.key, chosenStep());
       if (!point) continue;
       const [step, value] = [point[0], point[1] * (chart.times ?? 1)];
-      shapes.push(shape("circle", { class: lineLook(run, line), cx: chart.x(step), cy: chart.y(value), r: 4 }));
+      const spot = { cx: chart.x(step), cy: chart.y(value), r: 4 };
+      shapes.push(shape("circle", { class: lineLook(run, line), ...spot }));
       said.push(`${several ? `${run.short} ` : ""}${line.name} ${number(value)}`);
     }
   }
   chart.cursor.replaceChildren(...shapes);
   const label = `${chart.title} at step ${chosenStep()}: ${said.slice(0, 12).join("; ")}`;
-  document.getElementById(chart.id).setAttribute("aria-label", label);
+  at(chart.id).setAttribute("aria-label", label);
 }
 
 /** The place of the step that is drawn nearest to a pointer. */
@@ -227,7 +236,8 @@ function placeUnder(event, chart) {
 function reading(run, one) {
   const point = pointAt(run, one.key, chosenStep());
   if (!point) return [chosenStep() > run.last ? "ended" : "–", ""];
-  return [number(point[1] * one.times), point[0] === chosenStep() ? "" : `at ${point[0].toLocaleString("en")}`];
+  const where = point[0] === chosenStep() ? "" : `at ${point[0].toLocaleString("en")}`;
+  return [number(point[1] * one.times), where];
 }
 
 const read = READ.filter((one) => runs.some((run) => run.series[one.key].length));
@@ -285,7 +295,9 @@ function fill(table, head, rows, numbers = false) {
   };
   const line = (cells, kind) => {
     const row = make("tr");
-    cells.forEach((one, place) => row.append(cell(place ? kind : "th", one, place && numbers ? "number" : "")));
+    cells.forEach((one, place) => {
+      row.append(cell(place ? kind : "th", one, place && numbers ? "number" : ""));
+    });
     row.firstChild.scope = "row";
     return row;
   };
@@ -311,7 +323,9 @@ function drawTables() {
 
 /** Spikes of the loss, where a run went on, and what was no number, in the order of steps. */
 function marksOf(run) {
-  const found = run.wrong.map(([step, key, value]) => ({ step, text: `${key} was ${value}, which is no number` }));
+  const found = run.wrong.map(([step, key, value]) => {
+    return { step, text: `${key} was ${value}, which is no number` };
+  });
   const losses = run.series.loss;
   for (let place = 20; place < losses.length; place++) {
     const before = losses.slice(place - 20, place).map((p) => p[1]);
@@ -320,18 +334,21 @@ function marksOf(run) {
     const text = `loss ${number(loss)}, a spike: it was ${number(low)} to ${number(high)} before`;
     if (loss > high + (high - low)) found.push({ step, text });
   }
-  run.series.warmup_seconds.slice(1).forEach(([step]) => found.push({ step, text: "the run was resumed before it" }));
+  for (const [step] of run.series.warmup_seconds.slice(1)) {
+    found.push({ step, text: "the run was resumed before it" });
+  }
   return found.sort((a, b) => a.step - b.step);
 }
 
 function drawMarks() {
   const all = runs.flatMap((run) => run.marks.map((mark) => ({ ...mark, run })));
   at("marked").hidden = !all.length;
+  at("counted").classList.toggle("both", !all.length);
   const rows = all.slice(0, 100).map(({ run, step, text }) => {
     const where = `${several ? `${run.short}, ` : ""}step ${step.toLocaleString("en")}`;
     const button = make("button", "", `${where}: ${text}`);
     button.type = "button";
-    button.addEventListener("click", () => choose(placeOf(steps.map((one) => [one]), step)));
+    button.addEventListener("click", () => choose(placeOfStep(step)));
     const row = make("li");
     row.append(button);
     return row;
@@ -364,7 +381,7 @@ function drawSamples() {
     const button = make("button", "", step.toLocaleString("en"));
     button.type = "button";
     button.setAttribute("aria-pressed", step === latest);
-    button.addEventListener("click", () => choose(placeOf(steps.map((one) => [one]), step)));
+    button.addEventListener("click", () => choose(placeOfStep(step)));
     return button;
   });
   at("sample-steps").replaceChildren("step", ...buttons);
@@ -372,7 +389,8 @@ function drawSamples() {
     const sample = run.said[placeOf(run.said, chosenStep())];
     const box = make("div");
     if (several) box.append(nameOf(run));
-    box.append(make("small", "", sample ? `step ${sample[0].toLocaleString("en")}` : `the first is of step ${run.said[0][0]}`));
+    const which = sample ? `step ${sample[0]}` : `the first is of step ${run.said[0][0]}`;
+    box.append(make("small", "", which));
     if (sample) box.append(make("pre", "", plain(sample[1])));
     return box;
   });
@@ -436,18 +454,25 @@ function keyed(event) {
 /** Keeps what is chosen for the page that comes in place of this one. The last step stays the last. */
 function keep() {
   const step = state.place === steps.length - 1 ? null : chosenStep();
-  const chosen = { step, log: state.log, hidden: [...state.hidden], top: window.scrollY, open: at("same").open };
-  sessionStorage.setItem(KEPT, JSON.stringify(chosen));
+  const chosen = { step, log: state.log, hidden: [...state.hidden], open: at("same").open };
+  chosen.top = window.scrollY;
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify(chosen));
+  } catch {} // a browser may be told to keep nothing
 }
 
+/** Takes over what was chosen in the page before, if there was one; how far it was scrolled. */
 function recall() {
-  const chosen = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-  sessionStorage.removeItem(KEPT);
+  let chosen = null;
+  try {
+    chosen = JSON.parse(sessionStorage.getItem(KEPT));
+    sessionStorage.removeItem(KEPT);
+  } catch {} // as above
   if (!chosen) return 0;
   state.log = chosen.log;
   state.hidden = new Set(chosen.hidden);
   at("same").open = chosen.open;
-  if (chosen.step !== null) state.place = Math.max(0, placeOf(steps.map((one) => [one]), chosen.step));
+  if (chosen.step !== null) state.place = placeOfStep(chosen.step);
   return chosen.top;
 }
 
@@ -472,7 +497,8 @@ function begin() {
   const names = runs.map((run) => run.short).join(" · ");
   const title = runs.length > 4 ? `${runs.length} runs` : several ? names : plain(runs[0].name);
   document.title = at("title").textContent = title;
-  const follows = data.again ? `; it is opened anew every ${data.again} s, as the command that draws it goes on` : "";
+  const often = `; it is opened anew every ${data.again} s, as the command that draws it goes on`;
+  const follows = data.again ? often : "";
   at("about").textContent = `Written by minigpt report, ${data.written}${follows}.`;
   at("notes").replaceChildren(...notes().map((text) => make("li", "", text)));
   const kinds = CHARTS[0].lines.map((line) => {
@@ -497,6 +523,7 @@ function begin() {
   window.addEventListener("resize", draw);
   drawTables();
   drawMarks();
+  history.scrollRestoration = "manual"; // the browser's own may come too early, or go elsewhere
   const top = recall();
   draw();
   if (top) window.scrollTo(0, top);

@@ -7,7 +7,7 @@ from array import array
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from minigpt.training.metrics import METRICS, each_record
+from minigpt.training.metrics import METRICS, each_record, numbers
 
 _KEYS = (
     "loss", "val_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_second", "mfu",
@@ -35,7 +35,7 @@ class History:
                 begun = {key: len(points) for key, points in self.points.items()}
             for key, points in self.points.items():
                 self._take(record, key, points, begun[key])
-            if "loss" in record and all(map(math.isfinite, record.values())):
+            if "loss" in record and all(map(math.isfinite, numbers(record))):
                 self._count(record)
 
     def _take(

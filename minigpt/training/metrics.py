@@ -23,6 +23,7 @@ from minigpt.base.text import duration
 from minigpt.data.batch import Batch
 
 METRICS = "metrics.jsonl"
+LISTS = ("skipped_steps", "skipped_samples", "loss_spikes")  # in it, beside numbers (watch.py)
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without tqdm's own ETA
 _KEPT = 0.9  # of what is known of the pace, from line to line
 _SLOW = 10  # times the fastest steps: then others must be using the device
@@ -166,7 +167,7 @@ def _speed(record: Dict[str, Any]) -> str:
 
 def read_metrics(path: Path) -> List[Dict[str, Any]]:
     """The records of a metrics.jsonl, without those in which something is infinite or no number."""
-    return [r for r in each_record(path) if all(map(math.isfinite, _numbers(r)))]
+    return [r for r in each_record(path) if all(map(math.isfinite, numbers(r)))]
 
 
 def each_record(path: Path) -> Iterator[Dict[str, Any]]:
@@ -175,11 +176,11 @@ def each_record(path: Path) -> Iterator[Dict[str, Any]]:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, OverflowError):
                 record = parse_object(line)
-                list(map(math.isfinite, _numbers(record)))  # TypeError for what is no number
+                list(map(math.isfinite, numbers(record)))  # TypeError for what is no number
                 if isinstance(record.get("step"), int):
                     yield record
 
 
-def _numbers(record: Dict[str, Any]) -> List[Any]:
-    """All but the lists, of steps and of samples."""
-    return [value for value in record.values() if not isinstance(value, list)]
+def numbers(record: Dict[str, Any]) -> List[Any]:
+    """All but the lists of a record, of steps and of samples."""
+    return [value for name, value in record.items() if name not in LISTS]

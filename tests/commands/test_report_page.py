@@ -21,7 +21,7 @@ from minigpt.commands.cli import run
 from minigpt.training.claim import require_startable
 from minigpt.training.history import MOST, History
 from tests.helpers.browser import browser, why_not
-from tests.helpers.runs import ROOT
+from tests.helpers.warm import warm
 
 HOSTILE = "a</script><script>document.title = 1<\\!--\u202e\x1b[31m 끝"
 missing = why_not()
@@ -242,8 +242,9 @@ def watched(tmp_path):
     start = "import sys; sys.modules['matplotlib'] = None\n"
     start += "from minigpt.commands import report; report._PAUSE = 0.2\n"
     start += "from minigpt.__main__ import main; sys.exit(main())"
-    words = [sys.executable, "-c", start, "report", str(one), "--watch"]
-    process = subprocess.Popen(words, cwd=str(ROOT), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    (tmp_path / "start.py").write_text(start)
+    words = warm(tmp_path / "start.py", "report", one, "--watch")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     yield one, process, lock
     process.kill()
     process.communicate()
@@ -336,7 +337,7 @@ def values(window):
     """The values in sight of a single run by their keys."""
     pairs = "[...document.querySelectorAll('.pairs b')].map(e => [e.dataset.key, e.innerText])"
     found = window.run("return " + pairs)
-    return {key: float(text.replace(",", "")) for key, text in found if text != "–"}
+    return {key: float(text.replace(",", "")) for key, text in found if text != "\u2013"}
 
 
 def row(window, number):
@@ -422,6 +423,7 @@ def test_a_page_that_follows_shows_a_new_line_and_keeps_what_is_chosen(opened, w
     append(one, "".join(json.dumps(record) + "\n" for record in usual(50)))
     until(lambda: (one / "report.html").exists() and len(drawn(one)) == 6)
     window = opened(one / "report.html")
+    window.look_like(390)
     assert window.text("#state") == "Step 50, the last"
     append(one, json.dumps(line(60, 1.25)) + "\n" + '{"step": 70')
     until(lambda: window.text("#state") == "Step 60, the last")  # the last stays the last
@@ -435,3 +437,4 @@ def test_a_page_that_follows_shows_a_new_line_and_keeps_what_is_chosen(opened, w
     assert process.wait(60) == 130
     until(lambda: window.run("return data.again") == 0)
     assert "opened anew" not in window.text("#about")
+    window.look_like(1200)
