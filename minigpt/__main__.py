@@ -28,7 +28,7 @@ _COMMANDS = {
     "merge": "make a whole checkpoint of a LoRA adapter and its base",
     "plan": "memory, what fits, and time of a step, before anything is loaded",
     "devices": "what this machine computes on, and why not on something else",
-    "report": "summary and plot of a run, several compared, or a list of all",
+    "report": "a run, or several compared, in a few lines and in a page; or a list of all",
 }
 _COMPUTE = ("train", "generate", "chat", "look", "evaluate")
 _SCRIPTS = {"train": "train.py", "convert": "convert_hf.py"}

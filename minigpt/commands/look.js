@@ -32,6 +32,20 @@ function share(weight) {
   return Number(text) ? text + "%" : `<${(10 ** -digits).toString()}%`;
 }
 
+/** A number of three digits or so. */
+function short(value) {
+  if (value === null) return "∞";
+  const size = Math.abs(value);
+  if (size >= 1000) return Math.round(value).toLocaleString("en");
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
+}
+
+/** The value of a colour of page.css. */
+function colour(name, alpha = 1) {
+  const value = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  return value.includes("#") ? value : `rgb(${value} / ${alpha})`;
+}
+
 /** Fills an element's background with `strength` (0 to 1) of blue, and keeps its text readable. */
 function shade(element, strength) {
   element.style.background = `rgb(var(--blue) / ${strength.toFixed(3)})`;

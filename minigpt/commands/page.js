@@ -20,17 +20,3 @@ function shape(kind, attributes, text = "") {
   element.textContent = text;
   return element;
 }
-
-/** A number of three digits or so. */
-function short(value) {
-  if (value === null) return "∞";
-  const size = Math.abs(value);
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
-  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
-}
-
-/** The value of a colour of page.css. */
-function colour(name, alpha = 1) {
-  const value = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  return value.includes("#") ? value : `rgb(${value} / ${alpha})`;
-}
