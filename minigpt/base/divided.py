@@ -38,13 +38,17 @@ def first_row(tensor: Tensor) -> int:
     return min(part * each, tensor.size(0))
 
 
+def rows_here(tensor: Tensor, begin: int, count: int) -> Tuple[int, int]:
+    """Of `count` rows from `begin` on those that this process has: (first, end), empty if none."""
+    first = first_row(tensor)
+    return max(first, begin), min(first + len(local(tensor)), begin + count)
+
+
 @torch.no_grad()
-def keep_rows(tensor: Tensor, values: Tensor, begin: int = 0) -> bool:
+def keep_rows(tensor: Tensor, values: Tensor, begin: int = 0) -> None:
     """Copies `values`, the rows of `tensor` from `begin` on, into it, as far as this process has
-    them; returns whether it has any.
+    them.
     """
-    mine, first = local(tensor), first_row(tensor)
-    low, high = max(first, begin), min(first + len(mine), begin + len(values))
+    first, (low, high) = first_row(tensor), rows_here(tensor, begin, len(values))
     if low < high:
-        mine[low - first : high - first] = values[low - begin : high - begin]
-    return low < high
+        local(tensor)[low - first : high - first] = values[low - begin : high - begin]

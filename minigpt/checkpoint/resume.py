@@ -21,7 +21,7 @@ from typing import Callable, Dict, List, Optional
 import torch
 from torch import Tensor
 
-from minigpt.base.divided import division, first_row, keep_rows, local
+from minigpt.base.divided import division, first_row, keep_rows, local, rows_here
 from minigpt.base.errors import CheckpointError, StorageError, storage_error
 from minigpt.base.files import as_dataclass, fsync, write_json
 from minigpt.checkpoint import manifest, safetensors
@@ -180,7 +180,9 @@ def load_optimizer(directory: Path, model: GPT, optimizer: AdamW, step: int) -> 
                 begin = ends.get(name, 0)
                 _require(path, name, tensor, moments.get(name), begin, _ROWS % (step, begin))
                 ends[name] += tensor.shape[0]
-                if keep_rows(moments[name], tensor.read(), begin):
+                low, high = rows_here(moments[name], begin, tensor.shape[0])
+                if low < high:
+                    keep_rows(moments[name], tensor.read(), begin)
                     used.add(path.name)
     for name, end in ends.items():
         if end < moments[name].shape[0]:

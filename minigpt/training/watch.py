@@ -19,6 +19,7 @@ from minigpt.data.loader import Loader
 from minigpt.training.parallel import World
 
 PATIENCE = 5  # steps in a row
+MOST = 10_000  # steps that a line can tell of, however rarely one is logged
 _KEPT, _LEARNED, _LEAP = 0.95, 20, 6.0  # of the means; steps that make them; spreads of a spike
 
 
@@ -26,7 +27,7 @@ class Watch:
     """The loss and gradient norm of each step since the last log line, on the device."""
 
     def __init__(self, log_every: int, device: torch.device) -> None:
-        self.rows = torch.zeros(log_every, 2, device=device)  # always as many: one shape
+        self.rows = torch.zeros(min(log_every, MOST), 2, device=device)  # always one shape
         self.count = self.in_a_row = self.seen = 0
         self.mean = self.spread = 0.0
 
@@ -42,7 +43,7 @@ class Watch:
         """
         losses = world.sum(self.rows[:, 0].clone())
         rows = torch.stack([losses, self.rows[:, 1]], 1).tolist()[-self.count :]
-        first, self.count, good = step - self.count + 1, 0, []
+        first, self.count, good = step - len(rows) + 1, 0, []
         skipped, spikes = [], []
         for number, row in enumerate(rows, first):
             if all(map(math.isfinite, row)):

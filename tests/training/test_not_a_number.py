@@ -1,7 +1,9 @@
 """A step whose gradient is no number moves nothing and is written down; five end the run."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,9 @@ from minigpt.checkpoint.run_files import LATEST, pointed
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.execution import compiled, in_slices, plain
 from minigpt.optim.update import Clipped, InBackward
+from minigpt.training import watch
 from minigpt.training.build import create_run
+from minigpt.training.parallel import ALONE
 from tests.helpers.runs import ROOT
 from tests.helpers.together import together
 from tests.helpers.tuning import SETTINGS, base, instructions, tuning
@@ -173,3 +177,13 @@ def test_a_loss_that_leaps_is_marked(tmp_path):
     assert trainer.train() == 0
     marked = {n for line in lines(trainer.run) for n in line.get("loss_spikes", [])}
     assert marked == {34}
+
+
+def test_of_very_many_steps_a_line_tells_of_the_last(monkeypatch):
+    """However rarely one is logged: what is kept until then has an end."""
+    monkeypatch.setattr(watch, "MOST", 4)
+    seen = watch.Watch(10**9, torch.device("cpu"))
+    for loss in (100.0, 1.0, NAN, 2.0, 3.0):
+        seen.add(torch.tensor(loss), torch.tensor(1.0))
+    record = seen.read(5, SimpleNamespace(indices=np.arange, samples_seen=5, batch_size=1), ALONE)
+    assert (record["loss"], record["skipped_steps"]) == (2.0, [3])
