@@ -56,7 +56,11 @@ def test_a_damaged_file_is_named_and_the_one_before_it(run, tmp_path, name, chan
     if name == "manifest.json" and change is not flipped and change is not cut:
         assert resumed(here).state.step == 1  # a directory without one was never finished
         return
-    for act, path in ((resumed, here), (load_model, damaged)):
+    acts = [(resumed, here), (load_model, damaged)]
+    if name == "optimizer.safetensors" and change is flipped:  # which nobody reads but who resumes
+        load_model(damaged)
+        acts.pop()
+    for act, path in acts:
         with pytest.raises(MinigptError) as caught:
             act(path)
         said = str(caught.value)

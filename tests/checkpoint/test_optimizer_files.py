@@ -127,13 +127,13 @@ def test_any_number_of_processes_finds_its_rows_in_any_number_of_parts(
 def test_a_process_reads_only_the_parts_with_its_rows(tmp_path, ranks, size, monkeypatch):
     """Of as many parts as there are processes its own, whose sha256 alone it computes."""
     made(tmp_path, 4)
-    hashed, real = [], manifest.check
+    hashed, real = [], manifest.sha256
 
-    def check_and_note(directory, names):
-        hashed.extend(names)
-        real(directory, names)
+    def noted(path):
+        hashed.append(path.name)
+        return real(path)
 
-    monkeypatch.setattr(manifest, "check", check_and_note)
+    monkeypatch.setattr(manifest, "sha256", noted)
     ranks(size, lambda rank, each: load(tmp_path))
     expected = {2: [1, 2, 2, 3], 4: [1, 2, 3], 8: [1, 1, 2, 2, 3]}[size]  # of two rows each
     assert sorted(hashed) == [PART % (part, 4) for part in expected]
