@@ -165,8 +165,13 @@ class World:
                 time.sleep(0.1)
 
     def speaks(self) -> bool:
-        """Whether this process is the first to report an error: one is enough for all."""
-        return self.store is None or int(self.store.add(_SAID, 1)) == 1
+        """Whether this process is the first to report an error: one is enough for all. Process 0
+        counts them in some versions of PyTorch, and if it has ended, it has said why.
+        """
+        try:
+            return self.store is None or int(self.store.add(_SAID, 1)) == 1
+        except RuntimeError:
+            return False
 
     def missing(self) -> Optional[str]:
         """Who has not noticed that a process is missing, and so is; None if another says it."""
