@@ -5,7 +5,6 @@ every file. A directory without one is not finished, or not ours.
 from __future__ import annotations
 
 import hashlib
-import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -76,15 +75,12 @@ def _but_the_optimizers(name: str) -> bool:
     return not name.startswith("optimizer")
 
 
-def check(
-    directory: Path, most: float = math.inf, read: Callable[[str], bool] = _but_the_optimizers
-) -> None:
+def check(directory: Path, read: Callable[[str], bool] = _but_the_optimizers) -> None:
     """CheckpointError naming the first file that differs from the manifest in size or, of those to
-    be `read`, in sha256, and what to use instead. Files of over `most` bytes are not read: their
-    size has to do.
+    be `read`, in sha256, and what to use instead.
     """
     try:
-        _check(directory, most, read)
+        _check(directory, read)
     except CheckpointError as error:
         fix = _instead(directory) if error.fix == _ANOTHER else error.fix
         raise CheckpointError(error.what, fix) from None
@@ -95,13 +91,13 @@ def _instead(damaged: Path) -> str:
     for other in sorted(damaged.parent.glob(f"step_*/{NAME}"), reverse=True):
         with suppress(CheckpointError, OSError):
             if other.parent != damaged:
-                _check(other.parent, math.inf, bool)
+                _check(other.parent, bool)
                 resume = f"python train.py --resume {word(damaged.parent.parent)}"
                 return f"{other.parent} is whole: move this one away, and go on with {resume}"
     return _ANOTHER
 
 
-def _check(directory: Path, most: float, read: Callable[[str], bool]) -> None:
+def _check(directory: Path, read: Callable[[str], bool]) -> None:
     manifest = read_json(directory / NAME)
     if manifest.get("format") != FORMAT:
         what = f"{directory} has format {manifest.get('format')} and this version reads {FORMAT}"
@@ -121,7 +117,7 @@ def _check(directory: Path, most: float, read: Callable[[str], bool]) -> None:
         if size != record.size:
             what = f"{there[name]} has {size} bytes and should have {record.size}"
             raise CheckpointError(what, _ANOTHER)
-    names = [name for name, record in files.items() if read(name) and record.size <= most]
+    names = [*filter(read, files)]
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(names, pool.map(sha256, [there[name] for name in names])):
             if digest != files[name].sha256:
