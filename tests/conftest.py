@@ -19,14 +19,6 @@ def pytest_configure():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """What takes half a minute to make is made by one process of pytest -n, and by no other."""
-    for item in items:
-        if "trained" in getattr(item, "fixturenames", ()):  # of tests/training/test_parallel.py
-            item.add_marker(pytest.mark.xdist_group("trained"))
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     faulthandler.dump_traceback_later(LONGEST, exit=True, file=STDERR[0])
 

@@ -387,6 +387,9 @@ def main() -> int:
         for one in BREAKS:
             print(f"{one.name:<25} {one.says}")
         return 0
+    if not all(map(importlib.util.find_spec, ("pytest", "torch"))):
+        print("the rungs need pytest and PyTorch: pip install -r requirements-test.txt")
+        return 1
     if not hasattr(os, "fork"):
         print("the breaks run in copies of this process, which this system cannot make (os.fork)")
         return 1

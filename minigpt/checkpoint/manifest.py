@@ -75,6 +75,11 @@ def _but_the_optimizers(name: str) -> bool:
     return not name.startswith("optimizer")
 
 
+def but_tensors(name: str) -> bool:
+    """The small files, which are read in no time."""
+    return not name.endswith(".safetensors")
+
+
 def check(directory: Path, read: Callable[[str], bool] = _but_the_optimizers) -> None:
     """CheckpointError naming the first file that differs from the manifest in size or, of those to
     be `read`, in sha256, and what to use instead.
@@ -87,13 +92,15 @@ def check(directory: Path, read: Callable[[str], bool] = _but_the_optimizers) ->
 
 
 def _instead(damaged: Path) -> str:
-    """The newest other checkpoint of its run that is whole, and how to go on from there."""
+    """The newest other checkpoint of its run with all that its manifest lists, in these sizes (to
+    read all of it could take minutes), and how to go on from there.
+    """
     for other in sorted(damaged.parent.glob(f"step_*/{NAME}"), reverse=True):
         with suppress(CheckpointError, OSError):
             if other.parent != damaged:
-                _check(other.parent, bool)
+                _check(other.parent, but_tensors)
                 resume = f"python train.py --resume {word(damaged.parent.parent)}"
-                return f"{other.parent} is whole: move this one away, and go on with {resume}"
+                return f"{other.parent} has all files: move this one away, and go on with {resume}"
     return _ANOTHER
 
 

@@ -174,7 +174,7 @@ def load_optimizer(directory: Path, model: GPT, optimizer: AdamW, step: int) -> 
         optimizer.prepare(weight)
     moments, used = _moments(model, optimizer), set()
     ends = dict.fromkeys(moments, 0)  # of the rows in the files so far
-    for path in sorted(directory.glob("optimizer-*")) or [directory / OPTIMIZER]:
+    for path in sorted(directory.glob("optimizer-*-of-*.safetensors")) or [directory / OPTIMIZER]:
         with ExitStack() as stack:
             for name, tensor in safetensors.open_safetensors(path, stack).items():
                 begin = ends.get(name, 0)

@@ -59,13 +59,13 @@ def find(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Op
 
 
 def resolve(path: Union[str, Path], pointers: Sequence[str] = (BEST, LATEST)) -> Path:
-    """`find`; CheckpointError where there is none, or where a small file of it is damaged. (The
-    weights are compared with the manifest when they are opened.)
+    """`find`; CheckpointError where there is none, or where a file of it is missing or cut
+    short, or a small one damaged. (Tensors are compared with the manifest when they are opened.)
     """
     checkpoint = find(path, pointers)
     if checkpoint is None:
         raise CheckpointError(*_why_not(Path(path)))
-    manifest.check(checkpoint, lambda name: not name.endswith(".safetensors"))
+    manifest.check(checkpoint, manifest.but_tensors)
     return checkpoint
 
 

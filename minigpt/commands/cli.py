@@ -199,6 +199,12 @@ def _explain(kind: Type[Any], prog: str, arguments: Sequence[str], said: str) ->
     parts = [re.split("[= ]", part, maxsplit=1) for part in re.split(" (?=--)", line)]
     given = [part[1:] for part in parts if part[0].replace("_", "-") == named]
     if not given:
+        words = (part[0] for part in parts if part[0].startswith("--"))
+        strange = [
+            one for one in words if one.replace("_", "-").replace("--no-", "--") not in flags
+        ]
+        if strange:  # perhaps that was meant
+            return UsageError(f"there is no flag {strange[0]}", _nearest(strange[0], kind, prog))
         return UsageError(f"{named} is missing", how)
     value = "".join(given[-1]) or "nothing"
     return UsageError(f"{named} cannot be {value}", f"{how} for what it takes")

@@ -19,13 +19,16 @@ from minigpt.data.template import find_template
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.training.config_file import flag_words
 
+_NAMED = 8  # parts that are still to come
+
 
 def prepare_command(config: PrepareConfig) -> None:
     """Prepares and says what was made."""
     out, (_, count) = prepare(config), parts.parse_part(config.part)
     missing = parts.missing_in(out, count) if count > 1 else []
     if missing:
-        lacks = ", ".join(map(str, missing))
+        more = len(missing) - _NAMED
+        lacks = ", ".join(map(str, missing[:_NAMED])) + f" and {more} more" * (more > 0)
         how = "copy there what is made elsewhere, and give any of the commands again"
         print(f"part {config.part} is ready in {out}; to come: {lacks} ({how})")
         return

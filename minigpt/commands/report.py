@@ -80,14 +80,16 @@ def facts(history: History) -> Dict[str, str]:
 
 def _watch(runs: List[Path]) -> None:
     """Draws the page again and again, until no process has any of the runs."""
-    name = word(_place(runs))
-    print(f"page     {name}: open it in a browser, it follows; Ctrl-C ends this", flush=True)
+    said = f"page     {word(_place(runs))}: open it in a browser, it follows; Ctrl-C ends this"
     going_on = True
     try:
         while going_on:
             going_on = any(map(in_use, runs))  # asked first, so that what is written last is drawn
             began = time.monotonic()
             _page(_histories(runs), _PAUSE)
+            if said:
+                print(said, flush=True)
+                said = ""
             time.sleep(max(_PAUSE, 10 * (time.monotonic() - began)) if going_on else 0)
     except KeyboardInterrupt:
         _page(_histories(runs))  # which does not open itself anew any more

@@ -23,6 +23,7 @@ from minigpt.data.shards import DATASET, PART, RECORDS, TEXT, open_shards, read_
 from minigpt.data.sources import ALL, Part
 from minigpt.data.tokenizer import Tokenizer
 
+_NAME = re.compile(r"\.?part-[0-9]{5}-of-[0-9]{5}")  # of one that is there, or being made
 _ALIKE = ("vocabulary", "number of parts", "flags", "source")
 
 
@@ -60,7 +61,7 @@ def missing_in(directory: Path, count: int) -> List[int]:
 
 def require_alike(directory: Path, made_of: Dict[str, Any]) -> None:
     """UsageError where a part in `directory` is made of something else, or that is taken."""
-    if not any(directory.glob("*part-*")):  # not even one that is being made
+    if not any(_NAME.match(path.name) for path in directory.glob("*part-*")):
         require_free(directory)
     for place, content in parts_in(directory).items():
         for name in _ALIKE:

@@ -7,9 +7,10 @@ from dataclasses import fields
 import pytest
 
 from minigpt import __version__
+from minigpt.__main__ import command
 from minigpt.base.errors import UsageError, flag
 from minigpt.checkpoint.model_files import DTYPES
-from minigpt.commands import options
+from minigpt.commands import cli, options
 from minigpt.commands.cli import parse
 from minigpt.commands.plan import PlanConfig
 from minigpt.training.config import TrainConfig
@@ -104,3 +105,10 @@ def test_help_has_groups_and_a_plan_has_no_flag_that_means_nothing_there(capsys)
         assert f" {flag(name)} " in shown[1], name
     assert "--memory 80GB" in shown[1] and "--n-embd" in shown[1] and "mi300x" in shown[1]
     assert parse(PlanConfig, "it", ["--log-every", "3"]).log_every == 3  # said, it is no error
+
+
+@pytest.mark.parametrize("words", [["look", "--chekpoint", "x"], ["generate", "--checkpiont=x"]])
+def test_a_mistyped_flag_is_named_and_not_the_one_that_it_should_have_been(words, capsys):
+    assert cli.run(command, words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no flag %s; did you mean --check" % words[1][:12])

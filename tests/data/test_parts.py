@@ -242,7 +242,7 @@ def test_parts_that_do_not_belong_together_are_refused_and_nothing_is_touched():
     with pytest.raises(UsageError, match="was made with another source"):
         part(source, "o", "2/3")
     Path("theirs").mkdir()
-    Path("theirs/mine").write_text("mine")
+    Path("theirs/part-of-mine").write_text("mine")
     with pytest.raises(UsageError, match="theirs exists and is not an empty directory"):
         part(source, Path("theirs"), "2/3")
     assert sorted(Path("o").rglob("*")) == before
