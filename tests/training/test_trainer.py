@@ -130,7 +130,9 @@ def test_a_run_directory_has_what_the_contract_says(tmp_path):
 def test_the_loss_falls(tmp_path):
     train(tmp_path, "--steps", 60, "--lr", "3e-3", "--eval-every", 0, "--out", tmp_path / "run")
     losses = records(tmp_path / "run")
-    assert 5.0 < losses[1] < 7.5 and losses[60] < 3.4
+    # Of one batch it is 0.4 more or less, as the data, this project's source, changes.
+    last = [losses[step] for step in range(51, 61)]
+    assert 5.0 < losses[1] < 7.5 and sum(last) / 10 < 3.4
 
 
 def test_keep_removes_the_oldest_but_never_the_best(tmp_path):
